@@ -1,0 +1,1 @@
+//! The control plane: SIP, admission, the life of a call, the API.

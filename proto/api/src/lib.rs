@@ -1,0 +1,22 @@
+//! The gRPC contracts: [`engine`] between the planes, [`v1`] with the world.
+//!
+//! The .proto files below `tandem/` are the documents to read; this crate only includes what is generated from
+//! them. It is the one crate under `proto/` that knows a wire library (tonic), and it holds no logic.
+
+/// `tandem.engine.v1`: commands to a media engine and its event stream.
+pub mod engine {
+    #[allow(missing_docs, clippy::all)]
+    /// Generated from `tandem/engine/v1/engine.proto`.
+    pub mod v1 {
+        tonic::include_proto!("tandem.engine.v1");
+    }
+}
+
+/// `tandem.v1`: calls and conversations, for people, tools and the voice agent.
+#[allow(missing_docs, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("tandem.v1");
+}
+
+/// Descriptors of all services, for gRPC reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("tandem_descriptor");

@@ -1,0 +1,1 @@
+//! Sound: PCM frames, G.711, resampling, tones, transcoding.

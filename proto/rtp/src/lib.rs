@@ -1,0 +1,1 @@
+//! RTP and RTCP: packets, receivers, senders, telephone-events.

@@ -1,0 +1,1 @@
+//! SIP user agent core: messages, transactions, dialogs, sans-IO.

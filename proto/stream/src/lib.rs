@@ -1,0 +1,1 @@
+//! Media over TCP and WebSocket: framing and the dialects spoken on it.
