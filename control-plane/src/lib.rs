@@ -1,1 +1,21 @@
-//! The control plane: SIP, admission, the life of a call, the API.
+//! The control plane: it decides who a call belongs to, where its media goes and when it lives.
+//!
+//! ```text
+//!            sip/ ──events──▶ ┌────────────┐ ──commands─▶ media/ ──gRPC──▶ media engines
+//!   sockets, tandem-sip ◀──── │   call/    │ ◀──events─── media/
+//!                     verbs   │ sans-IO    │
+//!            http/ ─────────▶ │ core and   │ ──records──▶ store/ (SQLite, contexts)
+//!   REST, gRPC, metrics       │ its driver │ ◀─lookups─── store/
+//!                             └────────────┘
+//!                     app.rs builds the parts and joins them by channels
+//! ```
+//!
+//! - [`settings`] and [`config`]: flags, environment and tandem.toml become one checked struct.
+//! - [`cli`]: the verbs of the `tandem` program.
+//! - [`telemetry`]: logs, and what must not stand in them.
+
+pub mod cli;
+pub mod config;
+pub mod http;
+pub mod settings;
+pub mod telemetry;

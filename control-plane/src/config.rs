@@ -1,0 +1,378 @@
+//! Settings become one checked struct here, once, before anything starts.
+//!
+//! Every error names the setting, where its value came from and what to write instead. Nothing below this module
+//! reads the environment.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::settings::{Layers, SettingsError};
+
+/// Everything the control plane needs to know to start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// One port: REST, gRPC, console.
+    pub http_listen: SocketAddr,
+    /// SIP listeners, at least one.
+    pub sip_listen: Vec<SipListen>,
+    /// Host that peers are told in Contact, when it is not the listener's address.
+    pub sip_public: Option<String>,
+    /// Where records are kept.
+    pub database: Database,
+    /// gRPC addresses of the media engines, at least one.
+    pub engines: Vec<String>,
+    /// Embedded database and keys.
+    pub state_dir: PathBuf,
+    /// What our own processes prove themselves with; `None`: only loopback peers may write conversations.
+    pub service_token: Option<SecretString>,
+    /// Where the engine dials the built-in voice agent.
+    pub talker_url: String,
+    /// Seed the demo key and assistants.
+    pub demo: bool,
+    /// Bounds of calls.
+    pub limits: Limits,
+}
+
+/// One SIP listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SipListen {
+    /// UDP or TCP.
+    pub transport: SipTransport,
+    /// Where to bind; port 0 lets the system choose.
+    pub address: SocketAddr,
+}
+
+/// Transports that a SIP listener can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SipTransport {
+    /// Datagrams.
+    Udp,
+    /// Streams with Content-Length framing.
+    Tcp,
+}
+
+impl std::fmt::Display for SipListen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let transport = match self.transport {
+            SipTransport::Udp => "udp",
+            SipTransport::Tcp => "tcp",
+        };
+        write!(f, "{transport}:{}", self.address)
+    }
+}
+
+/// Where records are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Database {
+    /// An SQLite file, made when missing.
+    File(PathBuf),
+    /// An SQLite database that dies with the process, for tests.
+    Memory,
+}
+
+/// Bounds of calls. Every one of them ends or refuses a call when it is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Live calls; an INVITE beyond gets 503 with Retry-After.
+    pub calls_max: usize,
+    /// From the answer; then BYE.
+    pub call_duration_max: Duration,
+    /// From the INVITE until the agent is there; then 480.
+    pub ring_max: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            calls_max: 5_000,
+            call_duration_max: Duration::from_secs(14_400),
+            ring_max: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What is wrong with the configuration, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file or the environment could not be read.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A value that does not parse.
+    #[error("{origin}: \"{value}\" is not {expected}")]
+    Invalid {
+        /// Flag, variable or file.
+        origin: String,
+        /// As written; never a secret.
+        value: String,
+        /// What would have been right, with an example.
+        expected: &'static str,
+    },
+    /// Valid, but Tandem cannot do it yet.
+    #[error("{origin}: {what} is not supported yet; {instead}")]
+    Unsupported {
+        /// Flag, variable or file.
+        origin: String,
+        /// The feature.
+        what: String,
+        /// What works today.
+        instead: &'static str,
+    },
+    /// Demo data would be reachable from outside.
+    #[error(
+        "--demo opens a well-known API key, so every listener must be on loopback; {listener} is not. \
+         Use 127.0.0.1, or leave --demo out"
+    )]
+    DemoNotOnLoopback {
+        /// The listener that is not.
+        listener: String,
+    },
+}
+
+impl Config {
+    /// Checks the layers.
+    pub fn from_layers(layers: &Layers) -> Result<Self, ConfigError> {
+        let state_dir = PathBuf::from(layers.text("state_dir").unwrap_or("./.tandem"));
+        if layers.text("redis_url").is_some() {
+            return Err(unsupported(
+                layers,
+                "redis_url",
+                "Redis",
+                "leave it unset: the embedded store is used",
+            ));
+        }
+        let config = Self {
+            http_listen: parse(layers, "http_listen", "an address such as 127.0.0.1:8080", |text| {
+                text.parse().ok()
+            })?,
+            sip_listen: sip_listeners(layers)?,
+            sip_public: layers.text("sip_public").map(str::to_owned),
+            database: database(layers, &state_dir)?,
+            engines: engines(layers)?,
+            state_dir,
+            service_token: layers.text("service_token").map(SecretString::from),
+            talker_url: parse(layers, "talker_url", "a URL such as ws://127.0.0.1:8767/v1/talk", |text| {
+                text.starts_with("ws://").then(|| text.to_owned())
+            })?,
+            demo: parse(layers, "demo", "true or false", |text| text.parse().ok())?,
+            limits: Limits {
+                calls_max: parse(layers, "calls_max", "a number from 1 to 100000", |text| {
+                    text.parse().ok().filter(|n| (1..=100_000).contains(n))
+                })?,
+                call_duration_max: seconds(layers, "call_seconds_max", "seconds from 1 to 86400", 86_400)?,
+                ring_max: seconds(layers, "ring_seconds_max", "seconds from 1 to 180", 180)?,
+            },
+        };
+        config.check_demo()?;
+        Ok(config)
+    }
+
+    /// A configuration on free loopback ports with a database in memory, for tests.
+    pub fn for_tests(engines: Vec<String>) -> Self {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            http_listen: loopback,
+            sip_listen: vec![
+                SipListen { transport: SipTransport::Udp, address: loopback },
+                SipListen { transport: SipTransport::Tcp, address: loopback },
+            ],
+            sip_public: None,
+            database: Database::Memory,
+            engines,
+            state_dir: std::env::temp_dir(),
+            service_token: None,
+            talker_url: "ws://127.0.0.1:8767/v1/talk".to_owned(),
+            demo: true,
+            limits: Limits::default(),
+        }
+    }
+
+    fn check_demo(&self) -> Result<(), ConfigError> {
+        if !self.demo {
+            return Ok(());
+        }
+        if !self.http_listen.ip().is_loopback() {
+            return Err(ConfigError::DemoNotOnLoopback { listener: format!("http {}", self.http_listen) });
+        }
+        match self.sip_listen.iter().find(|listen| !listen.address.ip().is_loopback()) {
+            Some(listen) => Err(ConfigError::DemoNotOnLoopback { listener: listen.to_string() }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn parse<T>(
+    layers: &Layers,
+    key: &'static str,
+    expected: &'static str,
+    read: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, ConfigError> {
+    let text = layers.text(key).unwrap_or_default().trim();
+    read(text).ok_or_else(|| invalid(layers, key, text, expected))
+}
+
+fn seconds(
+    layers: &Layers,
+    key: &'static str,
+    expected: &'static str,
+    most: u64,
+) -> Result<Duration, ConfigError> {
+    parse(layers, key, expected, |text| text.parse().ok().filter(|n| (1..=most).contains(n)))
+        .map(Duration::from_secs)
+}
+
+fn invalid(layers: &Layers, key: &'static str, value: &str, expected: &'static str) -> ConfigError {
+    ConfigError::Invalid { origin: layers.origin(key), value: value.to_owned(), expected }
+}
+
+fn unsupported(
+    layers: &Layers,
+    key: &'static str,
+    what: impl Into<String>,
+    instead: &'static str,
+) -> ConfigError {
+    ConfigError::Unsupported { origin: layers.origin(key), what: what.into(), instead }
+}
+
+fn sip_listeners(layers: &Layers) -> Result<Vec<SipListen>, ConfigError> {
+    const KEY: &str = "sip_listen";
+    const EXPECTED: &str = "a list of listeners such as udp:127.0.0.1:4573,tcp:127.0.0.1:4573";
+    let text = layers.text(KEY).unwrap_or_default();
+    let mut listeners = Vec::new();
+    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        let Some((scheme, address)) = item.split_once(':') else {
+            return Err(invalid(layers, KEY, item, EXPECTED));
+        };
+        let transport = match scheme {
+            "udp" => SipTransport::Udp,
+            "tcp" => SipTransport::Tcp,
+            "tls" | "ws" | "wss" => {
+                let what = format!("SIP over {scheme}");
+                return Err(unsupported(layers, KEY, what, "use udp:ADDR or tcp:ADDR"));
+            }
+            _ => return Err(invalid(layers, KEY, item, EXPECTED)),
+        };
+        let Ok(address) = address.parse() else {
+            return Err(invalid(layers, KEY, item, EXPECTED));
+        };
+        listeners.push(SipListen { transport, address });
+    }
+    if listeners.is_empty() {
+        return Err(invalid(layers, KEY, text, EXPECTED));
+    }
+    Ok(listeners)
+}
+
+fn database(layers: &Layers, state_dir: &Path) -> Result<Database, ConfigError> {
+    const KEY: &str = "database_url";
+    let Some(url) = layers.text(KEY) else { return Ok(Database::File(state_dir.join("tandem.db"))) };
+    if url == "sqlite::memory:" {
+        return Ok(Database::Memory);
+    }
+    match url.split_once(':') {
+        Some(("sqlite", path)) => {
+            let path = path.trim_start_matches("//");
+            let path = path.split('?').next().unwrap_or_default();
+            if path.is_empty() {
+                return Err(invalid(layers, KEY, url, "a file, such as sqlite:/var/lib/tandem/tandem.db"));
+            }
+            Ok(Database::File(PathBuf::from(path)))
+        }
+        Some(("postgres" | "postgresql", _)) => {
+            Err(unsupported(layers, KEY, "PostgreSQL", "use sqlite:FILE, or leave it unset"))
+        }
+        // The URL may hold a password: it is not repeated.
+        _ => Err(invalid(layers, KEY, "(not shown)", "a URL such as sqlite:/var/lib/tandem/tandem.db")),
+    }
+}
+
+fn engines(layers: &Layers) -> Result<Vec<String>, ConfigError> {
+    const KEY: &str = "engines";
+    const EXPECTED: &str = "a list of URLs such as http://127.0.0.1:7070";
+    let text = layers.text(KEY).unwrap_or_default();
+    let urls: Vec<&str> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
+    if urls.is_empty() {
+        return Err(invalid(layers, KEY, text, EXPECTED));
+    }
+    for url in &urls {
+        if url.starts_with("https://") {
+            return Err(unsupported(layers, KEY, "TLS towards the engines", "use http://HOST:PORT"));
+        }
+        let authority = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+        let port = authority.and_then(|authority| authority.rsplit_once(':')).map(|(_, port)| port);
+        if port.and_then(|port| port.parse::<u16>().ok()).is_none() {
+            return Err(invalid(layers, KEY, url, EXPECTED));
+        }
+    }
+    Ok(urls.into_iter().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(flags: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
+        let mut layers = Layers::default();
+        for (key, value) in flags {
+            layers.flag(key, Some(value));
+        }
+        Config::from_layers(&layers)
+    }
+
+    #[test]
+    fn defaults_are_the_contract() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.http_listen.to_string(), "127.0.0.1:8080");
+        let sip: Vec<String> = config.sip_listen.iter().map(SipListen::to_string).collect();
+        assert_eq!(sip, ["udp:127.0.0.1:4573", "tcp:127.0.0.1:4573"]);
+        assert_eq!(config.engines, ["http://127.0.0.1:7070"]);
+        assert_eq!(config.database, Database::File("./.tandem/tandem.db".into()));
+        assert!(!config.demo);
+    }
+
+    #[test]
+    fn tls_and_websocket_listeners_are_not_supported_yet() {
+        for scheme in ["tls", "ws"] {
+            let error = config(&[("sip_listen", &format!("{scheme}:127.0.0.1:5061"))]).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("--sip-listen: SIP over {scheme} is not supported yet; use udp:ADDR or tcp:ADDR")
+            );
+        }
+    }
+
+    #[test]
+    fn postgres_and_redis_are_not_supported_yet_and_passwords_are_not_repeated() {
+        let error = config(&[("database_url", "postgres://u:hunter2@db/x")]).unwrap_err().to_string();
+        assert!(error.contains("PostgreSQL is not supported yet") && !error.contains("hunter2"), "{error}");
+        let error = config(&[("redis_url", "redis://:hunter2@r/0")]).unwrap_err().to_string();
+        assert!(error.contains("Redis is not supported yet") && !error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn demo_needs_every_listener_on_loopback() {
+        assert!(config(&[("demo", "true")]).unwrap().demo);
+        let error = config(&[("demo", "true"), ("sip_listen", "udp:0.0.0.0:4573")]).unwrap_err();
+        assert!(error.to_string().contains("udp:0.0.0.0:4573 is not"), "{error}");
+        let error = config(&[("demo", "true"), ("http_listen", "0.0.0.0:8080")]).unwrap_err();
+        assert!(error.to_string().contains("http 0.0.0.0:8080 is not"), "{error}");
+    }
+
+    #[test]
+    fn wrong_values_say_where_they_are_and_what_is_right() {
+        let error = config(&[("http_listen", "8080")]).unwrap_err();
+        assert_eq!(error.to_string(), "--http-listen: \"8080\" is not an address such as 127.0.0.1:8080");
+        assert!(config(&[("engines", "127.0.0.1:7070")]).is_err());
+        assert!(config(&[("calls_max", "0")]).is_err());
+        assert!(config(&[("sip_listen", "udp")]).is_err());
+        assert!(config(&[("sip_listen", " ")]).is_err());
+    }
+
+    #[test]
+    fn service_token_never_appears_in_debug() {
+        let config = config(&[("service_token", "s3cret")]).unwrap();
+        assert!(!format!("{config:?}").contains("s3cret"));
+    }
+}

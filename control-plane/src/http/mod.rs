@@ -1,0 +1,3 @@
+//! One port: REST, gRPC, health and metrics.
+
+pub mod view;
