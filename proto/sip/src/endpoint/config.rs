@@ -1,0 +1,199 @@
+//! What an endpoint is told when it is made, and what it counts.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::digest::Credentials;
+use crate::flow::Flow;
+use crate::header::NameAddr;
+use crate::headers::Headers;
+use crate::message::{Body, Method};
+use crate::timer::Timers;
+use crate::uri::Uri;
+
+/// Transactions held at once. A call holds three or four for up to 32 s after their end: this is about 500 new calls a
+/// second. Full: new requests get 503 with Retry-After, ours are refused with an error.
+pub const MAX_TRANSACTIONS: usize = 65_536;
+
+/// Calls held at once, early and confirmed: far above what one node's media engines carry. Full: 503.
+pub const MAX_CALLS: usize = 20_000;
+
+/// Connections with a framer. Full: the connection is closed.
+pub const MAX_CONNECTIONS: usize = 10_000;
+
+/// Messages waiting for `poll_transmit`, and events for `poll_event`. The drain contract empties both after each call;
+/// the bound only guards against a shell that breaks it. Full: new requests get 503.
+pub const MAX_QUEUED: usize = 65_536;
+
+/// Seconds in the Retry-After of a 503 that says "full": calls end in tens of seconds.
+pub const RETRY_AFTER_FULL_S: u32 = 5;
+
+/// How an endpoint behaves. `EndpointConfig::default()` is right for a user agent; set `seed` in production.
+#[derive(Debug, Clone)]
+pub struct EndpointConfig {
+    /// Value of User-Agent and Server.
+    pub user_agent: String,
+    /// User part of our Contact; empty for none.
+    pub contact_user: String,
+    /// Host to put into Via and Contact instead of the flow's local address (NAT, wildcard sockets). IPv6 in brackets.
+    pub advertised_host: Option<String>,
+    /// T1, T2, T4.
+    pub timers: Timers,
+    /// Seed of tags, branches, Call-IDs and cnonces. Give it random bits: predictable tags let others forge a BYE.
+    pub seed: u64,
+    /// See [`MAX_TRANSACTIONS`].
+    pub max_transactions: usize,
+    /// See [`MAX_CALLS`].
+    pub max_calls: usize,
+    /// Methods outside a dialog that become [`super::Event::Request`]; other known ones get 405 with Allow.
+    pub accepted_methods: Vec<Method>,
+    /// Option tags of Require that we understand; others get 420.
+    pub supported: Vec<String>,
+    /// How long our INVITE may ring before we cancel it. Above timer C of a proxy (RFC 3261 §16.6).
+    pub ring_timeout: Duration,
+}
+
+impl Default for EndpointConfig {
+    fn default() -> EndpointConfig {
+        EndpointConfig {
+            user_agent: concat!("Tandem/", env!("CARGO_PKG_VERSION")).to_owned(),
+            contact_user: "tandem".to_owned(),
+            advertised_host: None,
+            timers: Timers::default(),
+            seed: 0,
+            max_transactions: MAX_TRANSACTIONS,
+            max_calls: MAX_CALLS,
+            accepted_methods: Vec::new(),
+            supported: Vec::new(),
+            ring_timeout: Duration::from_secs(200),
+        }
+    }
+}
+
+/// A call to make.
+#[derive(Clone)]
+pub struct InviteRequest {
+    /// Request-URI; its password, if any, goes on the wire here and nowhere else.
+    pub target: Uri,
+    /// Who calls; a tag is added.
+    pub from: NameAddr,
+    /// To; the target without its password if `None`.
+    pub to: Option<NameAddr>,
+    /// Where to send it. Resolving the target (RFC 3263) is the shell's.
+    pub flow: Flow,
+    /// Preloaded Route headers (outbound proxy).
+    pub route: Vec<NameAddr>,
+    /// Our offer; `None` asks the peer for one.
+    pub body: Option<Body>,
+    /// Further headers.
+    pub headers: Headers,
+    /// Used once on 401 or 407.
+    pub credentials: Option<Credentials>,
+}
+
+impl InviteRequest {
+    /// A call with everything optional left out.
+    pub fn new(target: Uri, from: NameAddr, flow: Flow) -> InviteRequest {
+        InviteRequest {
+            target,
+            from,
+            to: None,
+            flow,
+            route: Vec::new(),
+            body: None,
+            headers: Headers::new(),
+            credentials: None,
+        }
+    }
+}
+
+impl fmt::Debug for InviteRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InviteRequest")
+            .field("target", &self.target)
+            .field("from", &self.from)
+            .field("flow", &self.flow)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request outside a dialog: OPTIONS, REGISTER, MESSAGE …
+#[derive(Debug, Clone)]
+pub struct OutgoingRequest {
+    /// Any method but INVITE, ACK, CANCEL and BYE.
+    pub method: Method,
+    /// Request-URI.
+    pub target: Uri,
+    /// From; a tag is added.
+    pub from: NameAddr,
+    /// To; the target without its password if `None`.
+    pub to: Option<NameAddr>,
+    /// Where to send it.
+    pub flow: Flow,
+    /// Further headers.
+    pub headers: Headers,
+    /// The body.
+    pub body: Option<Body>,
+    /// Used once on 401 or 407.
+    pub credentials: Option<Credentials>,
+}
+
+impl OutgoingRequest {
+    /// A request with everything optional left out.
+    pub fn new(method: Method, target: Uri, from: NameAddr, flow: Flow) -> OutgoingRequest {
+        OutgoingRequest {
+            method,
+            target,
+            from,
+            to: None,
+            flow,
+            headers: Headers::new(),
+            body: None,
+            credentials: None,
+        }
+    }
+}
+
+/// Why a verb could not be carried out. Nothing has been sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The handle is dead: its `Ended` or `Response` event has been queued.
+    #[error("no such call or request")]
+    Unknown,
+    /// The call is not in a state for this: for instance `answer` after `answer`.
+    #[error("not possible while {0}")]
+    State(&'static str),
+    /// A table is full.
+    #[error("{0} table is full")]
+    Full(&'static str),
+    /// The method cannot be sent by this verb.
+    #[error("method not possible here")]
+    Method,
+}
+
+/// What the endpoint has seen; never reset.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests read.
+    pub requests_in: u64,
+    /// Responses read.
+    pub responses_in: u64,
+    /// Messages handed to `poll_transmit`, retransmissions and keep-alives included.
+    pub messages_out: u64,
+    /// Of those, retransmissions of ours.
+    pub retransmits_out: u64,
+    /// Requests and responses absorbed as the peer's retransmissions.
+    pub retransmits_in: u64,
+    /// Unparsable requests answered with 400.
+    pub bad_requests: u64,
+    /// Unparsable bytes dropped in silence.
+    pub garbage: u64,
+    /// Responses that belong to no transaction of ours.
+    pub stray_responses: u64,
+    /// ACKs that belong to nothing.
+    pub stray_acks: u64,
+    /// Requests refused with 503 because a table was full.
+    pub refused_full: u64,
+    /// Transactions that ended by timer B, F or H, or by a failed transport.
+    pub transactions_failed: u64,
+}
