@@ -14,8 +14,10 @@
 //! - [`cli`]: the verbs of the `tandem` program.
 //! - [`telemetry`]: logs, and what must not stand in them.
 
+pub mod call;
 pub mod cli;
 pub mod config;
 pub mod http;
 pub mod settings;
+pub mod store;
 pub mod telemetry;

@@ -3,7 +3,7 @@
 //! Field names are the protobuf JSON names (lowerCamelCase); times are RFC 3339 beside the milliseconds.
 
 use serde_json::{Value, json};
-use tandem_api::v1::{Call, Conversation, DecisionStep, Ending, Message};
+use tandem_api::v1::{Call, Conversation, DecisionStep, Ending, MediaStats, Message, TurnTiming};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -35,19 +35,25 @@ pub fn call(call: &Call) -> Value {
         "setupMs": (call.answered_ms != 0).then(|| call.answered_ms - call.created_ms),
         "ending": call.ending.as_ref().map(ending),
         "decisions": call.decisions.iter().map(decision).collect::<Vec<_>>(),
-        "media": call.media.as_ref().map(|media| json!({
-            "codec": media.codec,
-            "engine": media.engine,
-            "localPort": media.local_port,
-            "rtpSent": media.rtp_sent,
-            "rtpReceived": media.rtp_received,
-            "rtpLost": media.rtp_lost,
-            "jitterMs": media.jitter_ms,
-        })),
+        "media": call.media.as_ref().map(media),
     })
 }
 
-fn ending(ending: &Ending) -> Value {
+/// The figures of a call's media.
+pub fn media(media: &MediaStats) -> Value {
+    json!({
+        "codec": media.codec,
+        "engine": media.engine,
+        "localPort": media.local_port,
+        "rtpSent": media.rtp_sent,
+        "rtpReceived": media.rtp_received,
+        "rtpLost": media.rtp_lost,
+        "jitterMs": media.jitter_ms,
+    })
+}
+
+/// Why a call ended.
+pub fn ending(ending: &Ending) -> Value {
     json!({
         "party": ending.party,
         "reason": ending.reason,
@@ -58,7 +64,8 @@ fn ending(ending: &Ending) -> Value {
     })
 }
 
-fn decision(step: &DecisionStep) -> Value {
+/// One step of admission.
+pub fn decision(step: &DecisionStep) -> Value {
     json!({
         "step": step.step,
         "rule": step.rule,
@@ -86,13 +93,18 @@ fn message(message: &Message) -> Value {
         "interrupted": message.interrupted,
         "startedMs": message.started_ms,
         "heardMs": message.heard_ms,
-        "timing": message.timing.as_ref().map(|timing| json!({
-            "endOfSpeechMs": timing.end_of_speech_ms,
-            "sttFinalMs": timing.stt_final_ms,
-            "llmFirstTokenMs": timing.llm_first_token_ms,
-            "ttsFirstAudioMs": timing.tts_first_audio_ms,
-            "firstAudioSentMs": timing.first_audio_sent_ms,
-        })),
+        "timing": message.timing.as_ref().map(timing),
+    })
+}
+
+/// Where the milliseconds of a turn went.
+pub fn timing(timing: &TurnTiming) -> Value {
+    json!({
+        "endOfSpeechMs": timing.end_of_speech_ms,
+        "sttFinalMs": timing.stt_final_ms,
+        "llmFirstTokenMs": timing.llm_first_token_ms,
+        "ttsFirstAudioMs": timing.tts_first_audio_ms,
+        "firstAudioSentMs": timing.first_audio_sent_ms,
     })
 }
 

@@ -1,0 +1,185 @@
+//! Who an assistant's caller talks to, as it is stored and as the engine is told.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use tandem_api::engine::v1 as engine;
+
+/// The agent of an assistant.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Agent {
+    /// What the caller says comes back.
+    Echo,
+    /// A steady tone; 0 means 440 Hz.
+    Tone {
+        /// Hertz.
+        frequency_hz: f64,
+    },
+    /// A recording in the engine's media folder.
+    File {
+        /// Below the engine's media folder.
+        path: String,
+        /// From the start again at the end.
+        repeat: bool,
+    },
+    /// The built-in voice agent.
+    Talker,
+    /// Somebody's own agent over WebSocket.
+    WebSocket {
+        /// `ws://…`
+        url: String,
+        /// What it speaks.
+        dialect: Dialect,
+        /// Headers of the upgrade request; may hold secrets.
+        headers: HashMap<String, String>,
+        /// Given to the agent in its start frame.
+        custom: HashMap<String, String>,
+    },
+}
+
+/// What a WebSocket agent speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dialect {
+    /// Tandem's own: binary L16 and JSON.
+    Pcm,
+    /// Twilio Media Streams, spoken to the bot.
+    Twilio,
+}
+
+/// A stored agent that makes no sense.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A kind this version does not know.
+    #[error("agent kind \"{0}\" is unknown")]
+    Kind(String),
+    /// Options that do not fit the kind.
+    #[error("options of agent kind \"{kind}\": {source}")]
+    Options {
+        /// The kind.
+        kind: String,
+        /// What serde said; names fields, not values.
+        source: serde_json::Error,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToneOptions {
+    #[serde(default)]
+    frequency_hz: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileOptions {
+    path: String,
+    #[serde(default)]
+    repeat: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WebSocketOptions {
+    url: String,
+    dialect: Dialect,
+    #[serde(default)]
+    headers: HashMap<String, String>,
+    #[serde(default)]
+    custom: HashMap<String, String>,
+}
+
+impl Agent {
+    /// Reads the columns `agent_kind` and `agent_options`.
+    pub fn from_stored(kind: &str, options: &str) -> Result<Self, AgentError> {
+        let wrong = |source| AgentError::Options { kind: kind.to_owned(), source };
+        match kind {
+            "echo" => Ok(Self::Echo),
+            "talker" => Ok(Self::Talker),
+            "tone" => {
+                let options: ToneOptions = serde_json::from_str(options).map_err(wrong)?;
+                Ok(Self::Tone { frequency_hz: options.frequency_hz })
+            }
+            "file" => {
+                let options: FileOptions = serde_json::from_str(options).map_err(wrong)?;
+                Ok(Self::File { path: options.path, repeat: options.repeat })
+            }
+            "websocket" => {
+                let options: WebSocketOptions = serde_json::from_str(options).map_err(wrong)?;
+                Ok(Self::WebSocket {
+                    url: options.url,
+                    dialect: options.dialect,
+                    headers: options.headers,
+                    custom: options.custom,
+                })
+            }
+            _ => Err(AgentError::Kind(kind.to_owned())),
+        }
+    }
+
+    /// The word for logs and decision traces.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Echo => "echo",
+            Self::Tone { .. } => "tone",
+            Self::File { .. } => "file",
+            Self::Talker => "talker",
+            Self::WebSocket { .. } => "websocket",
+        }
+    }
+
+    /// As the engine is told. The built-in voice agent is a `pcm` agent at `talker_url`.
+    pub fn to_engine(&self, talker_url: &str, connect_timeout_ms: u32) -> engine::Agent {
+        use engine::agent::Target;
+        let target = match self {
+            Self::Echo => Target::Echo(engine::EchoAgent {}),
+            Self::Tone { frequency_hz } => Target::Tone(engine::ToneAgent { frequency_hz: *frequency_hz }),
+            Self::File { path, repeat } => {
+                Target::File(engine::FileAgent { path: path.clone(), r#loop: *repeat })
+            }
+            Self::Talker => Target::Websocket(engine::WebSocketAgent {
+                url: talker_url.to_owned(),
+                dialect: engine::Dialect::Pcm.into(),
+                connect_timeout_ms,
+                ..Default::default()
+            }),
+            Self::WebSocket { url, dialect, headers, custom } => {
+                let dialect = match dialect {
+                    Dialect::Pcm => engine::Dialect::Pcm,
+                    Dialect::Twilio => engine::Dialect::Twilio,
+                };
+                Target::Websocket(engine::WebSocketAgent {
+                    url: url.clone(),
+                    dialect: dialect.into(),
+                    headers: headers.clone(),
+                    custom: custom.clone(),
+                    connect_timeout_ms,
+                })
+            }
+        };
+        engine::Agent { target: Some(target) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn built_in_voice_agent_is_a_pcm_agent_at_its_url() {
+        let agent = Agent::Talker.to_engine("ws://127.0.0.1:8767/v1/talk", 5_000);
+        let Some(engine::agent::Target::Websocket(agent)) = agent.target else { panic!("websocket") };
+        assert_eq!(agent.url, "ws://127.0.0.1:8767/v1/talk");
+        assert_eq!(agent.dialect(), engine::Dialect::Pcm);
+        assert_eq!(agent.connect_timeout_ms, 5_000);
+    }
+
+    #[test]
+    fn unknown_kind_and_unknown_option_are_refused_by_name() {
+        let error = Agent::from_stored("parrot", "{}").unwrap_err();
+        assert_eq!(error.to_string(), "agent kind \"parrot\" is unknown");
+        let error = Agent::from_stored("tone", r#"{"pitch":1}"#).unwrap_err().to_string();
+        assert!(error.contains("pitch"), "{error}");
+        assert!(Agent::from_stored("websocket", r#"{"url":"ws://a","dialect":"morse"}"#).is_err());
+    }
+}

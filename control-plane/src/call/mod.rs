@@ -1,0 +1,4 @@
+//! The life of a call.
+
+pub mod agent;
+pub mod record;
