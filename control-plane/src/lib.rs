@@ -12,6 +12,7 @@
 //!
 //! - [`settings`] and [`config`]: flags, environment and tandem.toml become one checked struct.
 //! - [`cli`]: the verbs of the `tandem` program.
+//! - [`up`]: the supervisor of everything on one machine.
 //! - [`telemetry`]: logs, and what must not stand in them.
 
 pub mod call;
@@ -21,3 +22,4 @@ pub mod http;
 pub mod settings;
 pub mod store;
 pub mod telemetry;
+pub mod up;

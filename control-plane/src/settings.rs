@@ -72,7 +72,9 @@ pub const SETTINGS: &[Setting] = &[
     // The voice agent's.
     setting("talker_listen", "127.0.0.1:8767", "where the voice agent waits for engines"),
     setting("control_url", "http://127.0.0.1:8080", "where the voice agent reports what was said"),
-    setting("local_voice_url", "", "speech-to-text and text-to-speech process"),
+    setting("talker_conversations", "", "conversations held at once; more are refused"),
+    setting("local_voice_python", "", "interpreter of the offline models; unset: .venv/bin/python"),
+    setting("local_voice_dir", "", "folder of the offline models' server"),
     setting("llm_url", "", "an OpenAI-compatible language model"),
     setting("llm_model", "", "its model"),
     setting("llm_key", "", "its key"),
@@ -172,6 +174,11 @@ impl Layers {
             Some(value) => Some(value.as_str()),
             None => find(key).map(|setting| setting.default).filter(|default| !default.is_empty()),
         }
+    }
+
+    /// Has nobody given this key, so that its default holds?
+    pub fn is_default(&self, key: &'static str) -> bool {
+        !self.flags.contains_key(key) && !self.environment.contains_key(key) && !self.file.contains_key(key)
     }
 
     /// Where the value of this key comes from, for messages.

@@ -1,6 +1,7 @@
 //! The verbs of the `tandem` program.
 //!
 //! ```text
+//!   up             all planes on this machine, supervised
 //!   serve          the control plane, until a signal       talker   the voice agent alone
 //!   check          is this configuration right?
 //!   call, conversation      gRPC clients of a running service
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::ConfigError;
 use crate::settings::{Layers, SettingsError};
+use crate::up;
 
 mod check;
 mod client;
@@ -45,6 +47,16 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Control plane, one media engine and the voice agent on this machine, until SIGINT or SIGTERM
+    #[command(after_help = "\
+Examples:
+  tandem up --demo                        start, place a demo call, stay up
+  tandem up --demo --once                 the same, and exit after the call: 0 only if it worked
+  tandem up --demo --no-call --no-voice   demo assistants without the voice agent
+  TANDEM_STATE_DIR=/tmp/t TANDEM_HTTP_LISTEN=127.0.0.1:9080 tandem up
+
+Children that an earlier `tandem up` left behind are adopted, or ended when they differ.")]
+    Up(UpArgs),
     /// Runs the control plane until SIGINT or SIGTERM
     #[command(after_help = "\
 Examples:
@@ -64,6 +76,23 @@ Exits with 0 when `tandem serve` would start with this configuration.")]
     Call(client::CallArgs),
     /// What was said in a call
     Conversation(client::ConversationArgs),
+}
+
+/// Flags of `tandem up`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct UpArgs {
+    /// Settings of the control plane; those of the other children stand in tandem.toml or the environment.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// With --demo: exit after the demo call, with 0 only if it worked
+    #[arg(long, requires = "demo", conflicts_with_all = ["no_call", "no_voice"])]
+    pub once: bool,
+    /// With --demo: place no call
+    #[arg(long)]
+    pub no_call: bool,
+    /// Leave the voice agent out; implies --no-call
+    #[arg(long)]
+    pub no_voice: bool,
 }
 
 /// Settings as flags, for the verbs that start the control plane.
@@ -134,6 +163,9 @@ pub enum CliError {
     /// The file or the environment could not be read.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// The supervisor could not do its work.
+    #[error(transparent)]
+    Up(#[from] up::UpError),
     /// The service could not be asked, or refused.
     #[error(transparent)]
     Client(#[from] client::ClientError),
@@ -146,6 +178,11 @@ pub enum CliError {
 pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
     let mut layers = Layers::read(cli.config.as_deref())?;
     match cli.command {
+        Command::Up(args) => {
+            args.serve.lay_over(&mut layers);
+            let options = up::Options { once: args.once, no_call: args.no_call, no_voice: args.no_voice };
+            Ok(block_on(up::run(&layers, options))??)
+        }
         Command::Serve(_args) => Ok(ExitCode::SUCCESS),
         Command::Check(args) => {
             args.lay_over(&mut layers);

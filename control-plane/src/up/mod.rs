@@ -1,0 +1,164 @@
+//! `tandem up`: a small supervisor of three children on one machine.
+//!
+//! ```text
+//!   tandem up ──starts, watches, restarts──┬─▶ tandem-engine   carries
+//!        │                                 ├─▶ tandem talker   thinks (owns the local-voice process)
+//!        │                                 └─▶ tandem serve    decides
+//!        └─ --demo: places one call, prints a report
+//! ```
+//!
+//! The children run in process groups of their own and write to log files, so they outlive a supervisor that is
+//! killed; [`folder`] remembers who they are, and the next `tandem up` adopts those that are just what it would start
+//! and ends the others. On SIGINT or SIGTERM the control plane ends first, while the engine still carries the calls
+//! to which it sends BYE; then the talker, then the engine.
+//!
+//! Not done here: no health checks after the start (a child that hangs is not restarted), and no second machine.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::settings::Layers;
+
+pub mod child;
+pub mod error;
+pub mod folder;
+pub mod keeper;
+pub mod plan;
+pub mod process;
+pub mod ready;
+pub mod spec;
+
+pub use error::UpError;
+
+use child::{Child, Found};
+use folder::Folder;
+use keeper::Keeper;
+use plan::Plan;
+
+/// Long enough for a BYE, its answer and the last rows in the database.
+const CONTROL_GRACE: Duration = Duration::from_secs(10);
+/// The others have nothing left to do by then.
+const OTHERS_GRACE: Duration = Duration::from_secs(5);
+
+/// What was asked on the command line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// With `--demo`: exit after the demo call, 0 only if it worked.
+    pub once: bool,
+    /// With `--demo`: seed the demo data and place no call.
+    pub no_call: bool,
+    /// Leave the voice agent out: no talker, no demo call.
+    pub no_voice: bool,
+}
+
+/// Starts everything, stays until a signal, ends everything in order.
+pub async fn run(layers: &Layers, options: Options) -> Result<ExitCode, UpError> {
+    let mut signals = Signals::new().map_err(UpError::Signals)?;
+    let path = Path::new(layers.text("state_dir").unwrap_or("./.tandem"));
+    let unusable = |source| UpError::Folder { path: path.to_owned(), source };
+    let folder = Folder::open(path).map_err(unusable)?;
+    let Some(_in_charge) = folder.lock().map_err(unusable)? else {
+        return Err(UpError::InCharge { path: folder.path().to_owned() });
+    };
+    let plan = Plan::new(layers, &folder, !options.no_voice)?;
+
+    let mut keepers = Vec::new();
+    let outcome = tokio::select! {
+        outcome = start_and_stay(&plan, &folder, options, &mut keepers) => outcome,
+        () = signals.next() => Ok(ExitCode::SUCCESS),
+    };
+    let code = outcome.unwrap_or_else(|error| {
+        // Said before the endings, so that the reason stands above what follows from it.
+        say(&error.to_string());
+        ExitCode::FAILURE
+    });
+    shut_down(keepers, &mut signals).await;
+    Ok(code)
+}
+
+async fn start_and_stay(
+    plan: &Plan,
+    folder: &Folder,
+    _options: Options,
+    keepers: &mut Vec<Keeper>,
+) -> Result<ExitCode, UpError> {
+    let specs: Vec<Arc<spec::Spec>> = plan.specs().into_iter().map(Arc::new).collect();
+    // What an earlier supervisor left and cannot be kept is ended before anything new starts.
+    for spec in &specs {
+        let (child, found) = Child::adopt_or_start(spec, folder, CONTROL_GRACE).await?;
+        say(&match found {
+            Found::Nothing => format!("{} started (pid {})", spec.name, child.pid()),
+            Found::Same => format!("{} adopted (pid {})", spec.name, child.pid()),
+            Found::Other { pid } => format!(
+                "{} started (pid {}); pid {pid}, of another build or other settings, was ended",
+                spec.name,
+                child.pid()
+            ),
+        });
+        keepers.push(Keeper::new(Arc::clone(spec), folder.clone(), child));
+    }
+    for (spec, keeper) in specs.iter().zip(keepers.iter()) {
+        let took = ready::wait(spec, keeper, folder).await?;
+        say(&format!("{} ready after {:.1} s", spec.name, took.as_secs_f64()));
+    }
+    std::future::pending().await
+}
+
+/// Ends the children in reverse order. A second signal ends the patience.
+async fn shut_down(mut keepers: Vec<Keeper>, signals: &mut Signals) {
+    if keepers.is_empty() {
+        return;
+    }
+    say("ending: calls get a BYE; once more Ctrl-C kills");
+    let impatience: Vec<_> = keepers.iter().map(Keeper::impatience).collect();
+    let ending = async {
+        while let Some(mut keeper) = keepers.pop() {
+            let grace = if keeper.name == "control" { CONTROL_GRACE } else { OTHERS_GRACE };
+            keeper.end(grace).await;
+            say(&format!("{} ended", keeper.name));
+        }
+    };
+    tokio::pin!(ending);
+    tokio::select! {
+        () = &mut ending => {}
+        () = signals.next() => {
+            impatience.iter().for_each(keeper::Impatience::now);
+            ending.await;
+        }
+    }
+}
+
+/// The signals that end a supervisor.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
+    }
+}
+
+/// One line for the person at the terminal. A terminal that has gone away is no reason to end.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "tandem: {line}");
+}
