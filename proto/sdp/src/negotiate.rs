@@ -1,0 +1,354 @@
+//! Offer and answer (RFC 3264) for one audio stream.
+//!
+//! ```text
+//!   offer ─▶ answer(offer, ours) ─▶ answer + Negotiated        we were called
+//!   offer(ours) ─▶ … peer … ─▶ accept_answer(offer, answer) ─▶ Negotiated      we called, or were called without an offer
+//! ```
+//!
+//! The first `m=` that is audio over RTP/AVP with a codec of ours is taken, every other one is refused with port 0, in order.
+//! Of its formats the first we know is taken: the order is the offerer's preference (§6.1), and answering with one codec keeps
+//! both ways alike. Hold (`sendonly`, `inactive`, an address of zeros) becomes a direction, never an error.
+
+use std::net::{IpAddr, SocketAddr};
+
+use tandem_audio::format::{ClockRate, Codec, Ptime};
+
+use crate::description::{Attribute, Connection, Direction, Media, Origin, SessionDescription};
+
+/// The first dynamic payload type that our offers use (RFC 3551 §3).
+const FIRST_DYNAMIC_PAYLOAD_TYPE: u8 = 96;
+/// The payload types nearly everybody uses for telephone-event at 8 kHz, and ours at 16 kHz.
+const TELEPHONE_EVENT_PAYLOAD_TYPES: [(u32, u8); 2] = [(8_000, 101), (16_000, 102)];
+/// The only profile we speak.
+const PROFILE: &str = "RTP/AVP";
+
+/// What we can do for one call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalMedia {
+    /// Where we receive: the advertised address.
+    pub address: IpAddr,
+    /// The RTP port there.
+    pub port: u16,
+    /// Codecs, best first; the order counts in offers, and in answers the offerer's does.
+    pub codecs: Vec<Codec>,
+    /// What we would send when the peer asks for nothing.
+    pub ptime: Ptime,
+    /// Whether telephone-event (RFC 4733) is spoken.
+    pub telephone_event: bool,
+    /// `o=`: the same for the whole dialog; random, or the time.
+    pub session_id: u64,
+    /// `o=`: one more for each new description of ours that differs.
+    pub session_version: u64,
+    /// What we want: `Inactive` or `SendOnly` put the peer on hold.
+    pub direction: Direction,
+}
+
+impl LocalMedia {
+    /// G.711 both ways with telephone-event, 20 ms, first edition: what a telephone call wants.
+    pub fn g711(address: IpAddr, port: u16, session_id: u64) -> Self {
+        LocalMedia {
+            address,
+            port,
+            codecs: vec![Codec::Pcmu, Codec::Pcma],
+            ptime: Ptime::MS_20,
+            telephone_event: true,
+            session_id,
+            session_version: session_id,
+            direction: Direction::SendRecv,
+        }
+    }
+}
+
+/// What both sides have agreed on, as seen from us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Negotiated {
+    /// Both ways.
+    pub codec: Codec,
+    /// Of the codec, both ways.
+    pub payload_type: u8,
+    /// Ticks a second of the RTP timestamp, of audio and telephone-events alike.
+    pub clock: ClockRate,
+    /// What we send.
+    pub ptime: Ptime,
+    /// Of telephone-event, if both speak it at the codec's clock rate.
+    pub telephone_event_payload_type: Option<u8>,
+    /// Where we send RTP; its address is zeros when the peer holds us in the old way.
+    pub remote: SocketAddr,
+    /// Where we send RTCP.
+    pub remote_rtcp: SocketAddr,
+    /// Whether *we* send and receive.
+    pub direction: Direction,
+}
+
+impl Negotiated {
+    /// True when the peer does not listen to us.
+    pub const fn is_held(&self) -> bool {
+        !self.direction.sends()
+    }
+}
+
+/// Why there is no agreement. A control plane answers 488 (Not Acceptable Here) with this as its warning.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NegotiateError {
+    /// No `m=audio` at all.
+    #[error("no audio is offered")]
+    NoAudio,
+    /// All audio has port 0.
+    #[error("audio is refused with port 0")]
+    AudioRefused,
+    /// Audio is offered over other transports than RTP/AVP only.
+    #[error("audio over {0} is not supported, only {PROFILE}")]
+    Transport(String),
+    /// Nothing we speak.
+    #[error("no common codec, offered are {}", .offered.join(", "))]
+    NoCommonCodec {
+        /// As `name/clock rate`, or the bare payload type without an `a=rtpmap`.
+        offered: Vec<String>,
+    },
+    /// No `c=`, or nothing that we can send to.
+    #[error("connection address {0:?} is not an IP address")]
+    Address(String),
+    /// The answer's `m=` lines are not those of the offer.
+    #[error("answer has {answered} media for the {offered} that were offered")]
+    MediaCount {
+        /// In the offer.
+        offered: usize,
+        /// In the answer.
+        answered: usize,
+    },
+}
+
+/// Answers an offer.
+///
+/// # Errors
+/// [`NegotiateError`], of the `m=audio` that came closest.
+pub fn answer(
+    offer: &SessionDescription,
+    local: &LocalMedia,
+) -> Result<(SessionDescription, Negotiated), NegotiateError> {
+    let mut refusal = NegotiateError::NoAudio;
+    let mut chosen = None;
+    for (index, media) in offer.media.iter().enumerate().filter(|(_, media)| media.is("audio")) {
+        match usable(offer, media, &local.codecs) {
+            Ok((codec, payload_type, remote)) => {
+                let ptime = agreed_ptime(media, local.ptime);
+                let direction = offer.direction_of(media).reversed().and(local.direction);
+                let telephone_event =
+                    if local.telephone_event { telephone_event(media, codec.clock_rate()) } else { None };
+                let negotiated = Negotiated {
+                    codec,
+                    payload_type,
+                    clock: codec.clock_rate(),
+                    ptime,
+                    telephone_event_payload_type: telephone_event,
+                    remote,
+                    remote_rtcp: rtcp_address(media, remote),
+                    direction,
+                };
+                chosen = Some((index, negotiated));
+                break;
+            }
+            Err(error) => refusal = closest(refusal, error),
+        }
+    }
+    let (chosen, negotiated) = chosen.ok_or(refusal)?;
+    let ours = our_media(
+        local,
+        &[(negotiated.codec, negotiated.payload_type)],
+        negotiated
+            .telephone_event_payload_type
+            .map(|payload_type| (negotiated.clock.hz(), payload_type))
+            .as_slice(),
+        negotiated.ptime,
+        negotiated.direction,
+    );
+    let media =
+        offer.media.iter().enumerate().map(|(i, m)| if i == chosen { ours.clone() } else { refused(m) });
+    Ok((describe(local, media.collect()), negotiated))
+}
+
+/// Offers all we can.
+pub fn offer(local: &LocalMedia) -> SessionDescription {
+    let mut dynamic = FIRST_DYNAMIC_PAYLOAD_TYPE..;
+    let mut number = |codec: &Codec| codec.static_payload_type().or_else(|| dynamic.next());
+    let formats: Vec<_> = local
+        .codecs
+        .iter()
+        .filter_map(|codec| number(codec).map(|payload_type| (*codec, payload_type)))
+        .collect();
+    let has_clock = |hz: u32| local.codecs.iter().any(|codec| codec.clock_rate().hz() == hz);
+    let events =
+        TELEPHONE_EVENT_PAYLOAD_TYPES.into_iter().filter(|(hz, _)| local.telephone_event && has_clock(*hz));
+    let media = our_media(local, &formats, &events.collect::<Vec<_>>(), local.ptime, local.direction);
+    describe(local, vec![media])
+}
+
+/// Reads the answer to an offer of ours.
+///
+/// # Errors
+/// [`NegotiateError`]; the call cannot go on then.
+pub fn accept_answer(
+    offer: &SessionDescription,
+    answer: &SessionDescription,
+) -> Result<Negotiated, NegotiateError> {
+    if answer.media.len() != offer.media.len() {
+        return Err(NegotiateError::MediaCount { offered: offer.media.len(), answered: answer.media.len() });
+    }
+    let ours = offer.media.iter().zip(&answer.media).find(|(ours, _)| ours.is("audio") && ours.port != 0);
+    let (ours, theirs) = ours.ok_or(NegotiateError::NoAudio)?;
+    let offered: Vec<Codec> = ours.payload_types().filter_map(|format| codec_of(ours, format)).collect();
+    let (codec, payload_type, remote) = usable(answer, theirs, &offered)?;
+    let offered_ptime = ours.ptime_ms().and_then(Ptime::from_ms).unwrap_or_default();
+    let events_offered = telephone_event(ours, codec.clock_rate()).is_some();
+    let events = if events_offered { telephone_event(theirs, codec.clock_rate()) } else { None };
+    Ok(Negotiated {
+        codec,
+        payload_type,
+        clock: codec.clock_rate(),
+        ptime: agreed_ptime(theirs, offered_ptime),
+        telephone_event_payload_type: events,
+        remote,
+        remote_rtcp: rtcp_address(theirs, remote),
+        direction: offer.direction_of(ours).and(answer.direction_of(theirs).reversed()),
+    })
+}
+
+/// The codec, its payload type and the peer's address, if this `m=audio` can be used.
+fn usable(
+    description: &SessionDescription,
+    media: &Media,
+    codecs: &[Codec],
+) -> Result<(Codec, u8, SocketAddr), NegotiateError> {
+    if media.port == 0 {
+        return Err(NegotiateError::AudioRefused);
+    }
+    if !media.protocol.eq_ignore_ascii_case(PROFILE) {
+        return Err(NegotiateError::Transport(media.protocol.clone()));
+    }
+    let known = |payload_type: u8| {
+        codec_of(media, payload_type)
+            .filter(|codec| codecs.contains(codec))
+            .map(|codec| (codec, payload_type))
+    };
+    let (codec, payload_type) = media
+        .payload_types()
+        .find_map(known)
+        .ok_or_else(|| NegotiateError::NoCommonCodec { offered: names(media) })?;
+    let address = match description.connection_of(media) {
+        Some(Connection::Address(address)) if !address.is_multicast() => *address,
+        Some(Connection::Address(address)) => return Err(NegotiateError::Address(address.to_string())),
+        Some(Connection::Other(name)) => return Err(NegotiateError::Address(name.clone())),
+        None => return Err(NegotiateError::Address(String::new())),
+    };
+    Ok((codec, payload_type, SocketAddr::new(address, media.port)))
+}
+
+/// The codec of a payload type: by its `a=rtpmap`, or the static one.
+fn codec_of(media: &Media, payload_type: u8) -> Option<Codec> {
+    match media.rtpmap(payload_type) {
+        Some(map) if map.channels == 1 => Codec::from_rtpmap(map.encoding, map.clock_rate_hz),
+        Some(_) => None,
+        None => Codec::from_static_payload_type(payload_type),
+    }
+}
+
+/// The payload type of telephone-event that ticks as the codec does (RFC 4733 §2.1).
+fn telephone_event(media: &Media, clock: ClockRate) -> Option<u8> {
+    media.payload_types().find(|payload_type| {
+        media.rtpmap(*payload_type).is_some_and(|map| {
+            map.encoding.eq_ignore_ascii_case("telephone-event") && map.clock_rate_hz == clock.hz()
+        })
+    })
+}
+
+/// What the peer wants to receive, else what we would send; never more than its `a=maxptime`.
+fn agreed_ptime(media: &Media, ours: Ptime) -> Ptime {
+    let wanted = media.ptime_ms().map_or(ours, |ms| Ptime::from_ms(ms).unwrap_or_default());
+    match media.maxptime_ms().and_then(Ptime::from_ms) {
+        Some(max) if max < wanted => max,
+        _ => wanted,
+    }
+}
+
+fn rtcp_address(media: &Media, rtp: SocketAddr) -> SocketAddr {
+    match media.rtcp() {
+        Some(rtcp) => SocketAddr::new(rtcp.address.unwrap_or(rtp.ip()), rtcp.port),
+        None => SocketAddr::new(rtp.ip(), rtp.port().saturating_add(1)),
+    }
+}
+
+/// Of two reasons the one that got further: the more useful to whoever reads the 488.
+fn closest(one: NegotiateError, other: NegotiateError) -> NegotiateError {
+    let rank = |error: &NegotiateError| match error {
+        NegotiateError::NoAudio | NegotiateError::MediaCount { .. } => 0,
+        NegotiateError::AudioRefused => 1,
+        NegotiateError::Transport(_) => 2,
+        NegotiateError::NoCommonCodec { .. } => 3,
+        NegotiateError::Address(_) => 4,
+    };
+    if rank(&other) > rank(&one) { other } else { one }
+}
+
+fn names(media: &Media) -> Vec<String> {
+    let name = |format: &String| match format.parse().ok().and_then(|payload_type| media.rtpmap(payload_type))
+    {
+        Some(map) => format!("{}/{}", map.encoding, map.clock_rate_hz),
+        None => match format.parse().ok().and_then(Codec::from_static_payload_type) {
+            Some(codec) => codec.to_string(),
+            None => format!("payload type {format}"),
+        },
+    };
+    media.formats.iter().map(name).collect()
+}
+
+fn our_media(
+    local: &LocalMedia,
+    formats: &[(Codec, u8)],
+    events: &[(u32, u8)],
+    ptime: Ptime,
+    direction: Direction,
+) -> Media {
+    let mut attributes = Vec::new();
+    for (codec, payload_type) in formats {
+        attributes.push(Attribute::with_value("rtpmap", format!("{payload_type} {codec}")));
+    }
+    for (clock_rate_hz, payload_type) in events {
+        attributes
+            .push(Attribute::with_value("rtpmap", format!("{payload_type} telephone-event/{clock_rate_hz}")));
+        attributes.push(Attribute::with_value("fmtp", format!("{payload_type} 0-15")));
+    }
+    attributes.push(Attribute::with_value("ptime", ptime.as_ms().to_string()));
+    attributes.push(Attribute::flag(direction.as_str()));
+    let audio = formats.iter().map(|(_, payload_type)| payload_type);
+    Media {
+        kind: "audio".to_owned(),
+        port: local.port,
+        protocol: PROFILE.to_owned(),
+        formats: audio
+            .chain(events.iter().map(|(_, payload_type)| payload_type))
+            .map(u8::to_string)
+            .collect(),
+        connection: None,
+        attributes,
+    }
+}
+
+/// The same `m=` with port 0 (§6).
+fn refused(media: &Media) -> Media {
+    Media { port: 0, connection: None, attributes: Vec::new(), ..media.clone() }
+}
+
+fn describe(local: &LocalMedia, media: Vec<Media>) -> SessionDescription {
+    SessionDescription {
+        origin: Some(Origin {
+            username: "-".to_owned(),
+            session_id: local.session_id.to_string(),
+            session_version: local.session_version.to_string(),
+            address: local.address.to_string(),
+        }),
+        name: "-".to_owned(),
+        connection: Some(Connection::Address(local.address)),
+        attributes: Vec::new(),
+        media,
+    }
+}
