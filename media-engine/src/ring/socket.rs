@@ -1,0 +1,151 @@
+//! Sockets and their options, and addresses as the kernel wants them.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::OwnedFd;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// DSCP "expedited forwarding" (RFC 3246), as it stands in the TOS octet: what voice is marked with.
+const TOS_EXPEDITED: u32 = 0xB8;
+
+/// A non-blocking UDP socket bound to `address`, marked as voice. Errors are those of bind(2): `AddrInUse` when
+/// somebody else has the port.
+pub fn bind_udp(address: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    // Marking is a courtesy to the network: a kernel that refuses it still carries the call.
+    let _ = match address {
+        SocketAddr::V4(_) => socket.set_tos_v4(TOS_EXPEDITED),
+        SocketAddr::V6(_) => socket.set_tclass_v6(TOS_EXPEDITED),
+    };
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// A TCP socket for talking to `to`, without Nagle's delay. Not connected yet.
+pub fn tcp_socket(to: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket.into())
+}
+
+/// Shuts the sending side of a stream.
+pub(super) fn shut_write(fd: &OwnedFd) {
+    // A peer that has gone already is no news.
+    let _ = socket2::SockRef::from(fd).shutdown(std::net::Shutdown::Write);
+}
+
+/// A socket address in the kernel's layout: `sockaddr_in` or `sockaddr_in6`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(8))]
+pub(super) struct KernelAddress {
+    octets: [u8; KernelAddress::ROOM],
+    len: libc::socklen_t,
+}
+
+impl Default for KernelAddress {
+    fn default() -> Self {
+        Self { octets: [0; Self::ROOM], len: 0 }
+    }
+}
+
+impl KernelAddress {
+    /// Room for the larger of the two.
+    pub(super) const ROOM: usize = size_of::<libc::sockaddr_in6>();
+    const V4: usize = size_of::<libc::sockaddr_in>();
+
+    pub(super) fn as_ptr(&self) -> *const libc::sockaddr {
+        self.octets.as_ptr().cast()
+    }
+
+    pub(super) fn as_mut_ptr(&mut self) -> *mut libc::sockaddr {
+        self.octets.as_mut_ptr().cast()
+    }
+
+    pub(super) fn len(&self) -> libc::socklen_t {
+        self.len
+    }
+
+    /// Writes `address` into `octets` (at least [`KernelAddress::ROOM`]) and says how many it took.
+    pub(super) fn write(address: SocketAddr, octets: &mut [u8]) -> libc::socklen_t {
+        match address {
+            SocketAddr::V4(v4) => {
+                octets[..Self::V4].fill(0);
+                octets[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+                octets[2..4].copy_from_slice(&v4.port().to_be_bytes());
+                octets[4..8].copy_from_slice(&v4.ip().octets());
+                Self::V4 as libc::socklen_t
+            }
+            SocketAddr::V6(v6) => {
+                octets[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
+                octets[2..4].copy_from_slice(&v6.port().to_be_bytes());
+                octets[4..8].copy_from_slice(&v6.flowinfo().to_be_bytes());
+                octets[8..24].copy_from_slice(&v6.ip().octets());
+                octets[24..28].copy_from_slice(&v6.scope_id().to_ne_bytes());
+                Self::ROOM as libc::socklen_t
+            }
+        }
+    }
+
+    /// Reads an address the kernel wrote. An IPv4 address mapped into IPv6 comes out as IPv4.
+    pub(super) fn read(octets: &[u8]) -> Option<SocketAddr> {
+        let family = u16::from_ne_bytes(octets.get(..2)?.try_into().ok()?);
+        let port = u16::from_be_bytes(octets.get(2..4)?.try_into().ok()?);
+        match i32::from(family) {
+            libc::AF_INET => {
+                let ip: [u8; 4] = octets.get(4..8)?.try_into().ok()?;
+                Some(SocketAddrV4::new(Ipv4Addr::from(ip), port).into())
+            }
+            libc::AF_INET6 => {
+                let ip: [u8; 16] = octets.get(8..24)?.try_into().ok()?;
+                let ip = Ipv6Addr::from(ip);
+                let scope = u32::from_ne_bytes(octets.get(24..28)?.try_into().ok()?);
+                Some(match ip.to_ipv4_mapped() {
+                    Some(v4) => SocketAddr::new(IpAddr::V4(v4), port),
+                    None => SocketAddrV6::new(ip, port, 0, scope).into(),
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// The address the kernel wrote here.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        Self::read(&self.octets)
+    }
+}
+
+impl From<SocketAddr> for KernelAddress {
+    fn from(address: SocketAddr) -> Self {
+        let mut this = Self::default();
+        this.len = Self::write(address, &mut this.octets);
+        this
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive_the_kernels_layout() {
+        for text in ["192.0.2.7:4000", "[2001:db8::1]:65535", "[fe80::1%3]:9"] {
+            let address: SocketAddr = text.parse().unwrap();
+            let kernel = KernelAddress::from(address);
+            assert_eq!(kernel.address(), Some(address));
+        }
+    }
+
+    #[test]
+    fn a_mapped_ipv4_address_is_an_ipv4_address() {
+        let mapped: SocketAddr = "[::ffff:192.0.2.7]:4000".parse().unwrap();
+        let plain: SocketAddr = "192.0.2.7:4000".parse().unwrap();
+        assert_eq!(KernelAddress::from(mapped).address(), Some(plain));
+    }
+
+    #[test]
+    fn an_unknown_family_is_no_address() {
+        assert_eq!(KernelAddress::read(&[0xFF; 28]), None);
+        assert_eq!(KernelAddress::read(&[2]), None);
+    }
+}

@@ -1,0 +1,579 @@
+//! The io_uring driver.
+//!
+//! Set-up flags: SINGLE_ISSUER and DEFER_TASKRUN (completions are made inside our own enter, so the thread is never
+//! interrupted), SUBMIT_ALL (one bad entry does not hold up the rest). One enter a turn submits, waits and reaps.
+//! Measured choices are in docs/decisions and bench/RESULTS.md.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use io_uring::{IoUring, cqueue, squeue, types};
+
+use super::arena::Arena;
+use super::buffers::{Buffers, Received};
+use super::op::{self, NO_SOCKET, Op, tag, untag};
+use super::socket::{KernelAddress, shut_write};
+use super::table::{InFlight, Owner, Phase, SocketId, Stream, Table};
+use super::thread::Waker;
+use super::{Completion, DATAGRAM_OCTETS, Limits, RingCounters, RingError, STAGE_OCTETS, Wait};
+
+/// Submissions between two enters; when it is full the ring submits early. A turn of 1 ms with 4 000 calls has 200
+/// datagrams and as many writes.
+const SUBMISSIONS: u32 = 1_024;
+
+/// Completions that end a coalescing wait at once, so that receive buffers do not run dry while we wait.
+const COALESCED: usize = 192;
+
+/// The one group of receive buffers.
+const GROUP: u16 = 1;
+
+/// How long a ring that is dropped waits for the kernel to let go of what was in flight.
+const LETTING_GO: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub struct Uring {
+    ring: IoUring,
+    /// Freed by hand in `drop`, when nothing is in flight any more.
+    buffers: ManuallyDrop<Buffers>,
+    /// The same.
+    table: ManuallyDrop<Table>,
+    arena: Arena,
+    /// What a datagram is written to when the kernel takes no more and the arena is full; it is then dropped.
+    overflow: Box<[u8]>,
+    overflowing: bool,
+    /// How much room a received datagram's source gets; the same for every socket, never written after set-up.
+    header: Box<libc::msghdr>,
+    /// Sockets with something to try again next turn: a receive to arm, a cancel to place. At most one entry a
+    /// socket and reason, so its capacity is never outgrown.
+    again: Vec<SocketId>,
+    /// Sockets with nothing in flight that only wait for the submission queue to be empty of their descriptor.
+    quiet: Vec<SocketId>,
+    waker: Waker,
+    waits_for_minimum: bool,
+    counters: RingCounters,
+}
+
+impl std::fmt::Debug for Uring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uring")
+            .field("sockets", &self.table.len())
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Uring {
+    pub(super) fn open(limits: Limits, waker: &Waker) -> Result<Self, RingError> {
+        let setup = |what| move |source| RingError::Setup { what, source };
+        let completions = (limits.receive_buffers.max(1_024) * 4).next_power_of_two() as u32;
+        let ring: IoUring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_submit_all()
+            .setup_cqsize(completions)
+            .setup_clamp()
+            .build(SUBMISSIONS)
+            .map_err(setup("io_uring_setup"))?;
+        let buffers = Buffers::for_kernel(limits.receive_buffers).map_err(setup("mmap"))?;
+        let (entries, count) = buffers.entries().expect("just made for the kernel");
+        // SAFETY: `entries` is page aligned, has `count` entries, and stays mapped until the group is unregistered in
+        // `drop`.
+        unsafe { ring.submitter().register_buf_ring_with_flags(entries, count, GROUP, 0) }
+            .map_err(setup("register buffer ring"))?;
+        // Saves the kernel a look-up of the ring's descriptor at each enter; kernels before 5.18 do without.
+        let _ = ring.submitter().register_ring_fd();
+        // SAFETY: msghdr is plain data; all zero is its empty value.
+        let mut header: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
+        header.msg_namelen = KernelAddress::ROOM as libc::socklen_t;
+        let waits_for_minimum = ring.params().is_feature_min_timeout();
+        let mut this = Self {
+            ring,
+            buffers: ManuallyDrop::new(buffers),
+            table: ManuallyDrop::new(Table::new(limits.sockets)),
+            arena: Arena::new(),
+            overflow: vec![0; DATAGRAM_OCTETS].into_boxed_slice(),
+            overflowing: false,
+            header,
+            again: Vec::with_capacity(limits.sockets * 2),
+            quiet: Vec::with_capacity(limits.sockets),
+            waker: waker.clone(),
+            waits_for_minimum,
+            counters: RingCounters::default(),
+        };
+        this.watch_waker();
+        Ok(this)
+    }
+
+    fn watch_waker(&mut self) {
+        let entry = op::watch(self.waker.as_raw_fd()).user_data(tag(Op::Wake, NO_SOCKET));
+        self.push(&entry);
+    }
+
+    pub(super) fn add_udp(&mut self, fd: OwnedFd, owner: Owner) -> Result<SocketId, RingError> {
+        let limit = self.table.limit();
+        let id = self.table.insert(fd, owner, None).ok_or(RingError::SocketsFull(limit))?;
+        self.arm_receive(id);
+        Ok(id)
+    }
+
+    pub(super) fn add_stream(&mut self, fd: OwnedFd, owner: Owner) -> Result<SocketId, RingError> {
+        let limit = self.table.limit();
+        let id =
+            self.table.insert(fd, owner, Some(Stream::new(None))).ok_or(RingError::SocketsFull(limit))?;
+        self.arm_receive(id);
+        Ok(id)
+    }
+
+    pub(super) fn connect(
+        &mut self,
+        fd: OwnedFd,
+        to: SocketAddr,
+        owner: Owner,
+    ) -> Result<SocketId, RingError> {
+        let limit = self.table.limit();
+        let id =
+            self.table.insert(fd, owner, Some(Stream::new(Some(to)))).ok_or(RingError::SocketsFull(limit))?;
+        let Some(socket) = self.table.get_mut(id) else {
+            return Err(RingError::SocketsFull(limit));
+        };
+        let fd = socket.fd.as_raw_fd();
+        if let Some(stream) = &mut socket.stream {
+            stream.connect = InFlight::Submitted;
+            let entry = op::connect(fd, stream.address.as_ptr(), stream.address.len())
+                .user_data(tag(Op::Connect, id));
+            if !self.push(&entry) {
+                self.table.remove(id);
+                return Err(RingError::Socket(io::ErrorKind::ResourceBusy.into()));
+            }
+        }
+        Ok(id)
+    }
+
+    pub(super) fn datagram(&mut self) -> &mut [u8] {
+        if !self.arena.has_room() {
+            self.submit();
+            self.reset_arena();
+        }
+        self.overflowing = !self.arena.has_room();
+        if self.overflowing {
+            return &mut self.overflow;
+        }
+        self.arena.payload()
+    }
+
+    pub(super) fn send_datagram(&mut self, id: SocketId, to: SocketAddr, len: usize) {
+        let Some(socket) = self.table.open_mut(id) else {
+            return;
+        };
+        let fd = socket.fd.as_raw_fd();
+        if self.overflowing {
+            self.counters.send_failed += 1;
+            return;
+        }
+        let at = self.arena.place(to, len);
+        let entry = op::send_datagram(fd, at.data, at.len, at.address, at.address_len)
+            .user_data(tag(Op::Datagram, id));
+        if !self.push(&entry) {
+            self.counters.send_failed += 1;
+        }
+    }
+
+    pub(super) fn stage(&mut self, id: SocketId) -> Option<&mut [u8]> {
+        let stream = self.table.open_mut(id)?.stream.as_mut()?;
+        stream.is_free().then_some(&mut stream.stage[..])
+    }
+
+    pub(super) fn send_stage(&mut self, id: SocketId, len: usize) {
+        let Some(stream) = self.table.open_mut(id).and_then(|s| s.stream.as_mut()) else {
+            return;
+        };
+        if len == 0 || !stream.is_free() {
+            return;
+        }
+        (stream.from, stream.to) = (0, len.min(STAGE_OCTETS));
+        self.write(id);
+    }
+
+    /// Submits what is left of the stage.
+    fn write(&mut self, id: SocketId) {
+        let Some(socket) = self.table.get_mut(id) else {
+            return;
+        };
+        let fd = socket.fd.as_raw_fd();
+        let Some(stream) = &mut socket.stream else {
+            return;
+        };
+        let rest = &stream.stage[stream.from..stream.to];
+        let entry = op::write(fd, rest.as_ptr(), rest.len() as u32).user_data(tag(Op::Write, id));
+        stream.write = InFlight::Submitted;
+        if !self.push(&entry)
+            && let Some(stream) = self.table.get_mut(id).and_then(|s| s.stream.as_mut())
+        {
+            stream.write = InFlight::Waiting;
+            self.again.push(id);
+        }
+    }
+
+    pub(super) fn finish(&mut self, id: SocketId) {
+        let Some(socket) = self.table.open_mut(id) else {
+            return;
+        };
+        socket.phase = Phase::Finishing;
+        let writing = socket.stream.as_ref().is_some_and(|s| s.write != InFlight::Completed);
+        if !writing {
+            shut_write(&socket.fd);
+        }
+    }
+
+    pub(super) fn close(&mut self, id: SocketId) {
+        let Some(socket) = self.table.get_mut(id) else {
+            return;
+        };
+        if socket.phase == Phase::Closing {
+            return;
+        }
+        socket.phase = Phase::Closing;
+        socket.receive.ignore();
+        if let Some(stream) = &mut socket.stream {
+            stream.connect.ignore();
+            stream.write.ignore();
+        }
+        if socket.is_quiet() {
+            self.quiet.push(id);
+        } else {
+            self.cancel(id);
+        }
+    }
+
+    fn cancel(&mut self, id: SocketId) {
+        let Some(socket) = self.table.get_mut(id) else {
+            return;
+        };
+        let entry = op::cancel(socket.fd.as_raw_fd()).user_data(tag(Op::Cancel, id));
+        if !self.push(&entry) {
+            self.again.push(id);
+        }
+    }
+
+    fn arm_receive(&mut self, id: SocketId) {
+        let Some(socket) = self.table.get_mut(id) else {
+            return;
+        };
+        let fd = socket.fd.as_raw_fd();
+        let entry = match socket.stream {
+            Some(_) => op::receive_stream(fd, GROUP),
+            None => op::receive_datagrams(fd, &raw const *self.header, GROUP),
+        };
+        let armed = self.push(&entry.user_data(tag(Op::Receive, id)));
+        if let Some(socket) = self.table.get_mut(id) {
+            socket.receive = match armed {
+                true => InFlight::Submitted,
+                false => InFlight::Waiting,
+            };
+        }
+        if !armed {
+            self.again.push(id);
+        }
+    }
+
+    /// Places an entry, submitting early when the queue is full. False when the kernel takes no more just now.
+    fn push(&mut self, entry: &squeue::Entry) -> bool {
+        for attempt in 0..2 {
+            // SAFETY: what the entry points to lives in the arena, in a boxed stream or header, or in the buffer ring. All
+            // of them stay until the operation is over: the arena until the queue was taken empty, the others until the
+            // socket's entry is removed, which needs it to be quiet.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                self.counters.operations += 1;
+                return true;
+            }
+            if attempt == 0 {
+                self.submit();
+            }
+        }
+        false
+    }
+
+    /// Submits without waiting. Errors show as entries that stay in the queue.
+    fn submit(&mut self) {
+        self.counters.enters += 1;
+        let _ = self.ring.submit();
+    }
+
+    fn reset_arena(&mut self) {
+        if self.ring.submission().is_empty() {
+            self.arena.reset();
+        }
+    }
+
+    pub(super) fn turn(&mut self, wait: Wait) -> io::Result<()> {
+        self.try_again();
+        self.buffers.publish();
+        self.counters.enters += 1;
+        let outcome = match wait.deadline {
+            None => self.ring.submit_and_wait(1),
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let timeout = types::Timespec::from(left);
+                let args = types::SubmitArgs::new().timespec(&timeout);
+                // A minimum wait must end before the deadline: the kernel looks at the deadline only after it.
+                if wait.coalesce.is_zero() {
+                    self.ring.submitter().submit_with_args(1, &args)
+                } else if left <= wait.coalesce {
+                    self.ring.submitter().submit_with_args(COALESCED, &args)
+                } else if self.waits_for_minimum {
+                    let args = args.min_wait_usec(wait.coalesce.as_micros() as u32);
+                    self.ring.submitter().submit_with_args(COALESCED, &args)
+                } else {
+                    self.ring.submitter().submit_with_args(1, &args)
+                }
+            }
+        };
+        match outcome {
+            Ok(_) => {}
+            Err(error) => match error.raw_os_error() {
+                // Nothing came in time; a signal; completions to be reaped first; memory short for a moment.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ENOMEM) => {}
+                _ => return Err(error),
+            },
+        }
+        self.counters.overflowed = u64::from(self.ring.completion().overflow());
+        if self.ring.submission().is_empty() {
+            self.arena.reset();
+            while let Some(id) = self.quiet.pop() {
+                self.table.remove(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Arms, writes and cancels what could not be before.
+    fn try_again(&mut self) {
+        for _ in 0..self.again.len() {
+            let id = self.again.swap_remove(0);
+            let Some(socket) = self.table.get_mut(id) else {
+                continue;
+            };
+            if socket.phase == Phase::Closing {
+                if !socket.is_quiet() {
+                    self.cancel(id);
+                }
+                continue;
+            }
+            let waiting_write = socket.stream.as_ref().is_some_and(|s| s.write == InFlight::Waiting);
+            if socket.receive == InFlight::Waiting {
+                self.counters.rearmed += 1;
+                self.arm_receive(id);
+            }
+            if waiting_write {
+                self.write(id);
+            }
+        }
+    }
+
+    pub(super) fn next(&mut self) -> Option<Completion> {
+        loop {
+            let entry = self.ring.completion().next()?;
+            self.counters.completions += 1;
+            let Some((op, id)) = untag(entry.user_data()) else {
+                continue;
+            };
+            let completion = match op {
+                Op::Receive => self.received(id, entry.result(), entry.flags()),
+                Op::Datagram => {
+                    self.counters.send_failed += 1;
+                    None
+                }
+                Op::Write => self.written(id, entry.result()),
+                Op::Connect => self.connected(id, entry.result()),
+                Op::Cancel => None,
+                Op::Wake => {
+                    self.waker.drain();
+                    if !cqueue::more(entry.flags()) {
+                        self.watch_waker();
+                    }
+                    Some(Completion::Woken)
+                }
+            };
+            if completion.is_some() {
+                return completion;
+            }
+        }
+    }
+
+    fn received(&mut self, id: SocketId, result: i32, flags: u32) -> Option<Completion> {
+        let buffer = cqueue::buffer_select(flags);
+        let Some(socket) = self.table.get_mut(id) else {
+            // Cannot be: an entry stays until its receive is over. The buffer is not lost, at least.
+            if let Some(buffer) = buffer {
+                self.buffers.lend(buffer);
+            }
+            return None;
+        };
+        let owner = socket.owner;
+        let phase = socket.phase;
+        let is_stream = socket.stream.is_some();
+        let dry = result == -libc::ENOBUFS;
+        let ended = is_stream && result <= 0 && !dry;
+        if !cqueue::more(flags) {
+            if phase == Phase::Closing || ended {
+                socket.receive = InFlight::Completed;
+            } else {
+                socket.receive = InFlight::Waiting;
+                self.again.push(id);
+            }
+        }
+        if dry {
+            self.counters.buffers_dry += 1;
+        }
+        if phase == Phase::Closing || (ended && phase == Phase::Finishing) {
+            if let Some(buffer) = buffer {
+                self.buffers.lend(buffer);
+            }
+            if phase == Phase::Finishing {
+                self.close(id);
+            } else {
+                self.release_if_quiet(id);
+            }
+            return None;
+        }
+        if ended {
+            if let Some(buffer) = buffer {
+                self.buffers.lend(buffer);
+            }
+            let error = (result < 0).then(|| io::Error::from_raw_os_error(-result));
+            return Some(Completion::Ended { owner, error });
+        }
+        let buffer = buffer?;
+        if result < 0 || phase == Phase::Finishing {
+            self.buffers.lend(buffer);
+            return None;
+        }
+        let filled = result as usize;
+        if is_stream {
+            let data = self.buffers.received(buffer, 0, filled);
+            return Some(Completion::Stream { owner, data });
+        }
+        let raw = self.buffers.raw(buffer, filled);
+        let parsed = types::RecvMsgOut::parse(raw, &self.header);
+        let (from, len) = match &parsed {
+            Ok(out) if !out.is_payload_truncated() => {
+                (KernelAddress::read(out.name_data()), out.payload_data().len())
+            }
+            _ => {
+                self.counters.truncated += 1;
+                (None, 0)
+            }
+        };
+        let Some(from) = from else {
+            self.buffers.lend(buffer);
+            return None;
+        };
+        let data = self.buffers.received(buffer, filled - len, len);
+        Some(Completion::Datagram { owner, from, data })
+    }
+
+    fn written(&mut self, id: SocketId, result: i32) -> Option<Completion> {
+        let socket = self.table.get_mut(id)?;
+        let (owner, phase) = (socket.owner, socket.phase);
+        let stream = socket.stream.as_mut()?;
+        stream.write = InFlight::Completed;
+        if phase == Phase::Closing {
+            self.release_if_quiet(id);
+            return None;
+        }
+        if result > 0 {
+            stream.from += result as usize;
+            if stream.from < stream.to {
+                self.write(id);
+                return None;
+            }
+            if phase == Phase::Finishing {
+                shut_write(&socket.fd);
+                return None;
+            }
+            return Some(Completion::Writable { owner });
+        }
+        if phase == Phase::Finishing {
+            self.close(id);
+            return None;
+        }
+        let error = Some(io::Error::from_raw_os_error(-result));
+        Some(Completion::Ended { owner, error })
+    }
+
+    fn connected(&mut self, id: SocketId, result: i32) -> Option<Completion> {
+        let socket = self.table.get_mut(id)?;
+        let (owner, phase) = (socket.owner, socket.phase);
+        let stream = socket.stream.as_mut()?;
+        stream.connect = InFlight::Completed;
+        if phase != Phase::Open {
+            self.release_if_quiet(id);
+            return None;
+        }
+        if result < 0 {
+            let error = Some(io::Error::from_raw_os_error(-result));
+            return Some(Completion::Ended { owner, error });
+        }
+        stream.connected = true;
+        self.arm_receive(id);
+        Some(Completion::Connected { owner })
+    }
+
+    fn release_if_quiet(&mut self, id: SocketId) {
+        if let Some(socket) = self.table.get_mut(id)
+            && socket.phase == Phase::Closing
+            && socket.is_quiet()
+        {
+            self.quiet.push(id);
+        }
+    }
+
+    pub(super) fn bytes(&self, data: &Received) -> &[u8] {
+        self.buffers.bytes(data)
+    }
+
+    pub(super) fn give_back(&mut self, data: Received) {
+        self.buffers.give_back(data);
+    }
+
+    pub(super) fn counters(&self) -> RingCounters {
+        let (buffers_out, buffers_out_max) = self.buffers.out();
+        RingCounters { buffers_out, buffers_out_max, sockets: self.table.len() as u64, ..self.counters }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        let ids: Vec<SocketId> = self.table.ids().collect();
+        for id in ids {
+            self.close(id);
+        }
+        let give_up = Instant::now() + LETTING_GO;
+        while self.table.len() > 0 && Instant::now() < give_up {
+            let wait =
+                Wait { deadline: Some(Instant::now() + Duration::from_millis(10)), coalesce: Duration::ZERO };
+            if self.turn(wait).is_err() {
+                break;
+            }
+            while self.next().is_some() {}
+        }
+        let _ = self.ring.submitter().unregister_buf_ring(GROUP);
+        if self.table.len() > 0 {
+            // The kernel still holds operations that point here. Losing memory is the lesser evil.
+            // SAFETY: neither field is used again; this is the end of `drop`.
+            let (buffers, table) =
+                unsafe { (ManuallyDrop::take(&mut self.buffers), ManuallyDrop::take(&mut self.table)) };
+            buffers.leak();
+            std::mem::forget(table);
+            return;
+        }
+        // SAFETY: dropped once, here; nothing is in flight, so the kernel uses none of it.
+        unsafe {
+            ManuallyDrop::drop(&mut self.buffers);
+            ManuallyDrop::drop(&mut self.table);
+        }
+    }
+}
