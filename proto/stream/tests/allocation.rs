@@ -1,0 +1,76 @@
+//! Audio passes both dialects without touching the allocator.
+
+use tandem_stream::agent;
+use tandem_stream::twilio::{self, BotWriter, FromBot, StreamIds, StreamWriter};
+use tandem_stream::websocket::{FrameReader, Message, Opcode, Role, write_frame, write_frame_with};
+
+/// One second of frames.
+const FRAMES: u64 = 50;
+
+fn allocations(mut frame: impl FnMut(u64)) -> u64 {
+    frame(0);
+    allocation_counter::measure(|| (1..=FRAMES).for_each(&mut frame)).count_total
+}
+
+#[test]
+fn pcm_audio_is_written_and_read_without_allocation() {
+    let samples = [321i16; agent::FRAME_SAMPLES];
+    let mut reader = FrameReader::new(Role::Server);
+    let mut wire = [0; 1024];
+    let mut heard = 0;
+    let count = allocations(|n| {
+        let mask = (n as u32).to_be_bytes();
+        let len = write_frame_with(&mut wire, Opcode::Binary, Some(mask), agent::FRAME_BYTES, |room| {
+            agent::write_audio(&samples, room);
+        })
+        .expect("the frame fits");
+        // In two segments, as TCP likes it.
+        for segment in [&wire[..300], &wire[300..len]] {
+            assert_eq!(reader.push(segment), segment.len());
+            while let Some(message) = reader.poll_message().expect("the frame is sound") {
+                let Message::Binary(payload) = message else { panic!("audio is binary") };
+                heard += agent::read_audio(payload)
+                    .expect("whole samples")
+                    .filter(|sample| *sample == 321)
+                    .count();
+            }
+        }
+    });
+    assert_eq!(heard, (FRAMES as usize + 1) * agent::FRAME_SAMPLES);
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn media_streams_audio_is_written_without_allocation() {
+    let ids = StreamIds { stream_sid: "MZ1".into(), call_sid: "CA1".into(), account_sid: "AC1".into() };
+    let mut stream = StreamWriter::new(ids);
+    let mut wire = [0; 1024];
+    let count = allocations(|n| {
+        let len = stream.media_len(n * 20, twilio::FRAME_BYTES);
+        let written = write_frame_with(&mut wire, Opcode::Text, Some([1, 2, 3, 4]), len, |room| {
+            assert_eq!(stream.media(n * 20, &[0x7F; twilio::FRAME_BYTES], room), Ok(len));
+        });
+        assert!(written.is_ok_and(|octets| octets > len));
+    });
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn media_streams_audio_is_read_without_allocation() {
+    let mut text = [0; 1024];
+    let len = BotWriter::new("MZ1").media(&[0x55; twilio::FRAME_BYTES], &mut text).expect("the message fits");
+    let mut wire = [0; 1024];
+    let len = write_frame(&mut wire, Opcode::Text, None, &text[..len]).expect("the frame fits");
+    let mut reader = FrameReader::new(Role::Client);
+    let mut scratch = [0; 960];
+    let mut heard = 0;
+    let count = allocations(|_| {
+        reader.push(&wire[..len]);
+        let message = reader.poll_message().expect("the frame is sound").expect("the frame is whole");
+        let Message::Text(text) = message else { panic!("media is text") };
+        let Ok(Some(FromBot::Media { payload })) = FromBot::parse(text) else { panic!("this is media") };
+        heard += twilio::decode_payload(&payload, &mut scratch, |_| {}).expect("the payload is sound");
+    });
+    assert_eq!(heard, (FRAMES as usize + 1) * twilio::FRAME_BYTES);
+    assert_eq!(count, 0);
+}
