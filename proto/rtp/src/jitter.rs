@@ -1,0 +1,253 @@
+//! Upstream reordering: packets in order pass at once, early ones wait a bounded moment for what is missing.
+//!
+//! ```text
+//!  in order ──────────────────────────────▶ Placement::InOrder: the caller uses the packet it holds, nothing is copied
+//!  early ──▶ held (8 places) ── gap filled ▶ Release::Packet
+//!                            └─ 40 ms over ▶ Release::Gap, then Release::Packet
+//!  behind ─▶ Placement::Late: dropped and counted
+//! ```
+//!
+//! There is no playout delay: whoever listens (an agent, a recogniser) wants each packet the moment it can be had in order.
+//! A jitter buffer that plays to a clock is not here; what goes to the caller is paced by the session's ptime clock.
+//!
+//! After each `handle_*` the caller drains [`ReorderBuffer::poll_release`]. Packets of every payload type pass through here,
+//! telephone-events too, since they share the sequence numbers.
+
+use std::time::{Duration, Instant};
+
+use crate::packet::Header;
+use crate::units::ExtendedSequence;
+
+/// Early packets that are held. Forty milliseconds of 10 ms packets are four; twice that leaves room for a burst.
+pub const MAX_HELD: usize = 8;
+/// How long an early packet waits for what is missing, unless said otherwise: two packets of 20 ms.
+pub const DEFAULT_WAIT: Duration = Duration::from_millis(40);
+
+/// Where a packet went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placement {
+    /// It is the next one: use it now, then drain.
+    InOrder,
+    /// It is early and was copied; it comes out of [`ReorderBuffer::poll_release`].
+    Held,
+    /// Its place has passed: drop it.
+    Late,
+    /// It is held already: drop it.
+    Duplicate,
+    /// It is early and cannot be held, being larger than a place or for want of a drain: drop it.
+    Refused,
+}
+
+/// What comes out, in order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Release<'a> {
+    /// A packet that waited.
+    Packet(HeldPacket<'a>),
+    /// These packets did not come in time: conceal or mark them. The next release has the packet after them, whose
+    /// timestamp tells how much time is missing.
+    Gap {
+        /// The first that is missing.
+        first: ExtendedSequence,
+        /// How many.
+        packets: u64,
+    },
+}
+
+/// A packet that waited.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HeldPacket<'a> {
+    /// Its number.
+    pub sequence: ExtendedSequence,
+    /// Its header.
+    pub header: Header,
+    /// What it carries.
+    pub payload: &'a [u8],
+}
+
+/// Counters since the buffer was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReorderStats {
+    /// Packets that passed at once.
+    pub in_order: u64,
+    /// Packets that waited and were then released.
+    pub released: u64,
+    /// Packets that came after their place had passed.
+    pub late: u64,
+    /// Packets that were held already.
+    pub duplicate: u64,
+    /// Packets given up, over all gaps.
+    pub missing: u64,
+    /// Early packets that could not be held.
+    pub refused: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    sequence: ExtendedSequence,
+    header: Header,
+    len: usize,
+    arrival: Instant,
+}
+
+/// The reorder stage of one inbound stream.
+#[derive(Debug)]
+pub struct ReorderBuffer {
+    /// The number that would be in order; `None` before the first packet.
+    next: Option<ExtendedSequence>,
+    held: [Option<Held>; MAX_HELD],
+    held_count: usize,
+    /// `MAX_HELD` places of `place_len` octets.
+    payloads: Box<[u8]>,
+    place_len: usize,
+    wait: Duration,
+    /// Everything before this is released now, missing or not.
+    give_up_before: Option<ExtendedSequence>,
+    stats: ReorderStats,
+}
+
+impl ReorderBuffer {
+    /// An empty buffer whose places hold payloads of up to `max_payload` octets. Allocates once, `MAX_HELD` places.
+    pub fn new(max_payload: usize) -> Self {
+        Self {
+            next: None,
+            held: [None; MAX_HELD],
+            held_count: 0,
+            payloads: vec![0; MAX_HELD * max_payload].into_boxed_slice(),
+            place_len: max_payload,
+            wait: DEFAULT_WAIT,
+            give_up_before: None,
+            stats: ReorderStats::default(),
+        }
+    }
+
+    /// Waits so long for a missing packet instead of [`DEFAULT_WAIT`].
+    pub fn set_wait(&mut self, wait: Duration) {
+        self.wait = wait;
+    }
+
+    /// The counters.
+    pub const fn stats(&self) -> ReorderStats {
+        self.stats
+    }
+
+    /// Packets that wait.
+    pub const fn held(&self) -> usize {
+        self.held_count
+    }
+
+    /// Takes a packet that the receiver accepted.
+    pub fn handle_packet(
+        &mut self,
+        sequence: ExtendedSequence,
+        header: &Header,
+        payload: &[u8],
+        now: Instant,
+    ) -> Placement {
+        let next = *self.next.get_or_insert(sequence);
+        if sequence == next {
+            self.next = Some(sequence.next());
+            self.stats.in_order += 1;
+            return Placement::InOrder;
+        }
+        if sequence < next {
+            self.stats.late += 1;
+            return Placement::Late;
+        }
+        if self.held.iter().flatten().any(|held| held.sequence == sequence) {
+            self.stats.duplicate += 1;
+            return Placement::Duplicate;
+        }
+        let free = self.held.iter().position(Option::is_none);
+        let (Some(index), true) = (free, payload.len() <= self.place_len) else {
+            self.stats.refused += 1;
+            return Placement::Refused;
+        };
+        let start = index * self.place_len;
+        self.payloads[start..start + payload.len()].copy_from_slice(payload);
+        self.held[index] = Some(Held { sequence, header: *header, len: payload.len(), arrival: now });
+        self.held_count += 1;
+        if sequence.since(next) > MAX_HELD as u64 {
+            // More is missing than reordering explains: do not wait for it.
+            self.give_up_before(sequence);
+        } else if self.held_count == MAX_HELD
+            && let Some(index) = self.first_held()
+            && let Some(first) = self.held[index]
+        {
+            // The last place was taken: the oldest gap is given up, which frees at least one.
+            self.give_up_before(first.sequence);
+        }
+        Placement::Held
+    }
+
+    /// When the oldest gap is given up, if one is open.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.held.iter().flatten().map(|held| held.arrival + self.wait).min()
+    }
+
+    /// Gives up gaps whose wait is over.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let wait = self.wait;
+        let due = self
+            .held
+            .iter()
+            .flatten()
+            .filter(|held| held.arrival + wait <= now)
+            .map(|held| held.sequence)
+            .max();
+        if let Some(sequence) = due {
+            self.give_up_before(sequence);
+        }
+    }
+
+    /// The next thing in order that waited; `None` when the next packet is still missing or nothing waits.
+    pub fn poll_release(&mut self) -> Option<Release<'_>> {
+        if self.held_count == 0 {
+            return None;
+        }
+        let next = self.next?;
+        let index = self.first_held()?;
+        let first = self.held[index]?;
+        if first.sequence > next {
+            if self.give_up_before.is_none_or(|limit| limit < first.sequence) {
+                return None;
+            }
+            self.next = Some(first.sequence);
+            let packets = first.sequence.since(next);
+            self.stats.missing += packets;
+            return Some(Release::Gap { first: next, packets });
+        }
+        self.held[index] = None;
+        self.held_count -= 1;
+        self.next = Some(first.sequence.next());
+        self.stats.released += 1;
+        let start = index * self.place_len;
+        Some(Release::Packet(HeldPacket {
+            sequence: first.sequence,
+            header: first.header,
+            payload: &self.payloads[start..start + first.len],
+        }))
+    }
+
+    /// A new stream begins: what is held is dropped, and the next packet is in order whatever its number. Counters stay.
+    pub fn reset(&mut self) {
+        self.next = None;
+        self.held = [None; MAX_HELD];
+        self.held_count = 0;
+        self.give_up_before = None;
+    }
+
+    fn give_up_before(&mut self, sequence: ExtendedSequence) {
+        self.give_up_before = Some(self.give_up_before.map_or(sequence, |limit| limit.max(sequence)));
+    }
+
+    /// Place of the held packet with the lowest number.
+    fn first_held(&self) -> Option<usize> {
+        (0..MAX_HELD)
+            .filter_map(|index| self.held[index].map(|held| (held.sequence, index)))
+            .min()
+            .map(|(_, index)| index)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,251 @@
+//! Which source of inbound RTP is believed, and where our own RTP goes (symmetric RTP, RFC 4961; hosted NAT, RFC 7362).
+//!
+//! A caller behind NAT puts a private address into its SDP; its packets come from another. Latching sends back to where
+//! they come from. It must not become a way to steal a call, so:
+//!
+//! * one source is latched at a time, and while it is alive nobody else is heard,
+//! * the address in the SDP is the one exception: a peer that sends from there owns the call and ends any other latch,
+//! * a latched source that fell silent may move (a NAT binding that was renewed), but only with its own SSRC, which a
+//!   stranger does not know,
+//! * everything else needs a new offer or answer: [`SourceLatch::rearm`].
+//!
+//! Call [`SourceLatch::handle_packet`] only with packets that parsed and carry a negotiated payload type.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::units::Ssrc;
+
+/// A latched source is alive for so long after its last packet. Longer than any gap of a call that speaks, shorter
+/// than a caller's patience when a NAT moved the binding.
+pub const SOURCE_SILENCE: Duration = Duration::from_secs(1);
+
+/// How the source of inbound RTP is trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Latching {
+    /// The first source of valid RTP becomes the remote address.
+    #[default]
+    Auto,
+    /// Only the address and port in the SDP are heard and sent to.
+    Strict,
+    /// The IP address in the SDP is heard from any of its ports; we send to the SDP's port only.
+    Off,
+}
+
+/// What to do with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LatchVerdict {
+    /// It comes from the source that we hear.
+    Accepted,
+    /// Accepted, and from now on we send there: the remote address is another than before.
+    Latched,
+    /// It comes from somebody else: drop and count it.
+    Rejected,
+}
+
+impl LatchVerdict {
+    /// True for both kinds of acceptance.
+    pub const fn is_accepted(self) -> bool {
+        matches!(self, Self::Accepted | Self::Latched)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Latched {
+    source: SocketAddr,
+    ssrc: Ssrc,
+    last_heard: Instant,
+}
+
+/// The latch of one RTP leg.
+#[derive(Debug, Clone)]
+pub struct SourceLatch {
+    latching: Latching,
+    signalled: Option<SocketAddr>,
+    latched: Option<Latched>,
+    rejected: u64,
+}
+
+impl SourceLatch {
+    /// A latch that nobody holds yet. `signalled` is the address in the peer's SDP, if it is known; an unspecified
+    /// address (0.0.0.0, ::) or port 0 counts as unknown.
+    pub fn new(latching: Latching, signalled: Option<SocketAddr>) -> Self {
+        Self { latching, signalled: usable(signalled), latched: None, rejected: 0 }
+    }
+
+    /// Where our packets go: the latched source, else the address in the SDP.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        match self.latched {
+            Some(latched) if self.latching == Latching::Auto => Some(latched.source),
+            _ => self.signalled,
+        }
+    }
+
+    /// The source that we hear now.
+    pub fn source(&self) -> Option<SocketAddr> {
+        self.latched.map(|latched| latched.source)
+    }
+
+    /// Packets from anybody else.
+    pub const fn rejected(&self) -> u64 {
+        self.rejected
+    }
+
+    /// Judges the source of a valid packet.
+    pub fn handle_packet(&mut self, source: SocketAddr, ssrc: Ssrc, now: Instant) -> LatchVerdict {
+        let is_signalled = self.signalled == Some(source);
+        let accepted = match (self.latching, &self.latched) {
+            (Latching::Strict, _) => is_signalled,
+            (Latching::Off, _) => self.signalled.is_some_and(|signalled| signalled.ip() == source.ip()),
+            (Latching::Auto, None) => true,
+            (Latching::Auto, Some(latched)) => {
+                let silent = now.saturating_duration_since(latched.last_heard) >= SOURCE_SILENCE;
+                latched.source == source || is_signalled || (silent && latched.ssrc == ssrc)
+            }
+        };
+        if !accepted {
+            self.rejected += 1;
+            return LatchVerdict::Rejected;
+        }
+        let before = self.remote();
+        self.latched = Some(Latched { source, ssrc, last_heard: now });
+        if self.remote() == before { LatchVerdict::Accepted } else { LatchVerdict::Latched }
+    }
+
+    /// A new offer or answer was agreed: the latch is open for the next source again, and until then we send to the
+    /// signalled address. When the peer signals the address it had, the latch holds: a mere hold or session refresh does
+    /// not open the call to strangers, or send a caller's audio back to its private address.
+    pub fn rearm(&mut self, latching: Latching, signalled: Option<SocketAddr>) {
+        let signalled = usable(signalled);
+        if (latching, signalled) != (self.latching, self.signalled) {
+            self.latching = latching;
+            self.signalled = signalled;
+            self.latched = None;
+        }
+    }
+}
+
+fn usable(signalled: Option<SocketAddr>) -> Option<SocketAddr> {
+    signalled.filter(|address| !address.ip().is_unspecified() && address.port() != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CALLER: Ssrc = Ssrc(1);
+    const STRANGER: Ssrc = Ssrc(2);
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[allow(clippy::disallowed_methods)]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn private_address_in_sdp_is_replaced_by_the_first_source() {
+        let mut latch = SourceLatch::new(Latching::Auto, Some(address("10.0.0.5:4000")));
+        assert_eq!(latch.remote(), Some(address("10.0.0.5:4000")));
+        assert_eq!(latch.handle_packet(address("203.0.113.9:61000"), CALLER, start()), LatchVerdict::Latched);
+        assert_eq!(
+            latch.handle_packet(address("203.0.113.9:61000"), CALLER, start()),
+            LatchVerdict::Accepted
+        );
+        assert_eq!(latch.remote(), Some(address("203.0.113.9:61000")));
+    }
+
+    #[test]
+    fn third_party_never_takes_over_a_living_source() {
+        let now = start();
+        let (caller, stranger) = (address("203.0.113.9:61000"), address("198.51.100.1:5000"));
+        let mut latch = SourceLatch::new(Latching::Auto, Some(address("10.0.0.5:4000")));
+        latch.handle_packet(caller, CALLER, now);
+        for n in 0..1_000 {
+            let now = now + ms(20 * n);
+            latch.handle_packet(caller, CALLER, now);
+            assert_eq!(latch.handle_packet(stranger, STRANGER, now + ms(1)), LatchVerdict::Rejected);
+            assert_eq!(
+                latch.handle_packet(stranger, CALLER, now + ms(2)),
+                LatchVerdict::Rejected,
+                "not even with its SSRC"
+            );
+        }
+        assert_eq!(latch.remote(), Some(caller));
+        assert_eq!(latch.rejected(), 2_000);
+    }
+
+    #[test]
+    fn silent_caller_can_move_but_stranger_cannot_step_in() {
+        let now = start();
+        let mut latch = SourceLatch::new(Latching::Auto, None);
+        latch.handle_packet(address("203.0.113.9:61000"), CALLER, now);
+        let later = now + SOURCE_SILENCE;
+        assert_eq!(
+            latch.handle_packet(address("198.51.100.1:5000"), STRANGER, later),
+            LatchVerdict::Rejected
+        );
+        assert_eq!(latch.handle_packet(address("203.0.113.9:61002"), CALLER, later), LatchVerdict::Latched);
+        assert_eq!(latch.remote(), Some(address("203.0.113.9:61002")));
+    }
+
+    #[test]
+    fn signalled_address_ends_the_latch_of_a_stranger_who_came_first() {
+        let now = start();
+        let signalled = address("203.0.113.9:4000");
+        let mut latch = SourceLatch::new(Latching::Auto, Some(signalled));
+        assert_eq!(latch.handle_packet(address("198.51.100.1:5000"), STRANGER, now), LatchVerdict::Latched);
+        assert_eq!(latch.handle_packet(signalled, CALLER, now), LatchVerdict::Latched);
+        assert_eq!(latch.handle_packet(address("198.51.100.1:5000"), STRANGER, now), LatchVerdict::Rejected);
+        assert_eq!(latch.remote(), Some(signalled));
+    }
+
+    #[test]
+    fn strict_hears_only_the_signalled_address_and_port() {
+        let mut latch = SourceLatch::new(Latching::Strict, Some(address("203.0.113.9:4000")));
+        assert_eq!(latch.handle_packet(address("203.0.113.9:4002"), CALLER, start()), LatchVerdict::Rejected);
+        assert_eq!(latch.handle_packet(address("203.0.113.9:4000"), CALLER, start()), LatchVerdict::Accepted);
+        let mut unknown = SourceLatch::new(Latching::Strict, None);
+        assert_eq!(
+            unknown.handle_packet(address("203.0.113.9:4000"), CALLER, start()),
+            LatchVerdict::Rejected
+        );
+    }
+
+    #[test]
+    fn off_hears_any_port_of_the_signalled_host_and_never_redirects() {
+        let signalled = address("203.0.113.9:4000");
+        let mut latch = SourceLatch::new(Latching::Off, Some(signalled));
+        assert_eq!(latch.handle_packet(address("203.0.113.9:9999"), CALLER, start()), LatchVerdict::Accepted);
+        assert_eq!(
+            latch.handle_packet(address("198.51.100.1:4000"), CALLER, start()),
+            LatchVerdict::Rejected
+        );
+        assert_eq!(latch.remote(), Some(signalled));
+    }
+
+    #[test]
+    fn reinvite_with_a_new_address_opens_the_latch_and_a_refresh_does_not() {
+        let now = start();
+        let (private, public) = (address("10.0.0.5:4000"), address("203.0.113.9:61000"));
+        let mut latch = SourceLatch::new(Latching::Auto, Some(private));
+        latch.handle_packet(public, CALLER, now);
+        latch.rearm(Latching::Auto, Some(private));
+        assert_eq!(latch.remote(), Some(public), "a session refresh changes nothing");
+        latch.rearm(Latching::Auto, Some(address("10.0.0.7:5000")));
+        assert_eq!(latch.remote(), Some(address("10.0.0.7:5000")));
+        assert_eq!(latch.handle_packet(address("203.0.113.20:700"), STRANGER, now), LatchVerdict::Latched);
+    }
+
+    #[test]
+    fn unspecified_address_of_an_old_style_hold_is_no_address() {
+        assert_eq!(SourceLatch::new(Latching::Auto, Some(address("0.0.0.0:4000"))).remote(), None);
+        assert_eq!(SourceLatch::new(Latching::Auto, Some(address("203.0.113.9:0"))).remote(), None);
+    }
+}
