@@ -1,1 +1,32 @@
-//! All planes together: scenarios in virtual time and live calls with real peers.
+//! The vocabulary of tests that involve all planes.
+//!
+//! ```text
+//!   live/       real programs, real kernel, real peers          scenarios/   virtual time, one process
+//!     stack     `tandem up` on ports and a folder of its own
+//!     sipp, baresip, peer      who calls                        bot          who is called: a WebSocket agent
+//!     sound     is what was heard what was said?
+//! ```
+//!
+//! A live test takes free ports and a temporary folder, so it never meets a `make run` on the same machine. It runs
+//! alone (see .config/nextest.toml), because it measures real time.
+
+pub mod baresip;
+pub mod bot;
+pub mod peer;
+pub mod sipp;
+pub mod sound;
+pub mod stack;
+
+use std::time::{Duration, Instant};
+
+/// Looks again and again until something is there; fails with what was waited for.
+pub fn eventually<T>(what: &str, within: Duration, mut look: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        anyhow::ensure!(began.elapsed() < within, "not within {} s: {what}", within.as_secs_f32());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

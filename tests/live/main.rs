@@ -1,0 +1,5 @@
+//! Live calls: real programs, the real kernel, real peers, real time. `make live` runs them.
+
+mod many_calls;
+mod refusals;
+mod softphone;
