@@ -1,0 +1,46 @@
+//! Resampling: nanoseconds for 20 ms between each pair of rates, and what a packet costs through decoder and encoder.
+
+use std::hint::black_box;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use tandem_audio::format::{Codec, MAX_PACKET_SAMPLES, MAX_PAYLOAD_OCTETS, Ptime, SampleRate};
+use tandem_audio::resample::Resampler;
+use tandem_audio::tone::Sine;
+use tandem_audio::transcode::{Decoder, Encoder};
+use tandem_audio::vad::Vad;
+
+fn rates(c: &mut Criterion) {
+    let mut group = c.benchmark_group("resample");
+    for from in SampleRate::ALL {
+        for to in SampleRate::ALL.into_iter().filter(|to| *to != from) {
+            let mut input = vec![0; from.samples(Ptime::MS_20)];
+            Sine::new(441.0, 12_000, from).fill(&mut input);
+            let mut output = [0; MAX_PACKET_SAMPLES];
+            let mut resampler = Resampler::new(from, to);
+            group.bench_function(format!("{}_to_{}", from.hz(), to.hz()), |b| {
+                b.iter(|| resampler.process(black_box(&input), black_box(&mut output)));
+            });
+        }
+    }
+    group.finish();
+}
+
+fn packets(c: &mut Criterion) {
+    let mut payload = [0x3A; MAX_PAYLOAD_OCTETS];
+    let mut samples = [0; MAX_PACKET_SAMPLES];
+    let mut decoder = Decoder::new(Codec::Pcmu, SampleRate::Hz16000);
+    let mut encoder = Encoder::new(SampleRate::Hz16000, Codec::Pcmu);
+    let mut vad = Vad::new(SampleRate::Hz8000);
+    let mut group = c.benchmark_group("packet");
+    group.bench_function("pcmu_to_16k", |b| {
+        b.iter(|| decoder.decode(black_box(&payload[..160]), black_box(&mut samples)));
+    });
+    group.bench_function("16k_to_pcmu", |b| {
+        b.iter(|| encoder.encode(black_box(&samples[..320]), black_box(&mut payload)));
+    });
+    group.bench_function("vad_8k", |b| b.iter(|| vad.process(black_box(&samples[..160]))));
+    group.finish();
+}
+
+criterion_group!(benches, rates, packets);
+criterion_main!(benches);
