@@ -34,27 +34,27 @@ fn each_refusal_has_its_status_and_one_line_with_its_rule() -> anyhow::Result<()
 
     let answer = invite(&stack, "echo:wrong-key", OFFER)?;
     anyhow::ensure!(answer.status() == 403, "wrong key: {}", answer.start);
-    one_line_says(&stack, "key_unknown", 1)?;
+    one_line_says(&stack, "api_key", 1)?;
 
     let answer = invite(&stack, "echo", OFFER)?;
     anyhow::ensure!(answer.status() == 403, "no key: {}", answer.start);
-    one_line_says(&stack, "key_missing", 1)?;
+    one_line_says(&stack, "uri_credentials", 1)?;
 
     let answer = invite(&stack, "nobody:demo-key", OFFER)?;
     anyhow::ensure!(answer.status() == 404, "unknown assistant, good key: {}", answer.start);
-    one_line_says(&stack, "assistant_unknown", 1)?;
+    one_line_says(&stack, "assistant_exists", 1)?;
 
     // A stranger must not learn which assistants there are.
     let answer = invite(&stack, "nobody:wrong-key", OFFER)?;
     anyhow::ensure!(answer.status() == 403, "unknown assistant, wrong key: {}", answer.start);
-    one_line_says(&stack, "key_unknown", 2)?;
+    one_line_says(&stack, "api_key", 2)?;
 
     let opus_only = OFFER
         .replace("RTP/AVP 0 101", "RTP/AVP 111")
         .replace("a=rtpmap:0 PCMU/8000\r\na=rtpmap:101 telephone-event/8000", "a=rtpmap:111 opus/48000/2");
     let answer = invite(&stack, "echo:demo-key", &opus_only)?;
     anyhow::ensure!(answer.status() == 488, "no common codec: {}", answer.start);
-    one_line_says(&stack, "no_common_codec", 1)?;
+    one_line_says(&stack, "offer", 1)?;
 
     anyhow::ensure!(stack.children() == pids, "somebody died\n{}", stack.everything_said());
     for secret in ["wrong-key", "demo-key"] {

@@ -3,7 +3,8 @@
 //! ```text
 //!   live/       real programs, real kernel, real peers          scenarios/   virtual time, one process
 //!     stack     `tandem up` on ports and a folder of its own
-//!     sipp, baresip, peer      who calls                        bot          who is called: a WebSocket agent
+//!     sipp, baresip            callers of another family         bot          who is called: a WebSocket agent
+//!     caller (peer and media)  a caller written by hand
 //!     sound     is what was heard what was said?
 //! ```
 //!
@@ -12,6 +13,8 @@
 
 pub mod baresip;
 pub mod bot;
+pub mod caller;
+pub mod media;
 pub mod peer;
 pub mod sipp;
 pub mod sound;

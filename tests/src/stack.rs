@@ -31,7 +31,7 @@ pub struct Stack {
     flags: Vec<String>,
     variables: Vec<(String, String)>,
     up: Option<Child>,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 /// Where it listens.
@@ -131,7 +131,21 @@ impl Stack {
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             variables: variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
             up: None,
-            _turn: turn,
+            _turn: Some(turn),
+        })
+    }
+
+    /// Another supervisor with the ports and the folder of a running stack, but for these settings. Not started yet.
+    pub fn sharing(other: &Self, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut variables = other.variables.clone();
+        variables.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        Ok(Self {
+            folder: tempfile::Builder::new().prefix("tandem-live-").tempdir()?,
+            ports: other.ports,
+            flags: other.flags.clone(),
+            variables,
+            up: None,
+            _turn: None,
         })
     }
 
