@@ -142,7 +142,7 @@ fn died_at_once(spec: &Spec, folder: &Folder, mut handle: std::process::Child, s
             name: spec.name,
             how: describe(status),
             log: folder.log_path(spec.name),
-            tail: folder.log_tail(spec.name, 5).join("\n"),
+            tail: folder.log_end(spec.name),
         },
         Err(_) => UpError::Start { name: spec.name, program: spec.program.clone(), source },
     }
