@@ -25,16 +25,24 @@
 //!
 //! Not here: sockets, TLS and DNS (the control plane's shell), SDP (`tandem-sdp`), and who may call whom.
 
+pub mod dialog;
 pub mod digest;
 pub mod endpoint;
 pub mod flow;
+pub mod framing;
 mod grammar;
 pub mod header;
 pub mod headers;
 pub mod message;
 pub mod parse;
+mod random;
+mod table;
+#[cfg(test)]
+mod test_time;
 pub mod timer;
+mod transaction;
 pub mod uri;
+mod write;
 
 pub use endpoint::{
     CallError, CallHandle, Counters, EndReason, Endpoint, EndpointConfig, Event, InviteRequest, NoResponse,

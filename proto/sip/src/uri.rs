@@ -266,6 +266,13 @@ impl Uri {
         Uri::parse(&text).expect("a URI stays one without its password")
     }
 
+    /// The same URI without the part from `?` on.
+    pub fn without_headers(&self) -> Uri {
+        let Some(headers) = self.headers() else { return self.clone() };
+        let text = &self.text[..self.text.len() - headers.len() - 1];
+        Uri::parse(text).expect("a URI stays one without its headers")
+    }
+
     /// The same URI with a parameter appended unless it is there. `name` and `value` are tokens of ours.
     pub fn with_param(&self, name: &str, value: &str) -> Uri {
         if self.param(name).is_some() {
