@@ -115,6 +115,8 @@ pub struct Measured {
     pub skipped: u64,
     /// In the window: processor time of the generator's thread, nanoseconds.
     pub thread_cpu_ns: u64,
+    /// In the window: time that the thread was ready and its core was busy with others, nanoseconds.
+    pub thread_waited_ns: u64,
     /// Length of the window by the generator's clock, nanoseconds; 0 when there was none.
     pub window_ns: u64,
     /// Arrivals without a kernel stamp, timed when they were found instead.
@@ -224,6 +226,19 @@ impl Generator {
     }
 }
 
+/// The thread's own clocks at an instant.
+struct Clocks {
+    at: Mono,
+    cpu_ns: u64,
+    waited_ns: u64,
+}
+
+impl Clocks {
+    fn at(at: Mono) -> Self {
+        Self { at, cpu_ns: host::thread_cpu_ns(), waited_ns: host::thread_waited_ns() }
+    }
+}
+
 /// The thread's own state.
 struct Turns {
     ring: UdpRing,
@@ -236,8 +251,8 @@ struct Turns {
     inbox: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
     window: Option<Window>,
-    at_begin: Option<(Mono, u64)>,
-    at_end: Option<(Mono, u64)>,
+    at_begin: Option<Clocks>,
+    at_end: Option<Clocks>,
     departures: Vec<(usize, u64)>,
     timings: Timings,
     late: Distribution,
@@ -334,10 +349,10 @@ impl Turns {
         }
         let Some(window) = self.window else { return };
         if self.at_begin.is_none() && now >= window.begin {
-            self.at_begin = Some((now, host::thread_cpu_ns()));
+            self.at_begin = Some(Clocks::at(now));
         }
         if self.at_end.is_none() && now >= window.end {
-            self.at_end = Some((now, host::thread_cpu_ns()));
+            self.at_end = Some(Clocks::at(now));
         }
     }
 
@@ -398,9 +413,11 @@ impl Turns {
 
     fn finish(self) -> Measured {
         let mut timings = self.timings;
-        let (window_ns, thread_cpu_ns) = match (self.at_begin, self.at_end) {
-            (Some((begin, cpu_begin)), Some((end, cpu_end))) => (end - begin, cpu_end - cpu_begin),
-            _ => (0, 0),
+        let (window_ns, thread_cpu_ns, thread_waited_ns) = match (self.at_begin, self.at_end) {
+            (Some(begin), Some(end)) => {
+                (end.at - begin.at, end.cpu_ns - begin.cpu_ns, end.waited_ns - begin.waited_ns)
+            }
+            _ => (0, 0, 0),
         };
         let streams =
             self.streams.into_iter().map(|stream| stream.finish(self.window, &mut timings)).collect();
@@ -410,6 +427,7 @@ impl Turns {
             late: self.late,
             skipped: self.skipped,
             thread_cpu_ns,
+            thread_waited_ns,
             window_ns,
             unstamped: self.unstamped,
             ring: self.ring.counters,

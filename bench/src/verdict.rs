@@ -22,6 +22,8 @@ pub const UNSTAMPED_LIMIT_PERCENT: f64 = 0.1;
 pub struct GeneratorReport {
     /// Processor time of the bench (all but the bare timer), percent of its one core.
     pub cpu_percent: f64,
+    /// Time that the sending thread was ready and its core was busy with others, percent.
+    pub waited_percent: f64,
     /// How late packets left, 99.9th percentile, milliseconds.
     pub late_ms_p999: f64,
     /// The same at the median.
@@ -54,6 +56,9 @@ impl GeneratorReport {
         let received: u64 = measured.streams.iter().map(|stream| stream.sequence.received).sum();
         let mut report = Self {
             cpu_percent: round(observed.bench_cpu_percent),
+            waited_percent: round(
+                measured.thread_waited_ns as f64 * 100.0 / measured.window_ns.max(1) as f64,
+            ),
             late_ms_p999: measured.late.percentile_ms(99.9),
             late_ms_p50: measured.late.percentile_ms(50.0),
             late_ms_max: measured.late.max_ms(),
@@ -82,8 +87,8 @@ impl GeneratorReport {
         }
         if self.late_ms_p999 > LATE_P999_LIMIT_MS {
             reasons.push(format!(
-                "packets left {:.1} ms late at p99.9 (limit {LATE_P999_LIMIT_MS} ms): something else ran on core {}, or the host is busy; quiet it or choose another core with --core",
-                self.late_ms_p999, self.core
+                "packets left {:.1} ms late at p99.9 (limit {LATE_P999_LIMIT_MS} ms) and it waited {:.0} % of the time for core {}: quiet that core or choose another one with --core",
+                self.late_ms_p999, self.waited_percent, self.core
             ));
         }
         if self.skipped > 0 {

@@ -1,4 +1,5 @@
 //! `calls` and `setup` end to end, against a small user agent server that echoes.
+#![allow(clippy::unwrap_used)] // the server beside the tests is test code too
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::{Command, Output};
