@@ -96,7 +96,8 @@ impl MetricsUrl {
         let mut stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(io)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(io)?;
         // HTTP/1.0: the answer comes whole and unchunked, and the connection ends with it.
-        write!(stream, "GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", self.path, self.authority).map_err(io)?;
+        let request = format!("GET {} HTTP/1.0\r\nHost: {}\r\n\r\n", self.path, self.authority);
+        stream.write_all(request.as_bytes()).map_err(io)?;
         let mut answer = String::new();
         stream.take(PAGE_LIMIT).read_to_string(&mut answer).map_err(io)?;
         let (head, page) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
@@ -156,9 +157,13 @@ mod tests {
                 [format!("HTTP/1.0 200 OK\r\n\r\n{PAGE}"), "HTTP/1.1 503 Draining\r\n\r\n".to_owned()]
             {
                 let (mut stream, _) = listener.accept().unwrap();
-                let mut request = [0; 512];
-                let len = stream.read(&mut request).unwrap();
-                assert!(request[..len].starts_with(b"GET /metrics HTTP/1.0\r\n"));
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    let mut octet = [0];
+                    stream.read_exact(&mut octet).unwrap();
+                    request.push(octet[0]);
+                }
+                assert!(request.starts_with(b"GET /metrics HTTP/1.0\r\n"));
                 stream.write_all(answer.as_bytes()).unwrap();
             }
         });
