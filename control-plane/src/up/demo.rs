@@ -21,16 +21,8 @@ use super::say;
 /// The key that `--demo` seeds.
 pub const DEMO_KEY: &str = "demo-key";
 
-/// From the answer to the greeting's first sound.
-const GREETING_WITHIN: Duration = Duration::from_secs(10);
-/// From the end of what the caller says to the agent's first sound; debug builds on a busy machine are slow.
-const RESPONSE_WITHIN: Duration = Duration::from_secs(15);
-/// The agent has finished when it has been quiet for so long: longer than its pauses between sentences.
-const QUIET: Duration = Duration::from_millis(800);
 /// Longest utterance of the agent.
 const UTTERANCE_MAX: Duration = Duration::from_secs(30);
-/// The agent hangs up after its goodbye; after so long the caller does.
-const HANG_UP_WITHIN: Duration = Duration::from_secs(10);
 /// The last message and the call's record are written a moment after the BYE.
 const RECORD_WITHIN: Duration = Duration::from_secs(5);
 const STEP: Duration = Duration::from_millis(50);
@@ -65,28 +57,43 @@ pub enum DemoError {
     Wav(#[from] tandem_phone::wav::WavError),
     /// The agent stayed silent.
     #[error("the agent did not {0}")]
-    Silence(&'static str),
+    Silence(String),
     /// The service did not tell about the call.
     #[error("cannot ask the control plane about the call: {0}")]
     Api(String),
 }
 
-/// What the recorded caller says.
+/// What the recorded caller says; its fields are told in `voice-agent/demo/README.md`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Script {
+    /// Whom to call.
+    pub assistant: String,
     /// In order.
-    pub turns: Vec<Turn>,
-    /// Words that the agent must say in the course of the call.
+    pub steps: Vec<Step>,
+    /// Words that the scripted agent must say in the course of the call.
     pub expect: Vec<String>,
+    /// The caller's patience.
+    pub wait: Wait,
 }
 
 /// One utterance of the caller.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Turn {
+pub struct Step {
     /// A recording beside the script.
-    pub wav: String,
+    pub say: String,
     /// What it says.
     pub text: String,
+}
+
+/// The caller's patience.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Wait {
+    /// The agent has finished after so much silence.
+    pub agent_silence_ms: u64,
+    /// The agent must have begun to answer by then.
+    pub answer_timeout_ms: u64,
+    /// The agent hangs up by then, after the last step.
+    pub hangup_timeout_ms: u64,
 }
 
 impl Script {
@@ -99,10 +106,10 @@ impl Script {
         Ok((script, folder))
     }
 
-    /// What the report must show.
-    pub fn expected(&self) -> Expected {
-        let agent_words = self.expect.iter().map(|word| word.to_lowercase()).collect();
-        Expected { turns: self.turns.len(), agent_words }
+    /// What the report must show. A language model chooses its own words: of it only answers are expected.
+    pub fn expected(&self, scripted: bool) -> Expected {
+        let words = self.expect.iter().filter(|_| scripted).map(|word| word.to_lowercase());
+        Expected { turns: self.steps.len(), agent_words: words.collect() }
     }
 }
 
@@ -112,36 +119,43 @@ fn folder() -> PathBuf {
     if here.is_dir() { here } else { Path::new(env!("CARGO_MANIFEST_DIR")).join("../voice-agent/demo") }
 }
 
-/// Places the call and gathers its report.
-pub async fn call(sip: SocketAddr, http: SocketAddr) -> Result<(DemoReport, Expected), DemoError> {
+/// Places the call and gathers its report. `scripted`: the agent is the offline script, not a language model.
+pub async fn call(
+    sip: SocketAddr,
+    http: SocketAddr,
+    scripted: bool,
+) -> Result<(DemoReport, Expected), DemoError> {
     let (script, folder) = Script::load()?;
+    let ms = Duration::from_millis;
+    let (quiet, answer) = (ms(script.wait.agent_silence_ms), ms(script.wait.answer_timeout_ms));
     let phone = Phone::bind(PhoneConfig::default()).await?;
-    say("calling the demo assistant");
-    let call = phone.call(&format!("sip:demo:{DEMO_KEY}@{sip}"), CallOptions::default()).await?;
-    if call.wait_for_speech(GREETING_WITHIN).await.is_none() {
+    say("calling the demo assistant; this is a real conversation and takes about half a minute");
+    let uri = format!("sip:{}:{DEMO_KEY}@{sip}", script.assistant);
+    let call = phone.call(&uri, CallOptions::default()).await?;
+    if call.wait_for_speech(answer).await.is_none() {
         call.hang_up().await;
-        return Err(DemoError::Silence("greet the caller"));
+        return Err(DemoError::Silence("greet the caller".to_owned()));
     }
-    for turn in &script.turns {
-        call.wait_until_quiet(QUIET, UTTERANCE_MAX).await;
-        say(&format!("the caller says: {}", turn.text));
-        call.play_wav(folder.join(&turn.wav)).await?;
-        if call.wait_for_speech(RESPONSE_WITHIN).await.is_none() {
+    for step in &script.steps {
+        call.wait_until_quiet(quiet, UTTERANCE_MAX).await;
+        say(&format!("the caller says: {}", step.text));
+        call.play_wav(folder.join(&step.say)).await?;
+        if call.wait_for_speech(answer).await.is_none() {
             call.hang_up().await;
-            return Err(DemoError::Silence("answer the caller"));
+            return Err(DemoError::Silence(format!("answer \"{}\"", step.text)));
         }
     }
-    call.wait_until_quiet(QUIET, UTTERANCE_MAX).await;
-    let phone_report = match tokio::time::timeout(HANG_UP_WITHIN, call.ended()).await {
+    // The agent has the last word and hangs up; a caller who waits in vain hangs up too.
+    let phone_report = match tokio::time::timeout(ms(script.wait.hangup_timeout_ms), call.ended()).await {
         Ok(report) => report,
         Err(_) => call.hang_up().await,
     };
-    let (record, conversation) = recorded(http).await?;
-    Ok((DemoReport { phone: phone_report, call: record, conversation }, script.expected()))
+    let (record, conversation) = recorded(http, &script.assistant).await?;
+    Ok((DemoReport { phone: phone_report, call: record, conversation }, script.expected(scripted)))
 }
 
-/// The newest call to the demo assistant, once it is over, and what was said in it.
-async fn recorded(http: SocketAddr) -> Result<(Call, Conversation), DemoError> {
+/// The newest call to this assistant, once it is over, and what was said in it.
+async fn recorded(http: SocketAddr, assistant: &str) -> Result<(Call, Conversation), DemoError> {
     let api = |error: &dyn std::fmt::Display| DemoError::Api(error.to_string());
     let url = format!("http://{http}");
     let mut calls = CallServiceClient::connect(url.clone()).await.map_err(|error| api(&error))?;
@@ -150,11 +164,11 @@ async fn recorded(http: SocketAddr) -> Result<(Call, Conversation), DemoError> {
     let record = loop {
         let request = with_key(ListCallsRequest { page_size: 20, ..Default::default() });
         let list = calls.list_calls(request).await.map_err(|error| api(&error))?.into_inner().calls;
-        let newest = list.into_iter().find(|call| call.assistant_id == "demo");
+        let newest = list.into_iter().find(|call| call.assistant_id == assistant);
         match newest {
             Some(call) if matches!(call.state.as_str(), "ended" | "failed") => break call,
             found if tokio::time::Instant::now() >= give_up => {
-                break found.ok_or_else(|| DemoError::Api("it knows no call to demo".to_owned()))?;
+                break found.ok_or_else(|| DemoError::Api("it knows no call to the assistant".to_owned()))?;
             }
             _ => tokio::time::sleep(STEP).await,
         }
@@ -169,4 +183,21 @@ fn with_key<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("x-api-key", tonic::metadata::MetadataValue::from_static(DEMO_KEY));
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn script_of_this_repository_can_be_read_and_its_recordings_are_there() {
+        let (script, folder) = Script::load().unwrap();
+        assert!(script.steps.len() >= 3, "a name, a day, a time");
+        assert!(!script.expect.is_empty());
+        for step in &script.steps {
+            let samples = tandem_phone::wav::read_8k(folder.join(&step.say)).unwrap();
+            assert!(samples.len() > 4_000, "{} is shorter than half a second", step.say);
+            assert!(!step.text.is_empty());
+        }
+    }
 }

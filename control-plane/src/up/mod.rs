@@ -120,7 +120,7 @@ async fn start_and_stay(
 
 /// Places the demo call, prints its report, and says whether it worked.
 async fn demo_call(plan: &Plan) -> bool {
-    let (report, expected) = match demo::call(plan.sip_udp(), plan.http()).await {
+    let (report, expected) = match demo::call(plan.sip_udp(), plan.http(), plan.scripted).await {
         Ok(outcome) => outcome,
         Err(error) => {
             say(&format!("the demo call did not work: {error}"));

@@ -25,6 +25,8 @@ pub struct Plan {
     pub control: Spec,
     /// The checked settings of the control plane.
     pub config: Config,
+    /// The voice agent is the offline script; no language model is set.
+    pub scripted: bool,
 }
 
 /// Settings, by the beginning of their keys, that only the engine and only the talker read.
@@ -62,6 +64,7 @@ impl Plan {
             talker: voice.then(|| Self::talker(&layers, &tandem, talker)),
             control: Self::control(&layers, &tandem, &config),
             config,
+            scripted: layers.text("llm_url").is_none(),
         })
     }
 
