@@ -278,16 +278,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thread_clock_advances_with_work_and_not_with_sleep() {
+    fn thread_clock_stands_still_in_sleep() {
         let before = thread_cpu_ns();
-        std::thread::sleep(std::time::Duration::from_millis(30));
-        assert!(thread_cpu_ns() - before < 20_000_000, "sleeping was charged");
-        let started = std::time::Instant::now();
-        let mut sum = 0_u64;
-        while started.elapsed().as_millis() < 30 {
-            sum = std::hint::black_box(sum + 1);
-        }
-        assert!(thread_cpu_ns() > before);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(thread_cpu_ns() - before < 25_000_000, "sleeping was charged");
     }
 
     #[test]
@@ -322,15 +316,13 @@ mod tests {
     #[test]
     fn work_of_this_thread_is_in_the_machines_work() {
         let before = MachineTime::now();
-        let started = std::time::Instant::now();
-        let mut sum = 0_u64;
-        let cpu = thread_cpu_ns();
-        while started.elapsed().as_millis() < 50 {
+        let (cpu_ns, mut sum) = (thread_cpu_ns(), 0_u64);
+        while thread_cpu_ns() - cpu_ns < 50_000_000 {
             sum = std::hint::black_box(sum + 1);
         }
-        // Read by ourselves, so the run time is up to date.
-        let work = MachineTime::now().work_ns_since(&before);
-        assert!(work + 5_000_000 >= thread_cpu_ns() - cpu - 5_000_000, "{work}");
+        // The kernel books a running thread's time at its tick, 4 to 10 ms.
+        let work_ns = MachineTime::now().work_ns_since(&before);
+        assert!(work_ns >= 40_000_000, "{work_ns} ns");
     }
 
     #[test]
