@@ -100,10 +100,13 @@ mod tests {
     #[test]
     fn probe_samples_every_millisecond() {
         let core = *host::allowed_cores().last().unwrap();
-        let probe = TimerProbe::start(core, 1.0).unwrap();
+        let began = Mono::now();
+        let probe = TimerProbe::start(core, 10.0).unwrap();
         std::thread::sleep(std::time::Duration::from_millis(300));
         let report = probe.finish().unwrap();
-        assert!((250..=400).contains(&report.deviation_ms.count), "{report:?}");
+        let elapsed_ms = (Mono::now() - began) / NANOS_PER_MS;
+        // Deadlines slept through are samples too, so the count does not depend on the machine's load.
+        assert!((250..=elapsed_ms + 1).contains(&report.deviation_ms.count), "{report:?} in {elapsed_ms} ms");
         assert_eq!(report.core, core);
     }
 }
