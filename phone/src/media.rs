@@ -78,7 +78,10 @@ pub(crate) struct MediaPort {
 
 impl MediaPort {
     pub(crate) async fn bind(address: IpAddr) -> io::Result<Self> {
-        Ok(MediaPort { socket: UdpSocket::bind((address, 0)).await? })
+        let socket = UdpSocket::bind((address, 0)).await?;
+        // Until tokio has seen it writable once, try_send_to would block and lose the first packet.
+        socket.writable().await?;
+        Ok(MediaPort { socket })
     }
 
     pub(crate) fn port(&self) -> io::Result<u16> {

@@ -186,7 +186,12 @@ impl Phone {
             ..EndpointConfig::default()
         });
         let (line, incoming) = match config.transport {
-            SipTransport::Udp => Line::udp(endpoint, UdpSocket::bind(local).await.map_err(error)?),
+            SipTransport::Udp => {
+                let socket = UdpSocket::bind(local).await.map_err(error)?;
+                // Until tokio has seen it writable once, try_send_to would block, and the first INVITE wait for T1.
+                socket.writable().await.map_err(error)?;
+                Line::udp(endpoint, socket)
+            }
             SipTransport::Tcp => Line::tcp(endpoint, TcpListener::bind(local).await.map_err(error)?),
         }
         .map_err(error)?;
