@@ -12,7 +12,16 @@ use serde_json::Value;
 use tandem_sdp::{LocalMedia, SessionDescription, negotiate};
 use tandem_sip::{Body, CallHandle, Endpoint, EndpointConfig, Event, Flow, Reply};
 
-/// Answers every call with an echo, or refuses it.
+/// What the server does with a call.
+#[derive(Clone, Copy)]
+enum Manner {
+    Echo,
+    /// Echoes, but swallows one packet in so many.
+    LoseOneIn(u64),
+    Refuse(u16),
+}
+
+/// A user agent server.
 struct Uas {
     address: SocketAddr,
     stop: Arc<AtomicBool>,
@@ -22,14 +31,14 @@ struct Uas {
 }
 
 impl Uas {
-    fn start(refuse_with: Option<u16>) -> Self {
+    fn start(manner: Manner) -> Self {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
         let address = socket.local_addr().unwrap();
         let (stop, live) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let thread = std::thread::spawn({
             let (stop, live) = (stop.clone(), live.clone());
-            move || serve(&socket, refuse_with, &stop, &live)
+            move || serve(&socket, manner, &stop, &live)
         });
         Self { address, stop, live, thread: Some(thread) }
     }
@@ -48,7 +57,7 @@ impl Drop for Uas {
     }
 }
 
-fn serve(socket: &UdpSocket, refuse_with: Option<u16>, stop: &AtomicBool, live: &AtomicUsize) {
+fn serve(socket: &UdpSocket, manner: Manner, stop: &AtomicBool, live: &AtomicUsize) {
     let local = socket.local_addr().unwrap();
     let mut endpoint = Endpoint::new(EndpointConfig::default());
     let mut echoes: HashMap<CallHandle, Echo> = HashMap::new();
@@ -62,10 +71,12 @@ fn serve(socket: &UdpSocket, refuse_with: Option<u16>, stop: &AtomicBool, live: 
         }
         while let Some(event) = endpoint.poll_event() {
             match event {
-                Event::IncomingInvite { call, request, .. } => match refuse_with {
-                    Some(status) => endpoint.reject(call, Reply::new(status), Instant::now()).unwrap(),
-                    None => {
-                        let echo = Echo::start();
+                Event::IncomingInvite { call, request, .. } => match manner {
+                    Manner::Refuse(status) => {
+                        endpoint.reject(call, Reply::new(status), Instant::now()).unwrap()
+                    }
+                    Manner::Echo | Manner::LoseOneIn(_) => {
+                        let echo = Echo::start(manner);
                         let offer = SessionDescription::parse(request.sdp().unwrap()).unwrap();
                         let media = LocalMedia::g711(Ipv4Addr::LOCALHOST.into(), echo.port, 1);
                         let (answer, _) = negotiate::answer(&offer, &media).unwrap();
@@ -92,7 +103,7 @@ struct Echo {
 }
 
 impl Echo {
-    fn start() -> Self {
+    fn start(manner: Manner) -> Self {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let port = socket.local_addr().unwrap().port();
@@ -100,10 +111,14 @@ impl Echo {
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             let mut datagram = [0; 2_048];
+            let mut count = 0;
             while !stopped.load(Ordering::Relaxed) {
-                if let Ok((len, caller)) = socket.recv_from(&mut datagram) {
-                    socket.send_to(&datagram[..len], caller).unwrap();
+                let Ok((len, caller)) = socket.recv_from(&mut datagram) else { continue };
+                count += 1;
+                if matches!(manner, Manner::LoseOneIn(n) if count % n == 0) {
+                    continue;
                 }
+                socket.send_to(&datagram[..len], caller).unwrap();
             }
         });
         Self { port, stop, thread: Some(thread) }
@@ -157,7 +172,7 @@ fn five_calls_are_established_lose_nothing_and_end_with_bye() {
         return;
     }
     for codec in ["pcmu", "pcma"] {
-        let uas = Uas::start(None);
+        let uas = Uas::start(Manner::Echo);
         let (output, report) = bench(&[
             "calls",
             "--target",
@@ -226,12 +241,39 @@ fn five_calls_are_established_lose_nothing_and_end_with_bye() {
 }
 
 #[test]
+fn loss_at_the_target_is_seen_in_packets_audio_and_quality() {
+    if !tandem_bench::host::io_uring_works() {
+        eprintln!("io_uring is not available here: not tested");
+        return;
+    }
+    let uas = Uas::start(Manner::LoseOneIn(20));
+    let (output, report) = bench(&[
+        "calls",
+        "--target",
+        &uas.target(),
+        "--concurrent",
+        "2",
+        "--duration",
+        "2",
+        "--warm-up",
+        "0.2",
+        "--report-anyway",
+    ]);
+    assert_exit_code_tells(&output, &report);
+    let number = |section: &str, key: &str| report[section][key].as_f64().unwrap();
+    let share = number("rtp", "lost") / (number("rtp", "lost") + number("rtp", "received"));
+    assert!((0.04..0.06).contains(&share), "{report}");
+    assert!((6.0..=12.0).contains(&number("audio", "lost")), "{report}");
+    assert!(number("mos", "mean") < 3.0, "{report}");
+}
+
+#[test]
 fn refused_calls_are_counted_by_cause_and_nothing_is_reported() {
     if !tandem_bench::host::io_uring_works() {
         eprintln!("io_uring is not available here: not tested");
         return;
     }
-    let uas = Uas::start(Some(486));
+    let uas = Uas::start(Manner::Refuse(486));
     let (output, report) =
         bench(&["calls", "--target", &uas.target(), "--concurrent", "3", "--cps", "50", "--duration", "1"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -261,7 +303,7 @@ fn interrupted_run_hangs_up_every_call() {
         eprintln!("io_uring is not available here: not tested");
         return;
     }
-    let uas = Uas::start(None);
+    let uas = Uas::start(Manner::Echo);
     let mut bench = Command::new(env!("CARGO_BIN_EXE_tandem-bench"))
         .args(["calls", "--target", &uas.target(), "--concurrent", "3", "--duration", "60", "--quiet"])
         .spawn()
@@ -278,7 +320,7 @@ fn interrupted_run_hangs_up_every_call() {
 
 #[test]
 fn setup_counts_each_call_once_and_times_it() {
-    let uas = Uas::start(None);
+    let uas = Uas::start(Manner::Echo);
     let (output, report) =
         bench(&["setup", "--target", &uas.target(), "--cps", "50", "--calls", "40", "--report-anyway"]);
     assert_exit_code_tells(&output, &report);
