@@ -257,7 +257,7 @@ async fn response_latency_is_what_the_caller_waited() {
     let [response_ms] = report.response_ms[..] else { panic!("one turn: {report:?}") };
     // The last frame of a syllable may be too soft to count, and the answer's first one, too.
     assert!((response_ms - waited_ms).abs() <= 45.0, "{response_ms} for {waited_ms}");
-    assert!((500.0..700.0).contains(&response_ms), "{response_ms}");
+    assert!((500.0..1_500.0).contains(&response_ms), "{response_ms}");
     assert!(answered.is_some_and(|played| played.started <= heard));
 }
 
