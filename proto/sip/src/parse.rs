@@ -342,8 +342,8 @@ pub(crate) fn salvage(bytes: &[u8]) -> Option<Salvaged> {
             }
         }
     }
-    let via =
-        grammar::split_commas(headers.get(HeaderName::Via)?).next().and_then(|item| Via::parse(item).ok())?;
+    let top = grammar::split_commas(headers.get(HeaderName::Via)?).next()?;
+    let (_, via) = Via::parse_of_version(top).ok()?;
     Some(Salvaged { method: String::from_utf8_lossy(method).into_owned(), via, headers })
 }
 
@@ -352,8 +352,12 @@ pub(crate) fn salvage(bytes: &[u8]) -> Option<Salvaged> {
 pub fn fuzz_message(bytes: &[u8]) {
     let _ = salvage(bytes);
     let Ok(message) = parse(bytes) else { return };
-    let again = parse(&message.to_bytes()).expect("what we write, we read");
-    assert_eq!(message.to_bytes(), again.to_bytes());
+    match parse(&message.to_bytes()) {
+        Ok(again) => assert_eq!(message.to_bytes(), again.to_bytes()),
+        // Long names for compact ones, and a Content-Length that was not there, can take it over a limit.
+        Err(ParseError::MessageTooLong(_) | ParseError::HeadTooLong | ParseError::TooManyHeaders) => {}
+        Err(why) => panic!("what we write, we read: {why}"),
+    }
 }
 
 #[cfg(test)]

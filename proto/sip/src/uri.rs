@@ -289,6 +289,9 @@ impl Uri {
 /// `method` and `maddr` must be in both or in neither, other parameters only match if both have them.
 impl PartialEq for Uri {
     fn eq(&self, other: &Uri) -> bool {
+        if self.text == other.text {
+            return true;
+        }
         if matches!(self.scheme, Scheme::Tel | Scheme::Other) {
             return self.text.eq_ignore_ascii_case(&other.text);
         }

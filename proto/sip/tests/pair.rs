@@ -407,10 +407,9 @@ fn second_fork_that_answers_is_acknowledged_and_hung_up() {
     let mut net = Network::seeded(22, 3);
     let (invite, now) = (net.invite(0, 1), net.now);
     let caller = net.endpoint(0).invite(invite, now).unwrap();
-    net.endpoint(0).poll_transmit().map(|transmit| {
-        net.send(addr(0), addr(1), transmit.bytes.clone());
-        net.send(addr(0), addr(2), transmit.bytes);
-    });
+    let bytes = net.endpoint(0).poll_transmit().unwrap().bytes;
+    net.send(addr(0), addr(1), bytes.clone());
+    net.send(addr(0), addr(2), bytes);
     let first = net.incoming(1);
     let second = net.incoming(2);
     let now = net.now;
@@ -474,7 +473,7 @@ fn tcp_call_works_byte_by_byte_and_repeats_nothing() {
                 }
             }
         }
-        said.drain(..).collect::<Vec<_>>()
+        std::mem::take(&mut said)
     };
     let callee = pump(&mut net)
         .iter()

@@ -11,6 +11,7 @@
 //! The first lines of a call's life are in `uas.rs` or `uac.rs`, the rest in `in_call.rs`. Names are resolved by the shell;
 //! who may call is the user's to say.
 
+mod auth;
 mod call;
 mod config;
 mod event;

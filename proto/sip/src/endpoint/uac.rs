@@ -8,7 +8,7 @@ use super::event::{CallHandle, EndReason, Event, RequestHandle};
 use super::ledger::{Owner, SentAck, Wake};
 use super::{CallError, Endpoint};
 use crate::dialog::Dialog;
-use crate::digest::{Challenge, Credentials};
+use crate::digest::Credentials;
 use crate::flow::Flow;
 use crate::header::NameAddr;
 use crate::headers::{HeaderName, Headers};
@@ -244,7 +244,7 @@ impl Endpoint {
                 *dialog = Dialog::uac(&response);
                 if dialog.is_none() {
                     // A 2xx must have a Contact. Without it the INVITE's own target serves.
-                    let target = self.invite_of(transaction).map(|invite| invite.uri);
+                    let target = self.request_of(transaction).map(|invite| invite.uri);
                     if let Some(call) = self.calls.get_mut(id) {
                         call.dialog = target.map(|target| Dialog::uac_to(&response, target));
                     }
@@ -358,8 +358,8 @@ impl Endpoint {
 
     // --- ACK and CANCEL ---
 
-    /// Our INVITE, read back from what was sent: for the rare messages that copy its headers.
-    fn invite_of(&self, transaction: Id) -> Option<Request> {
+    /// Our request, read back from what was sent: for the rare messages that copy its headers.
+    pub(super) fn request_of(&self, transaction: Id) -> Option<Request> {
         match parse(&self.transactions.get(transaction)?.message) {
             Ok(Message::Request(request)) => Some(request),
             _ => None,
@@ -368,7 +368,7 @@ impl Endpoint {
 
     /// ACK of a refusal, within the transaction (§17.1.1.3).
     fn ack_refusal(&mut self, transaction: Id, response: &Response) {
-        let Some(invite) = self.invite_of(transaction) else { return };
+        let Some(invite) = self.request_of(transaction) else { return };
         let to = response.head.headers().all_bytes(HeaderName::To).next().unwrap_or_default();
         let bytes = companion(&invite, &Method::Ack, to).finish(b"");
         let Some(state) = self.transactions.get_mut(transaction) else { return };
@@ -428,89 +428,12 @@ impl Endpoint {
         machine.cancelled(now);
         let flow = state.flow;
         self.arm(Wake::Transaction(transaction));
-        let Some(invite) = self.invite_of(transaction) else { return };
+        let Some(invite) = self.request_of(transaction) else { return };
         let to = invite.head.headers().all_bytes(HeaderName::To).next().unwrap_or_default();
         let mut writer = companion(&invite, &Method::Cancel, to);
         writer.headers(&headers);
         let branch = invite.head.via().branch().unwrap_or_default().into_owned();
         self.start_client(&Method::Cancel, &branch, writer.finish(b""), flow, Owner::Nobody, now);
-    }
-
-    // --- credentials ---
-
-    /// On 401 or 407: sends the request again with an answer to the challenge (§22.2). False if there is nothing to
-    /// answer with, or the peer has refused our answer already.
-    fn try_credentials(&mut self, transaction: Id, owner: Owner, response: &Response, now: Instant) -> bool {
-        let (challenge, answer) = match response.status {
-            401 => (HeaderName::WwwAuthenticate, HeaderName::Authorization),
-            407 => (HeaderName::ProxyAuthenticate, HeaderName::ProxyAuthorization),
-            _ => return false,
-        };
-        let credentials = match owner {
-            Owner::Nobody => None,
-            Owner::Call(id) => self.calls.get(id).and_then(|call| call.credentials.clone()),
-            Owner::Exchange(id) => self.exchanges.get(id).and_then(|exchange| {
-                let of_call = || self.calls.get(exchange.call?)?.credentials.clone();
-                exchange.credentials.clone().or_else(of_call)
-            }),
-        };
-        let Some(credentials) = credentials else { return false };
-        let Some(challenge) = Challenge::strongest(response.head.headers().all(challenge)) else {
-            return false;
-        };
-        let Some(request) = self.invite_of(transaction) else { return false };
-        if request.head.headers().contains(answer) && !challenge.stale {
-            return false;
-        }
-        let Some(flow) = self.transactions.get(transaction).map(|transaction| transaction.flow) else {
-            return false;
-        };
-        let cnonce = self.random.token("");
-        let value = challenge.answer(&credentials, request.method.as_str(), request.uri.as_str(), &cnonce, 1);
-        let number = request.head.cseq().number + 1;
-        let (branch, via) = self.new_via(flow);
-        let mut writer = Writer::request(&request.method, &request.uri);
-        for (name, old) in request.head.headers().iter() {
-            match HeaderName::from_bytes(name.as_bytes()) {
-                HeaderName::Via => writer.header(HeaderName::Via, &via),
-                HeaderName::CSeq => {
-                    writer.header_fmt(HeaderName::CSeq, format_args!("{number} {}", request.method))
-                }
-                HeaderName::ContentLength => {}
-                known if known == answer => {}
-                _ => writer.line(name, old),
-            }
-        }
-        writer.header(answer, &value);
-        let next =
-            self.start_client(&request.method, &branch, writer.finish(&request.body), flow, owner, now);
-        let is_invite = request.method == Method::Invite;
-        match owner {
-            Owner::Call(id) => {
-                let Some(call) = self.calls.get_mut(id) else { return true };
-                if let Some(dialog) = &mut call.dialog {
-                    dialog.next_cseq();
-                }
-                if is_invite {
-                    call.invite_out = Some(next);
-                    call.authorization.retain(|(name, _)| *name != answer);
-                    call.authorization.push((answer, value));
-                }
-            }
-            Owner::Exchange(id) => {
-                let call = self.exchanges.get_mut(id).and_then(|exchange| {
-                    exchange.transaction = next;
-                    exchange.call
-                });
-                if let Some(dialog) =
-                    call.and_then(|id| self.calls.get_mut(id)).and_then(|call| call.dialog.as_mut())
-                {
-                    dialog.next_cseq();
-                }
-            }
-            Owner::Nobody => {}
-        }
-        true
     }
 }
 

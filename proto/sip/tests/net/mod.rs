@@ -1,7 +1,7 @@
 //! A seeded network in virtual time: endpoints joined by links that lose, delay, reorder and double datagrams.
 
 // Each test binary uses its own part of this.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
