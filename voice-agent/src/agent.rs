@@ -94,7 +94,7 @@ impl Agent {
             ready,
         };
         let lines: Vec<String> = LINES.iter().flat_map(|line| agent.sentences(*line)).collect();
-        tokio::spawn(follow(voice, vendors.tts, cache, lines, ready_out));
+        tokio::spawn(follow(voice, vendors, cache, lines, ready_out));
         Ok((agent, Backstage { voice: supervisor, writer }))
     }
 
@@ -125,16 +125,17 @@ impl Backstage {
 
 const LINES: [Line; 5] = [Line::Greeting, Line::Error, Line::Idle, Line::IdleGoodbye, Line::MaxSession];
 
-/// Ready while the models are up; the first time, the lines are synthesised before.
+/// Ready while the models are up and the vendors prepared.
 async fn follow(
     voice: LocalVoice,
-    tts: Arc<dyn TextToSpeech>,
+    vendors: Vendors,
     cache: SpeechCache,
     lines: Vec<String>,
     ready: watch::Sender<bool>,
 ) {
     while voice.wait_up().await {
-        let missing = cache.warm(tts.as_ref(), &lines).await;
+        let missing = cache.warm(vendors.tts.as_ref(), &lines).await;
+        vendors.llm.prepare().await;
         if missing > 0 {
             tracing::warn!(missing, "some lines could not be synthesised beforehand");
         }

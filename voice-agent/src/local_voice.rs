@@ -143,6 +143,8 @@ async fn supervise(
         };
         match started {
             Ok((mut child, ready)) => {
+                // Held here: `wait` would close it, and that means "end" to the child.
+                let stdin = child.stdin.take();
                 tracing::info!(port = ready, "local-voice is ready");
                 port.send_replace(Some(ready));
                 let ended = tokio::select! {
@@ -150,6 +152,7 @@ async fn supervise(
                     _ = stop.wait_for(|stop| *stop) => None,
                 };
                 port.send_replace(None);
+                drop(stdin);
                 let Some(status) = ended else { return end(child).await };
                 tracing::error!(status = ?status.ok(), "local-voice ended; starting it again");
             }
@@ -195,8 +198,8 @@ async fn start(config: &LocalVoiceConfig) -> Result<(Child, u16), StartError> {
     Ok((child, port))
 }
 
+/// Waits for a child whose stdin is closed.
 async fn end(mut child: Child) {
-    drop(child.stdin.take());
     if tokio::time::timeout(END_TIMEOUT, child.wait()).await.is_err() {
         // It may have ended in between.
         let _ = child.kill().await;

@@ -85,11 +85,13 @@ pub async fn run(mut socket: Socket, agent: &Agent, mut stop: watch::Receiver<bo
         session.act();
     }
     session.report();
-    // The last events may still be on their way out.
+    // The last events may still be on their way out. What comes in is read and dropped: to close a connection with
+    // unread octets would reset it, and the engine would lose those events.
     session.outbox.close();
-    if !writer.is_finished() && tokio::time::timeout(CLOSE_TIMEOUT, &mut writer).await.is_err() {
-        writer.abort();
-    }
+    let goodbye = async { while let Some(Ok(_)) = stream.next().await {} };
+    // An engine that does not close within this time is left.
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
+    writer.abort();
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

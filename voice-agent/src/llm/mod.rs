@@ -3,6 +3,7 @@
 pub mod openai;
 pub mod scripted;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
 /// Pieces of text that may wait for the pipeline; the vendor waits when it is full.
@@ -10,6 +11,11 @@ pub const OUTPUT_MAX: usize = 64;
 
 /// A vendor of a language model.
 pub trait LanguageModel: Send + Sync {
+    /// Does beforehand what would make the first answer slow.
+    fn prepare(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// Begins a conversation.
     fn open(&self) -> Box<dyn Dialogue>;
 }

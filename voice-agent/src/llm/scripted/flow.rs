@@ -52,7 +52,9 @@ impl Flow {
     }
 
     fn next(&mut self, text: &str, intent: Intent) -> (String, bool) {
-        // A question or a farewell goes before what else may be in the words ("are you open on Sunday?").
+        // A question or a farewell goes before what else may be in the words ("are you open on Sunday?"), unless they
+        // answer what was asked ("on Sunday" is near to that example, too).
+        let answers = day(text).is_some() || slots::time(text).is_some();
         match intent {
             Some(Wish::Goodbye) => return (self.goodbye(), true),
             Some(Wish::No)
@@ -62,7 +64,7 @@ impl Flow {
             {
                 return (self.goodbye(), true);
             }
-            Some(Wish::Hours) => return (self.and_back(HOURS), false),
+            Some(Wish::Hours) if is_about_opening(text) || !answers => return (self.and_back(HOURS), false),
             Some(Wish::Repeat) => {
                 return (self.last.clone().unwrap_or_else(|| format!("I said: {CAN_DO}")), false);
             }
@@ -179,6 +181,11 @@ impl Flow {
         self.asked = Some(asked);
         text
     }
+}
+
+fn is_about_opening(text: &str) -> bool {
+    let text = text.to_lowercase();
+    ["open", "close", "hours"].iter().any(|word| text.contains(word))
 }
 
 #[derive(Default)]

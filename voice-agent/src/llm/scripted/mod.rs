@@ -9,6 +9,7 @@ pub mod slots;
 
 use std::sync::{Arc, Mutex};
 
+use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use super::{Dialogue, LanguageModel, LlmEvent, OUTPUT_MAX, Request};
@@ -29,6 +30,13 @@ impl Scripted {
 }
 
 impl LanguageModel for Scripted {
+    fn prepare(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            // Connects, and has the examples embedded; what fails here fails again, and is told, in a turn.
+            let _ = self.classifier.classify("hello").await;
+        })
+    }
+
     fn open(&self) -> Box<dyn Dialogue> {
         Box::new(Conversation { classifier: self.classifier.clone(), flow: Arc::default() })
     }
