@@ -302,6 +302,30 @@ fn options_is_answered_by_itself() {
 }
 
 #[test]
+fn peer_that_has_lost_the_dialog_ends_the_call() {
+    let mut net = Network::seeded(26, 2);
+    let (caller, _) = net.call();
+    // The callee starts anew: it knows no call any more.
+    net.agents[1].endpoint = Endpoint::new(EndpointConfig { seed: 999, ..EndpointConfig::default() });
+    let now = net.now;
+    net.endpoint(0).reinvite(caller, Some(Body::sdp("offer")), now).unwrap();
+    assert_eq!(net.ended(0), EndReason::DialogLost { status: 481 });
+    net.settle();
+}
+
+#[test]
+fn reinvite_without_an_answer_ends_the_call() {
+    let mut net = Network::seeded(27, 2);
+    let (caller, _) = net.call();
+    net.eat("INVITE", usize::MAX);
+    let now = net.now;
+    net.endpoint(0).reinvite(caller, Some(Body::sdp("offer")), now).unwrap();
+    assert_eq!(net.ended(0), EndReason::DialogLost { status: 408 });
+    assert_eq!(net.ended(1), EndReason::RemoteBye { reason: None });
+    net.settle();
+}
+
+#[test]
 fn call_to_nobody_times_out_after_32_seconds() {
     let mut net = Network::seeded(17, 1);
     let (invite, now) = (net.invite(0, 1), net.now);
