@@ -5,17 +5,27 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::unix::AsyncFd;
+
 /// Wakes a worker that waits in [`super::Ring::turn`]; an eventfd, so any thread may hold a clone.
 #[derive(Debug, Clone)]
 pub struct Waker(Arc<OwnedFd>);
 
 impl Waker {
-    /// A new eventfd.
+    /// An eventfd for a worker. Blocking on purpose: io_uring does not wait on a descriptor that is non-blocking. Nobody
+    /// ever blocks on it: it is read only when readable, and a write blocks only at 2^64 − 1.
     pub fn new() -> io::Result<Self> {
-        // Blocking on purpose: io_uring does not wait on a descriptor that is non-blocking. Nobody ever blocks on it: it is
-        // read only when readable, and a write blocks only at 2^64 − 1.
+        Self::with_flags(libc::EFD_CLOEXEC)
+    }
+
+    /// An eventfd for the control thread, whose runtime wants it non-blocking.
+    pub fn non_blocking() -> io::Result<Self> {
+        Self::with_flags(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)
+    }
+
+    fn with_flags(flags: libc::c_int) -> io::Result<Self> {
         // SAFETY: no pointers.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+        let fd = unsafe { libc::eventfd(0, flags) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -30,15 +40,24 @@ impl Waker {
         unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
     }
 
-    pub(super) fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+    /// Hands it to the tokio runtime of the calling thread.
+    pub fn watch(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: `as_raw_fd` gives the same open descriptor for as long as the waker lives: it owns it and never
+        // replaces it.
+        unsafe { AsyncFd::register(self) }.map_err(io::Error::from)
     }
 
     /// Takes the counter down after it was reported readable.
-    pub(super) fn drain(&self) {
+    pub fn drain(&self) {
         let mut count = [0u8; 8];
         // SAFETY: `count` has the 8 octets that an eventfd wants.
         unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    }
+}
+
+impl AsRawFd for Waker {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 

@@ -4,86 +4,41 @@
 
 use std::borrow::Cow;
 
-/// What an octet may be part of: one bit a class.
-const TOKEN: u8 = 1;
-const WORD: u8 = 2;
-const UNRESERVED: u8 = 4;
-const RESERVED: u8 = 8;
-const USER: u8 = 16;
-const PASSWORD: u8 = 32;
-const URI_PARAM: u8 = 64;
-const HOST: u8 = 128;
-
-/// The classes of each octet, so that a check is one load.
-const CLASSES: [u8; 256] = {
-    let mut table = [0; 256];
-    let mut b = 0;
-    while b < 128 {
-        if (b as u8).is_ascii_alphanumeric() {
-            table[b] = TOKEN | WORD | UNRESERVED | USER | PASSWORD | URI_PARAM | HOST;
-        }
-        b += 1;
-    }
-    let table = mark(table, b"-.!%*_+`'~", TOKEN | WORD);
-    let table = mark(table, b"()<>:\\\"/[]?{}", WORD);
-    let table = mark(table, b"-_.!~*'()", UNRESERVED | USER | PASSWORD | URI_PARAM);
-    let table = mark(table, b";/?:@&=+$,", RESERVED);
-    let table = mark(table, b"&=+$,;?/", USER);
-    let table = mark(table, b"&=+$,", PASSWORD);
-    let table = mark(table, b"[]/:&+$", URI_PARAM);
-    mark(table, b"-._", HOST)
-};
-
-const fn mark(mut table: [u8; 256], octets: &[u8], class: u8) -> [u8; 256] {
-    let mut at = 0;
-    while at < octets.len() {
-        table[octets[at] as usize] |= class;
-        at += 1;
-    }
-    table
-}
-
-const fn is(b: u8, class: u8) -> bool {
-    CLASSES[b as usize] & class != 0
-}
-
 pub(crate) fn is_token(b: u8) -> bool {
-    is(b, TOKEN)
+    b.is_ascii_alphanumeric() || b"-.!%*_+`'~".contains(&b)
 }
 
 /// `word` of Call-ID.
 pub(crate) fn is_word(b: u8) -> bool {
-    is(b, WORD)
+    is_token(b) || b"()<>:\\\"/[]?{}".contains(&b)
 }
 
 pub(crate) fn is_unreserved(b: u8) -> bool {
-    is(b, UNRESERVED)
+    b.is_ascii_alphanumeric() || b"-_.!~*'()".contains(&b)
 }
 
 pub(crate) fn is_reserved(b: u8) -> bool {
-    is(b, RESERVED)
+    b";/?:@&=+$,".contains(&b)
 }
 
 pub(crate) fn is_user(b: u8) -> bool {
-    is(b, USER)
+    is_unreserved(b) || b"&=+$,;?/".contains(&b)
 }
 
 pub(crate) fn is_password(b: u8) -> bool {
-    is(b, PASSWORD)
+    is_unreserved(b) || b"&=+$,".contains(&b)
 }
 
 pub(crate) fn is_uri_param(b: u8) -> bool {
-    is(b, URI_PARAM)
+    is_unreserved(b) || b"[]/:&+$".contains(&b)
 }
 
-/// `hnv-unreserved` and what joins them.
 pub(crate) fn is_uri_header(b: u8) -> bool {
-    is(b, UNRESERVED) || b"[]/?:+$&=".contains(&b)
+    is_unreserved(b) || b"[]/?:+$&=".contains(&b)
 }
 
-/// Letters of a host name; the underscore is no letter of DNS but of many intranets.
 pub(crate) fn is_host(b: u8) -> bool {
-    is(b, HOST)
+    b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_'
 }
 
 pub(crate) fn is_space(b: u8) -> bool {

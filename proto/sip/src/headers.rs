@@ -68,7 +68,6 @@ header_names! {
     Server = "Server";
     Warning = "Warning";
     Subject = "Subject", "s";
-    Timestamp = "Timestamp";
     Event = "Event", "o";
     AllowEvents = "Allow-Events", "u";
     ReferTo = "Refer-To", "r";

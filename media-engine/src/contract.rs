@@ -1,0 +1,321 @@
+//! The words of engine.proto and our own: checked on the way in, filled in on the way out.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tandem_api::engine::v1 as proto;
+use tandem_audio::format::{Codec, Ptime};
+use tandem_rtp::latch::Latching;
+use tandem_rtp::units::PayloadType;
+use tandem_stream::Dialect;
+use tandem_stream::websocket::Url;
+
+use crate::leg::agent::{CallInfo, WebSocketParameters};
+use crate::leg::event::{EndReason, Event, Stats};
+use crate::leg::rtp::{Direction, RtpParameters};
+
+/// A session id, and any other name, is no longer than this.
+pub const NAME_MAX: usize = 128;
+
+/// Headers or custom fields of a WebSocket agent; together with the URL they must fit an upgrade request.
+pub const FIELDS_MAX: usize = 32;
+
+/// Octets of all of them.
+pub const FIELDS_OCTETS_MAX: usize = 16 * 1024;
+
+const DEFAULT_PTIME: Ptime = Ptime::MS_20;
+const DEFAULT_MEDIA_TIMEOUT_MS: u32 = 60_000;
+const DEFAULT_CONNECT_TIMEOUT_MS: u32 = 5_000;
+const DEFAULT_TONE_HZ: f64 = 440.0;
+
+/// A request that cannot be carried out, with the field that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {what}")]
+pub struct Invalid {
+    /// Path of the field in the request.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+fn invalid(field: &'static str, what: impl Into<String>) -> Invalid {
+    Invalid { field, what: what.into() }
+}
+
+/// The id of a request.
+pub fn session_id(text: &str) -> Result<&str, Invalid> {
+    match text.len() {
+        0 => Err(invalid("session_id", "is empty")),
+        1..=NAME_MAX => Ok(text),
+        len => Err(invalid("session_id", format!("has {len} octets, at most {NAME_MAX} are allowed"))),
+    }
+}
+
+/// The carrier leg, and the port that was leased for it.
+pub fn rtp(given: Option<proto::RtpParameters>) -> Result<(RtpParameters, Option<u16>), Invalid> {
+    let given = given.ok_or_else(|| invalid("rtp", "is missing"))?;
+    let codec = match given.codec() {
+        proto::Codec::Unspecified if given.codec == 0 => None,
+        proto::Codec::Unspecified => return Err(invalid("rtp.codec", "is unknown")),
+        proto::Codec::Pcmu => Some(Codec::Pcmu),
+        proto::Codec::Pcma => Some(Codec::Pcma),
+        proto::Codec::L168k => Some(Codec::L16_8k),
+        proto::Codec::L1616k => Some(Codec::L16_16k),
+    };
+    let payload_type = |field, number: u32| {
+        u8::try_from(number)
+            .ok()
+            .and_then(PayloadType::new)
+            .ok_or_else(|| invalid(field, format!("{number} is no RTP payload type")))
+    };
+    let remote = match (given.remote_address.as_str(), given.remote_port) {
+        ("", _) | (_, 0) => None,
+        (address, port) => {
+            let ip: IpAddr = address
+                .parse()
+                .map_err(|_| invalid("rtp.remote_address", format!("{address:?} is no IP address")))?;
+            let port =
+                u16::try_from(port).map_err(|_| invalid("rtp.remote_port", format!("{port} is no port")))?;
+            Some(SocketAddr::new(ip, port))
+        }
+    };
+    let ptime = match given.ptime_ms {
+        0 => DEFAULT_PTIME,
+        ms => Ptime::from_ms(ms).ok_or_else(|| invalid("rtp.ptime_ms", format!("{ms} is not carried")))?,
+    };
+    let local_port = match given.local_port {
+        0 => None,
+        port => Some(
+            u16::try_from(port)
+                .ok()
+                .filter(|port| port % 2 == 0)
+                .ok_or_else(|| invalid("rtp.local_port", format!("{port} is no even port")))?,
+        ),
+    };
+    let parameters = RtpParameters {
+        remote,
+        codec,
+        payload_type: payload_type("rtp.payload_type", given.payload_type)?,
+        ptime,
+        event_payload_type: given
+            .telephone_event_payload_type
+            .map(|number| payload_type("rtp.telephone_event_payload_type", number))
+            .transpose()?,
+        direction: match given.direction() {
+            proto::Direction::Unspecified | proto::Direction::Sendrecv => Direction::SendReceive,
+            proto::Direction::Sendonly => Direction::SendOnly,
+            proto::Direction::Recvonly => Direction::ReceiveOnly,
+            proto::Direction::Inactive => Direction::Inactive,
+        },
+        latching: match given.latching() {
+            proto::Latching::Unspecified | proto::Latching::Auto => Latching::Auto,
+            proto::Latching::Strict => Latching::Strict,
+            proto::Latching::Off => Latching::Off,
+        },
+    };
+    Ok((parameters, local_port))
+}
+
+/// What the agent is told about the call.
+pub fn call(given: Option<proto::CallInfo>, session_id: &str) -> CallInfo {
+    let given = given.unwrap_or_default();
+    CallInfo {
+        call_id: if given.call_id.is_empty() { session_id.to_owned() } else { given.call_id },
+        from: given.from,
+        to: given.to,
+        direction: if given.direction.is_empty() { "inbound".into() } else { given.direction },
+        tenant_id: given.tenant_id,
+    }
+}
+
+/// Which agent, before files are loaded and names resolved.
+#[derive(Debug)]
+pub enum Target {
+    /// The caller hears himself.
+    Echo,
+    /// A tone.
+    Tone {
+        /// Its frequency.
+        frequency_hz: f64,
+    },
+    /// A recording below the media folder.
+    File {
+        /// Which.
+        path: String,
+        /// Begin again at the end.
+        repeat: bool,
+    },
+    /// One that is dialled.
+    WebSocket(Box<WebSocketParameters>),
+}
+
+/// The agent leg.
+pub fn agent(given: Option<proto::Agent>) -> Result<Target, Invalid> {
+    use proto::agent::Target as Given;
+    let target = given.and_then(|agent| agent.target).ok_or_else(|| invalid("agent.target", "is missing"))?;
+    Ok(match target {
+        Given::Echo(_) => Target::Echo,
+        Given::Tone(tone) => Target::Tone {
+            frequency_hz: match tone.frequency_hz {
+                0.0 => DEFAULT_TONE_HZ,
+                hz if (20.0..=3_900.0).contains(&hz) => hz,
+                hz => {
+                    let what = format!("{hz} is not within 20 and 3900");
+                    return Err(invalid("agent.tone.frequency_hz", what));
+                }
+            },
+        },
+        Given::File(file) => Target::File { path: file.path, repeat: file.r#loop },
+        Given::Websocket(agent) => Target::WebSocket(Box::new(websocket(agent)?)),
+    })
+}
+
+fn websocket(given: proto::WebSocketAgent) -> Result<WebSocketParameters, Invalid> {
+    let dialect = match given.dialect() {
+        proto::Dialect::Unspecified | proto::Dialect::Pcm => Dialect::Pcm,
+        proto::Dialect::Twilio => Dialect::Twilio,
+    };
+    let url = Url::parse(&given.url).map_err(|error| invalid("agent.websocket.url", error.to_string()))?;
+    if url.secure {
+        return Err(invalid("agent.websocket.url", "wss is not carried yet; use ws"));
+    }
+    let octets = |fields: &std::collections::HashMap<String, String>| -> usize {
+        fields.iter().map(|(name, value)| name.len() + value.len()).sum()
+    };
+    for (field, fields) in
+        [("agent.websocket.headers", &given.headers), ("agent.websocket.custom", &given.custom)]
+    {
+        if fields.len() > FIELDS_MAX || octets(fields) > FIELDS_OCTETS_MAX {
+            let what = format!("at most {FIELDS_MAX} with {FIELDS_OCTETS_MAX} octets are carried");
+            return Err(invalid(field, what));
+        }
+    }
+    Ok(WebSocketParameters {
+        url,
+        dialect,
+        headers: given.headers.into_iter().collect(),
+        custom: given.custom.into_iter().collect::<BTreeMap<_, _>>(),
+        connect_timeout: millis(given.connect_timeout_ms, DEFAULT_CONNECT_TIMEOUT_MS),
+    })
+}
+
+fn millis(given: u32, default: u32) -> Duration {
+    Duration::from_millis(u64::from(if given == 0 { default } else { given }))
+}
+
+/// No RTP for so long ends the session.
+pub fn media_timeout(given_ms: u32) -> Duration {
+    millis(given_ms, DEFAULT_MEDIA_TIMEOUT_MS)
+}
+
+/// The session's own limit.
+pub fn max_session(given_ms: u32) -> Option<Duration> {
+    (given_ms > 0).then(|| Duration::from_millis(u64::from(given_ms)))
+}
+
+/// Counters as they are told.
+pub fn stats(stats: &Stats) -> proto::SessionStats {
+    proto::SessionStats {
+        rtp_sent: stats.rtp_sent,
+        rtp_received: stats.rtp_received,
+        rtp_lost: stats.rtp_lost,
+        rtp_late: stats.rtp_late,
+        rtp_duplicate: stats.rtp_duplicate,
+        rtp_reordered: stats.rtp_reordered,
+        rtp_rejected: stats.rtp_rejected,
+        jitter_ms: stats.jitter_ms,
+        agent_frames_in: stats.agent_frames_in,
+        agent_frames_out: stats.agent_frames_out,
+        playout_dropped_ms: stats.playout_dropped_ms,
+        agent_dropped_ms: stats.agent_dropped_ms,
+        duration_ms: stats.duration_ms,
+    }
+}
+
+/// An event as it is told.
+pub fn event(event: &Event) -> proto::event::Event {
+    use proto::event::Event as Told;
+    match event {
+        Event::AgentConnected { took_ms } => {
+            Told::AgentConnected(proto::AgentConnected { took_ms: *took_ms })
+        }
+        Event::AgentFailed { reason } => Told::AgentFailed(proto::AgentFailed { reason: reason.clone() }),
+        Event::AgentHangup { after_drain } => Told::AgentHangup(proto::AgentHangup {
+            after: if *after_drain { "drain" } else { "now" }.to_owned(),
+        }),
+        Event::AgentTransfer { to } => Told::AgentTransfer(proto::AgentTransfer { to: to.clone() }),
+        Event::MediaStarted { remote, took_ms } => Told::MediaStarted(proto::MediaStarted {
+            remote_address: remote.ip().to_string(),
+            remote_port: u32::from(remote.port()),
+            took_ms: *took_ms,
+        }),
+        Event::Dtmf { digit, duration_ms } => {
+            Told::DtmfReceived(proto::DtmfReceived { digit: digit.to_string(), duration_ms: *duration_ms })
+        }
+        Event::Ended { reason, stats: counters } => {
+            use proto::session_ended::Reason;
+            let reason = match reason {
+                EndReason::MediaTimeout => Reason::MediaTimeout,
+                EndReason::MaxSession => Reason::MaxSession,
+                EndReason::Orphaned => Reason::Orphaned,
+                EndReason::EngineFault => Reason::EngineFault,
+                EndReason::Shutdown => Reason::Shutdown,
+            };
+            Told::SessionEnded(proto::SessionEnded { reason: reason.into(), stats: Some(stats(counters)) })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters() -> proto::RtpParameters {
+        proto::RtpParameters {
+            remote_address: "192.0.2.7".into(),
+            remote_port: 4_000,
+            codec: proto::Codec::Pcma.into(),
+            payload_type: 8,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn zeros_mean_the_documented_defaults() {
+        let (rtp, port) = rtp(Some(parameters())).unwrap();
+        assert_eq!(rtp.ptime, Ptime::MS_20);
+        assert_eq!(rtp.direction, Direction::SendReceive);
+        assert_eq!(rtp.codec, Some(Codec::Pcma));
+        assert_eq!(port, None);
+        assert_eq!(media_timeout(0), Duration::from_secs(60));
+        assert_eq!(max_session(0), None);
+    }
+
+    #[test]
+    fn a_delayed_offer_has_neither_codec_nor_address() {
+        let (rtp, _) = rtp(Some(proto::RtpParameters::default())).unwrap();
+        assert_eq!((rtp.codec, rtp.remote), (None, None));
+    }
+
+    #[test]
+    fn what_cannot_be_carried_is_named_by_its_field() {
+        type Change = fn(&mut proto::RtpParameters);
+        let cases: [(&str, Change); 6] = [
+            ("rtp.remote_address", |p| p.remote_address = "host".into()),
+            ("rtp.remote_port", |p| p.remote_port = 70_000),
+            ("rtp.codec", |p| p.codec = 99),
+            ("rtp.payload_type", |p| p.payload_type = 200),
+            ("rtp.ptime_ms", |p| p.ptime_ms = 7),
+            ("rtp.local_port", |p| p.local_port = 4_001),
+        ];
+        for (field, change) in cases {
+            let mut given = parameters();
+            change(&mut given);
+            assert_eq!(rtp(Some(given)).unwrap_err().field, field);
+        }
+        assert_eq!(agent(None).unwrap_err().field, "agent.target");
+        let secure = proto::WebSocketAgent { url: "wss://host/".into(), ..Default::default() };
+        assert_eq!(websocket(secure).unwrap_err().field, "agent.websocket.url");
+    }
+}

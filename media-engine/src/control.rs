@@ -1,0 +1,279 @@
+//! The control thread: the gRPC service of engine.proto. It picks a core for a new session, routes a command to the core
+//! that has it, and hands out events.
+//!
+//! ```text
+//!   gRPC ──▶ registry: session id → core, key ──▶ Commands ──▶ worker
+//!   subscribers ◀── broadcast ◀── pump: numbers events, keeps the registry true ◀── Inbox ◀── worker
+//! ```
+//!
+//! Everything here runs on one thread; the mutexes are there because tonic asks for `Sync`, are never contended and never
+//! held across an await. A subscriber that falls [`SUBSCRIBER_EVENTS_MAX`] behind loses its stream: it connects again and
+//! gets a snapshot. Without any subscriber the orphan clock runs.
+
+mod events;
+mod service;
+
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tandem_api::engine::v1 as proto;
+use tandem_api::engine::v1::engine_service_server::EngineServiceServer;
+use tokio::sync::{OnceCell, broadcast, oneshot};
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::config::Config;
+use crate::mailbox::{Command, Commands, Inbox, Opened};
+use crate::metrics::CoreMetrics;
+use crate::ring::{DriverKind, Waker};
+
+/// Events that may wait for one subscriber: twice a thousand calls that end at once.
+pub const SUBSCRIBER_EVENTS_MAX: usize = 4_096;
+
+/// One worker, as the control thread sees it.
+#[derive(Debug)]
+pub struct Core {
+    number: usize,
+    commands: Mutex<Commands>,
+    metrics: Arc<CoreMetrics>,
+    /// Sessions that were given to it.
+    sessions: AtomicUsize,
+    load: Mutex<Load>,
+}
+
+/// Share of time spent working, over the last second.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    at: Instant,
+    busy_ns: u64,
+    share: f64,
+}
+
+impl Core {
+    /// A worker that has no session yet.
+    pub fn new(number: usize, commands: Commands, metrics: Arc<CoreMetrics>) -> Self {
+        let load = Load { at: Instant::now(), busy_ns: 0, share: 0.0 };
+        Self {
+            number,
+            commands: Mutex::new(commands),
+            metrics,
+            sessions: AtomicUsize::new(0),
+            load: Mutex::new(load),
+        }
+    }
+
+    /// The core it is pinned to.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &CoreMetrics {
+        &self.metrics
+    }
+
+    /// Hands it a command; false when its queue is full.
+    pub fn send(&self, command: Command) -> bool {
+        lock(&self.commands).send(command).is_ok()
+    }
+
+    fn measure(&self, now: Instant) {
+        let busy_ns = self.metrics.busy_nanoseconds_total.get();
+        let mut load = lock(&self.load);
+        let passed = now.saturating_duration_since(load.at).as_nanos().max(1);
+        let share = busy_ns.saturating_sub(load.busy_ns) as f64 / passed as f64;
+        *load = Load { at: now, busy_ns, share: share.min(1.0) };
+    }
+
+    fn told(&self) -> proto::CoreLoad {
+        proto::CoreLoad {
+            core: self.number as u32,
+            sessions: self.sessions.load(Ordering::Relaxed) as u32,
+            busy: lock(&self.load).share,
+        }
+    }
+}
+
+/// A session that the control plane knows.
+#[derive(Debug)]
+struct Entry {
+    /// Index of its core.
+    core: usize,
+    opened: OnceCell<Opened>,
+    is_agent_ready: AtomicBool,
+}
+
+/// What goes to every subscriber.
+#[derive(Debug, Clone)]
+enum Broadcast {
+    Event(Arc<proto::Event>),
+    /// Events were lost, or the engine stops: every stream ends.
+    End(&'static str),
+}
+
+/// The control thread's state.
+#[derive(Debug)]
+pub struct Control {
+    config: Config,
+    instance_id: String,
+    driver: DriverKind,
+    driver_reason: String,
+    cores: Vec<Core>,
+    sessions: Mutex<HashMap<String, Arc<Entry>>>,
+    events: broadcast::Sender<Broadcast>,
+    draining: AtomicBool,
+    controllers: AtomicUsize,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Control {
+    /// State of an engine that was just started.
+    pub fn new(config: Config, driver: DriverKind, driver_reason: String, cores: Vec<Core>) -> Self {
+        Self {
+            config,
+            instance_id: uuid::Uuid::now_v7().to_string(),
+            driver,
+            driver_reason,
+            cores,
+            sessions: Mutex::new(HashMap::new()),
+            events: broadcast::Sender::new(SUBSCRIBER_EVENTS_MAX),
+            draining: AtomicBool::new(false),
+            controllers: AtomicUsize::new(0),
+        }
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// New at each start.
+    pub fn instance_id(&self) -> &str {
+        &self.instance_id
+    }
+
+    /// Which driver runs.
+    pub fn driver(&self) -> DriverKind {
+        self.driver
+    }
+
+    /// The workers.
+    pub fn cores(&self) -> &[Core] {
+        &self.cores
+    }
+
+    /// Sessions alive.
+    pub fn sessions(&self) -> usize {
+        lock(&self.sessions).len()
+    }
+
+    /// Subscribers of the event stream.
+    pub fn controllers(&self) -> usize {
+        self.controllers.load(Ordering::Relaxed)
+    }
+
+    /// Whether new sessions are refused.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Refuses new sessions from now on.
+    pub fn drain(&self) {
+        if !self.draining.swap(true, Ordering::Relaxed) {
+            tracing::info!(sessions = self.sessions(), "draining");
+        }
+    }
+
+    fn entry(&self, id: &str) -> Option<Arc<Entry>> {
+        lock(&self.sessions).get(id).cloned()
+    }
+
+    /// Forgets a session; true if it was known.
+    fn forget(&self, id: &str) -> bool {
+        let Some(entry) = lock(&self.sessions).remove(id) else { return false };
+        self.cores[entry.core].sessions.fetch_sub(1, Ordering::Relaxed);
+        true
+    }
+
+    /// The entry of a session that is to be opened, and whether it is new.
+    fn reserve(&self, id: &str, core: usize) -> (Arc<Entry>, bool) {
+        let mut sessions = lock(&self.sessions);
+        if let Some(entry) = sessions.get(id) {
+            return (Arc::clone(entry), false);
+        }
+        let entry = Arc::new(Entry { core, opened: OnceCell::new(), is_agent_ready: AtomicBool::new(false) });
+        sessions.insert(id.to_owned(), Arc::clone(&entry));
+        self.cores[core].sessions.fetch_add(1, Ordering::Relaxed);
+        (entry, true)
+    }
+
+    /// The core with the fewest sessions.
+    fn least_loaded(&self) -> usize {
+        let load = |index: &usize| self.cores[*index].sessions.load(Ordering::Relaxed);
+        (0..self.cores.len()).min_by_key(load).unwrap_or(0)
+    }
+
+    fn loads(&self) -> Vec<proto::CoreLoad> {
+        self.cores.iter().map(Core::told).collect()
+    }
+
+    /// Sessions alive, asked of every worker.
+    async fn list(&self) -> Vec<proto::SessionSummary> {
+        let mut all = Vec::new();
+        for core in &self.cores {
+            let (reply, answer) = oneshot::channel();
+            if !core.send(Command::List { reply }) {
+                continue;
+            }
+            let Ok(summaries) = answer.await else { continue };
+            all.extend(summaries.into_iter().map(|summary| proto::SessionSummary {
+                session_id: summary.id.to_string(),
+                call_id: summary.call_id.to_string(),
+                core: core.number as u32,
+                local_port: u32::from(summary.port),
+                started: summary.started,
+                age_ms: summary.age_ms,
+            }));
+        }
+        all
+    }
+}
+
+/// Serves until `stopped`.
+pub async fn serve(
+    control: Arc<Control>,
+    grpc: TcpListener,
+    http: TcpListener,
+    inboxes: Vec<Inbox>,
+    bell: Waker,
+    stopped: oneshot::Receiver<()>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let grpc = TcpListenerStream::new(tokio::net::TcpListener::from_std(grpc)?);
+    let http = tokio::net::TcpListener::from_std(http)?;
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let pump = tokio::spawn(events::pump(Arc::clone(&control), inboxes, bell, stop, stopped));
+
+    let until = |mut stopping: tokio::sync::watch::Receiver<bool>| async move {
+        let _ = stopping.wait_for(|stop| *stop).await;
+    };
+    let pages = axum::serve(http, crate::http::router(Arc::clone(&control)))
+        .with_graceful_shutdown(until(stopping.clone()));
+    let pages = tokio::spawn(async move { pages.await });
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<EngineServiceServer<service::Service>>().await;
+    tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .add_service(health_service)
+        .add_service(EngineServiceServer::new(service::Service::new(Arc::clone(&control))))
+        .serve_with_incoming_shutdown(grpc, until(stopping))
+        .await?;
+    pump.await?;
+    pages.abort();
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! Events: from the workers' queues to the subscribers, in order, with a heartbeat each second; and the orphan clock.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tandem_api::engine::v1 as proto;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::{Broadcast, Control};
+use crate::contract;
+use crate::leg::event::{EndReason, Event};
+use crate::mailbox::{Command, Inbox};
+use crate::ring::Waker;
+
+/// How often subscribers hear that the engine is alive.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Events on their way to one subscriber beside those that wait in the broadcast.
+const IN_FLIGHT: usize = 64;
+
+/// The stream of one subscriber.
+pub(super) type EventStream = Pin<Box<dyn Stream<Item = Result<proto::Event, Status>> + Send>>;
+
+/// Moves events until the engine stops.
+pub(super) async fn pump(
+    control: Arc<Control>,
+    mut inboxes: Vec<Inbox>,
+    bell: Waker,
+    stop: watch::Sender<bool>,
+    mut stopped: oneshot::Receiver<()>,
+) {
+    let mut pump = Pump { control, sequence: 0, orphaned_since: None };
+    let bell = match bell.watch() {
+        Ok(bell) => bell,
+        Err(error) => {
+            tracing::error!(%error, "events cannot be watched");
+            let _ = stop.send(true);
+            return;
+        }
+    };
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            ready = bell.readable() => if let Ok(mut ready) = ready {
+                bell.get_ref().drain();
+                ready.clear_ready();
+                pump.move_events(&mut inboxes).await;
+            },
+            _ = heartbeat.tick() => pump.beat(Instant::now()),
+            _ = &mut stopped => break,
+        }
+    }
+    // The workers are gone; what they said last is still to be told.
+    pump.move_events(&mut inboxes).await;
+    let _ = pump.control.events.send(Broadcast::End("the engine stops"));
+    let _ = stop.send(true);
+}
+
+struct Pump {
+    control: Arc<Control>,
+    sequence: u64,
+    orphaned_since: Option<Instant>,
+}
+
+impl Pump {
+    async fn move_events(&mut self, inboxes: &mut [Inbox]) {
+        for inbox in inboxes {
+            while let Some((id, event)) = inbox.pop() {
+                self.keep_registry(&id, &event);
+                log(&id, &event);
+                self.tell(id.to_string(), contract::event(&event));
+            }
+            if inbox.was_lossy() {
+                tracing::error!("events were lost: every event stream ends and resynchronises");
+                self.prune().await;
+                let _ = self
+                    .control
+                    .events
+                    .send(Broadcast::End("events were lost; connect again for a snapshot"));
+            }
+        }
+    }
+
+    fn keep_registry(&self, id: &str, event: &Event) {
+        match event {
+            Event::AgentConnected { .. } => {
+                if let Some(entry) = self.control.entry(id) {
+                    entry.is_agent_ready.store(true, Ordering::Relaxed);
+                }
+            }
+            Event::Ended { .. } => drop(self.control.forget(id)),
+            _ => {}
+        }
+    }
+
+    /// Forgets sessions whose end was among the events that were lost.
+    async fn prune(&self) {
+        let known: Vec<String> = super::lock(&self.control.sessions)
+            .iter()
+            .filter(|(_, entry)| entry.opened.initialized())
+            .map(|(id, _)| id.clone())
+            .collect();
+        let alive = self.control.list().await;
+        for id in known {
+            if !alive.iter().any(|summary| summary.session_id == id) {
+                self.control.forget(&id);
+            }
+        }
+    }
+
+    fn tell(&mut self, session_id: String, event: proto::event::Event) {
+        self.sequence += 1;
+        let event = proto::Event { sequence: self.sequence, session_id, event: Some(event) };
+        // Without subscribers there is nobody to tell.
+        let _ = self.control.events.send(Broadcast::Event(Arc::new(event)));
+    }
+
+    fn beat(&mut self, now: Instant) {
+        for core in &self.control.cores {
+            core.measure(now);
+        }
+        let heartbeat =
+            proto::Heartbeat { cores: self.control.loads(), draining: self.control.is_draining() };
+        self.tell(String::new(), proto::event::Event::Heartbeat(heartbeat));
+        if self.control.controllers() > 0 {
+            self.orphaned_since = None;
+            return;
+        }
+        let since = *self.orphaned_since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= self.control.config.orphan && self.control.sessions() > 0 {
+            tracing::warn!(sessions = self.control.sessions(), "no control plane for too long: sessions end");
+            for core in &self.control.cores {
+                core.send(Command::EndAll { reason: EndReason::Orphaned });
+            }
+            self.orphaned_since = Some(now);
+        }
+    }
+}
+
+/// One line for each change of a session's state.
+fn log(session_id: &str, event: &Event) {
+    match event {
+        Event::AgentConnected { took_ms } => tracing::info!(session_id, took_ms, "agent connected"),
+        Event::AgentFailed { reason } => tracing::warn!(session_id, reason, "agent failed"),
+        Event::AgentHangup { after_drain } => tracing::info!(session_id, after_drain, "agent hangs up"),
+        Event::AgentTransfer { .. } => tracing::info!(session_id, "agent transfers"),
+        Event::MediaStarted { took_ms, .. } => tracing::info!(session_id, took_ms, "media started"),
+        Event::Dtmf { .. } => {}
+        Event::Ended { reason, stats } => tracing::info!(
+            session_id,
+            ?reason,
+            duration_ms = stats.duration_ms,
+            rtp_sent = stats.rtp_sent,
+            rtp_received = stats.rtp_received,
+            "session ended"
+        ),
+    }
+}
+
+/// Counts a subscriber for as long as it lives.
+struct Subscription(Arc<Control>);
+
+impl Subscription {
+    fn new(control: Arc<Control>) -> Self {
+        control.controllers.fetch_add(1, Ordering::Relaxed);
+        Self(control)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.0.controllers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A new subscriber: first a snapshot, then every event after it.
+pub(super) async fn subscribe(control: Arc<Control>, controller_id: String) -> EventStream {
+    let subscription = Subscription::new(Arc::clone(&control));
+    // Subscribed before the snapshot is taken: an event between the two is told twice rather than never.
+    let mut events = control.events.subscribe();
+    let (out, stream) = mpsc::channel(IN_FLIGHT);
+    let snapshot =
+        proto::Snapshot { instance_id: control.instance_id.clone(), sessions: control.list().await };
+    tracing::info!(controller_id, sessions = snapshot.sessions.len(), "controller subscribed");
+    let first = proto::Event {
+        sequence: 0,
+        session_id: String::new(),
+        event: Some(proto::event::Event::Snapshot(snapshot)),
+    };
+    tokio::spawn(async move {
+        let _subscription = subscription;
+        let mut next = Ok(first);
+        loop {
+            let is_last = next.is_err();
+            if out.send(next).await.is_err() || is_last {
+                break;
+            }
+            next = tokio::select! {
+                event = events.recv() => match event {
+                    Ok(Broadcast::Event(event)) => Ok(proto::Event::clone(&event)),
+                    Ok(Broadcast::End(reason)) => Err(Status::unavailable(reason)),
+                    Err(broadcast::error::RecvError::Lagged(missed)) => {
+                        Err(Status::data_loss(format!("{missed} events behind; connect again for a snapshot")))
+                    }
+                    Err(broadcast::error::RecvError::Closed) => break,
+                },
+                () = out.closed() => break,
+            };
+        }
+        tracing::info!(controller_id, "controller is gone");
+    });
+    Box::pin(ReceiverStream::new(stream))
+}

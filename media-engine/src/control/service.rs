@@ -1,0 +1,305 @@
+//! The calls of `EngineService`. Each is idempotent by session id.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tandem_api::engine::v1 as proto;
+use tandem_api::engine::v1::engine_service_server::EngineService;
+use tokio::sync::oneshot;
+use tonic::{Request, Response, Status};
+
+use super::events::{self, EventStream};
+use super::{Control, Core, Entry};
+use crate::contract::{self, Invalid, Target};
+use crate::leg::agent::{AgentParameters, WebSocketParameters};
+use crate::leg::rtp::RtpParameters;
+use crate::mailbox::{Command, Open, OpenError, Opened, SessionKey};
+use crate::ports::owner;
+use crate::recording;
+use crate::session::SessionParameters;
+
+/// A name that does not resolve in this time is a dead agent: the caller is ringing.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Service {
+    control: Arc<Control>,
+}
+
+impl Service {
+    pub(super) fn new(control: Arc<Control>) -> Self {
+        Self { control }
+    }
+
+    /// A session that is open, with its core.
+    fn find(&self, id: &str) -> Result<(Arc<Entry>, SessionKey), Status> {
+        let missing = || Status::not_found(format!("no session {id}"));
+        let entry = self.control.entry(id).ok_or_else(missing)?;
+        let key = entry.opened.get().ok_or_else(missing)?.key;
+        Ok((entry, key))
+    }
+}
+
+impl From<Invalid> for Status {
+    fn from(error: Invalid) -> Self {
+        Status::invalid_argument(error.to_string())
+    }
+}
+
+impl From<OpenError> for Status {
+    fn from(error: OpenError) -> Self {
+        let text = error.to_string();
+        match error {
+            OpenError::SessionsFull(_) | OpenError::PortsFull { .. } | OpenError::PortBusy(_) => {
+                Status::resource_exhausted(text)
+            }
+            OpenError::Socket(_) => Status::internal(text),
+            OpenError::Agent(_) => Status::invalid_argument(text),
+        }
+    }
+}
+
+/// Asks a worker something and waits for the answer.
+async fn ask<T>(core: &Core, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Status> {
+    let (reply, answer) = oneshot::channel();
+    if !core.send(command(reply)) {
+        return Err(Status::unavailable(format!("core {} is overloaded", core.number())));
+    }
+    answer.await.map_err(|_| Status::internal(format!("core {} is gone", core.number())))
+}
+
+/// A request to open a session, checked.
+struct Checked {
+    id: String,
+    parameters: SessionParameters,
+    agent_address: Option<Result<SocketAddr, String>>,
+    local_port: Option<u16>,
+}
+
+/// Checks a request, loads what is to be loaded, resolves what is to be resolved.
+async fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checked, Status> {
+    let id = contract::session_id(&request.session_id)?.to_owned();
+    let (rtp, local_port) = contract::rtp(request.rtp)?;
+    check_family(control, &rtp)?;
+    let mut agent_address = None;
+    let agent = match contract::agent(request.agent)? {
+        Target::Echo => AgentParameters::Echo,
+        Target::Tone { frequency_hz } => AgentParameters::Tone { frequency_hz },
+        Target::File { path, repeat } => {
+            let folder = control.config.media_dir.clone();
+            let loaded = tokio::task::spawn_blocking(move || recording::load(&folder, &path, repeat)).await;
+            let loaded = loaded.map_err(|error| Status::internal(error.to_string()))?;
+            let wrong = |error: recording::RecordingError| {
+                Status::invalid_argument(format!("agent.file.path: {error}"))
+            };
+            AgentParameters::File(loaded.map_err(wrong)?)
+        }
+        Target::WebSocket(parameters) => {
+            agent_address = Some(resolve(&parameters).await);
+            AgentParameters::WebSocket(parameters)
+        }
+    };
+    let parameters = SessionParameters {
+        call: contract::call(request.call, &id),
+        rtp,
+        agent,
+        media_timeout: contract::media_timeout(request.media_timeout_ms),
+        max_session: contract::max_session(request.max_session_ms),
+        seed: rand::random(),
+    };
+    Ok(Checked { id, parameters, agent_address, local_port })
+}
+
+fn check_family(control: &Control, rtp: &RtpParameters) -> Result<(), Status> {
+    match rtp.remote {
+        Some(remote) if remote.is_ipv4() != control.config.rtp_address.is_ipv4() => {
+            Err(Status::invalid_argument(format!(
+                "rtp.remote_address: {} cannot be reached from {}",
+                remote.ip(),
+                control.config.rtp_address
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The agent's address; names are looked up here, never on a worker.
+async fn resolve(parameters: &WebSocketParameters) -> Result<SocketAddr, String> {
+    let (host, port) = (parameters.url.host.as_str(), parameters.url.port);
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok((ip, port).into());
+    }
+    let found = tokio::time::timeout(RESOLVE_WITHIN, tokio::net::lookup_host((host, port))).await;
+    match found {
+        Ok(Ok(addresses)) => {
+            // A name with both families is tried by IPv4 first: agents that listen on one of them mostly listen there.
+            let all: Vec<SocketAddr> = addresses.collect();
+            let first = all.iter().find(|address| address.is_ipv4()).or(all.first());
+            first.copied().ok_or_else(|| format!("agent host {host} has no address"))
+        }
+        Ok(Err(error)) => Err(format!("agent host {host} does not resolve: {error}")),
+        Err(_) => Err(format!("agent host {host} did not resolve within {} s", RESOLVE_WITHIN.as_secs())),
+    }
+}
+
+/// Opens a session, or waits for another request that is opening it.
+async fn open(control: Arc<Control>, checked: Checked) -> Result<(Arc<Entry>, Opened), Status> {
+    let Checked { id, parameters, agent_address, local_port } = checked;
+    let config = &control.config;
+    let core = match local_port {
+        None => control.least_loaded(),
+        Some(port) => owner(config.rtp_ports, port, control.cores.len()).ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "rtp.local_port: {port} is outside {}-{}",
+                config.rtp_ports.min, config.rtp_ports.max
+            ))
+        })?,
+    };
+    if control.sessions() >= config.sessions_max && control.entry(&id).is_none() {
+        let max = config.sessions_max;
+        return Err(Status::resource_exhausted(format!("all {max} sessions of this engine are in use")));
+    }
+    let (entry, _) = control.reserve(&id, core);
+    let core = &control.cores[entry.core];
+    let name: Arc<str> = id.as_str().into();
+    let local_address = config.rtp_address;
+    let open = Box::new(Open { id: name, parameters, agent_address, local_address, local_port });
+    let opened = entry
+        .opened
+        .get_or_try_init(|| async {
+            let opened = ask(core, |reply| Command::Open { open, reply }).await??;
+            if opened.agent_ready {
+                entry.is_agent_ready.store(true, Ordering::Relaxed);
+            }
+            tracing::info!(session_id = id, core = core.number(), port = opened.port, "session opened");
+            Ok::<_, Status>(opened)
+        })
+        .await;
+    match opened {
+        Ok(&opened) => Ok((entry, opened)),
+        Err(status) => {
+            control.forget(&id);
+            tracing::warn!(session_id = id, reason = status.message(), "session refused");
+            Err(status)
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl EngineService for Service {
+    type EventsStream = EventStream;
+
+    async fn describe(
+        &self,
+        _: Request<proto::DescribeRequest>,
+    ) -> Result<Response<proto::DescribeResponse>, Status> {
+        let Control { config, instance_id, driver, driver_reason, .. } = &*self.control;
+        Ok(Response::new(proto::DescribeResponse {
+            instance_id: instance_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            driver: driver.to_string(),
+            driver_reason: driver_reason.clone(),
+            rtp_address: config.rtp_public.to_string(),
+            rtp_port_min: u32::from(config.rtp_ports.min),
+            rtp_port_max: u32::from(config.rtp_ports.max),
+            cores: self.control.loads(),
+            sessions_max: config.sessions_max as u32,
+            draining: self.control.is_draining(),
+        }))
+    }
+
+    async fn open_session(
+        &self,
+        request: Request<proto::OpenSessionRequest>,
+    ) -> Result<Response<proto::OpenSessionResponse>, Status> {
+        let request = request.into_inner();
+        let known = self.control.entry(&request.session_id).is_some();
+        if self.control.is_draining() && !known {
+            return Err(Status::unavailable("the engine is draining"));
+        }
+        let checked = check(&self.control, request).await?;
+        // In a task of its own: a caller that goes away in the middle must not leave a session that nobody knows.
+        let (entry, opened) = tokio::spawn(open(Arc::clone(&self.control), checked))
+            .await
+            .map_err(|error| Status::internal(error.to_string()))??;
+        Ok(Response::new(proto::OpenSessionResponse {
+            instance_id: self.control.instance_id.clone(),
+            local_address: self.control.config.rtp_public.to_string(),
+            local_port: u32::from(opened.port),
+            core: self.control.cores[entry.core].number() as u32,
+            agent_ready: entry.is_agent_ready.load(Ordering::Relaxed),
+        }))
+    }
+
+    async fn start_session(
+        &self,
+        request: Request<proto::StartSessionRequest>,
+    ) -> Result<Response<proto::StartSessionResponse>, Status> {
+        let id = request.into_inner().session_id;
+        let (entry, key) = self.find(&id)?;
+        match ask(&self.control.cores[entry.core], |reply| Command::Start { key, reply }).await? {
+            true => Ok(Response::new(proto::StartSessionResponse {})),
+            false => Err(Status::not_found(format!("no session {id}"))),
+        }
+    }
+
+    async fn update_session(
+        &self,
+        request: Request<proto::UpdateSessionRequest>,
+    ) -> Result<Response<proto::UpdateSessionResponse>, Status> {
+        let proto::UpdateSessionRequest { session_id: id, rtp } = request.into_inner();
+        let (rtp, _) = contract::rtp(rtp)?;
+        check_family(&self.control, &rtp)?;
+        let (entry, key) = self.find(&id)?;
+        match ask(&self.control.cores[entry.core], |reply| Command::Update { key, rtp, reply }).await? {
+            true => Ok(Response::new(proto::UpdateSessionResponse {})),
+            false => Err(Status::not_found(format!("no session {id}"))),
+        }
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<proto::CloseSessionRequest>,
+    ) -> Result<Response<proto::CloseSessionResponse>, Status> {
+        let proto::CloseSessionRequest { session_id: id, reason } = request.into_inner();
+        let (entry, key) = self.find(&id)?;
+        let core = &self.control.cores[entry.core];
+        let stats = ask(core, |reply| Command::Close { key, reason: reason.clone(), reply }).await?;
+        self.control.forget(&id);
+        let Some(stats) = stats else {
+            return Err(Status::not_found(format!("no session {id}")));
+        };
+        tracing::info!(
+            session_id = id,
+            reason,
+            duration_ms = stats.duration_ms,
+            rtp_sent = stats.rtp_sent,
+            rtp_received = stats.rtp_received,
+            "session closed"
+        );
+        Ok(Response::new(proto::CloseSessionResponse { stats: Some(contract::stats(&stats)) }))
+    }
+
+    async fn list_sessions(
+        &self,
+        _: Request<proto::ListSessionsRequest>,
+    ) -> Result<Response<proto::ListSessionsResponse>, Status> {
+        Ok(Response::new(proto::ListSessionsResponse {
+            instance_id: self.control.instance_id.clone(),
+            sessions: self.control.list().await,
+        }))
+    }
+
+    async fn events(&self, request: Request<proto::EventsRequest>) -> Result<Response<EventStream>, Status> {
+        let controller_id = request.into_inner().controller_id;
+        Ok(Response::new(events::subscribe(Arc::clone(&self.control), controller_id).await))
+    }
+
+    async fn drain(&self, _: Request<proto::DrainRequest>) -> Result<Response<proto::DrainResponse>, Status> {
+        self.control.drain();
+        Ok(Response::new(proto::DrainResponse { sessions: self.control.sessions() as u32 }))
+    }
+}

@@ -1,0 +1,134 @@
+//! What legs hand up to their session, and what a session hands up to the control plane.
+
+use std::net::SocketAddr;
+
+/// A piece of the caller's sound, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard<'a> {
+    /// The payload of one packet.
+    Sound(&'a [u8]),
+    /// So many packets did not come in time.
+    Gap {
+        /// How many.
+        packets: u64,
+    },
+}
+
+/// What an agent asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Drop what has not been played.
+    Clear,
+    /// Say when everything before this was played.
+    Mark {
+        /// As the agent named it.
+        name: String,
+    },
+    /// Press keys towards the caller.
+    Dtmf {
+        /// Which.
+        digits: String,
+    },
+    /// End the call.
+    Hangup {
+        /// Only when everything was played.
+        after_drain: bool,
+    },
+    /// Hand the caller on.
+    Transfer {
+        /// To whom.
+        to: String,
+    },
+}
+
+/// Why the engine ended a session by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndReason {
+    /// No RTP for too long.
+    MediaTimeout,
+    /// The session's own limit.
+    MaxSession,
+    /// Nobody held the event stream for too long.
+    Orphaned,
+    /// The engine could not go on.
+    EngineFault,
+    /// The engine stops.
+    Shutdown,
+}
+
+/// What happened in a session, for the control plane.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The agent's stream is up and was told who calls.
+    AgentConnected {
+        /// Since the session was opened.
+        took_ms: u32,
+    },
+    /// The agent could not be reached, or its stream broke.
+    AgentFailed {
+        /// In words.
+        reason: String,
+    },
+    /// The agent asked to end the call; with `after_drain`, all it said was played.
+    AgentHangup {
+        /// It asked to be heard out first.
+        after_drain: bool,
+    },
+    /// The agent asked to hand the caller on.
+    AgentTransfer {
+        /// To whom.
+        to: String,
+    },
+    /// The first valid RTP packet came.
+    MediaStarted {
+        /// From here.
+        remote: SocketAddr,
+        /// Since the session was opened.
+        took_ms: u32,
+    },
+    /// The caller pressed a key and released it.
+    Dtmf {
+        /// Which.
+        digit: char,
+        /// How long it was down.
+        duration_ms: u32,
+    },
+    /// The engine ended the session by itself.
+    Ended {
+        /// Why.
+        reason: EndReason,
+        /// The final counters.
+        stats: Stats,
+    },
+}
+
+/// Counters of one session.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Stats {
+    /// RTP packets sent.
+    pub rtp_sent: u64,
+    /// RTP packets accepted.
+    pub rtp_received: u64,
+    /// Expected and never come.
+    pub rtp_lost: u64,
+    /// Come after their place had passed.
+    pub rtp_late: u64,
+    /// Come twice.
+    pub rtp_duplicate: u64,
+    /// Come out of order.
+    pub rtp_reordered: u64,
+    /// Wrong source, version, payload type or SSRC.
+    pub rtp_rejected: u64,
+    /// Interarrival jitter.
+    pub jitter_ms: f64,
+    /// Pieces of sound that came from the agent.
+    pub agent_frames_in: u64,
+    /// Pieces of sound that went to the agent.
+    pub agent_frames_out: u64,
+    /// Agent's sound that found the playout queue full.
+    pub playout_dropped_ms: u64,
+    /// Caller's sound that the agent did not read in time.
+    pub agent_dropped_ms: u64,
+    /// Since the session was started.
+    pub duration_ms: u64,
+}

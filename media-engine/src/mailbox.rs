@@ -1,0 +1,258 @@
+//! Between the control thread and a worker: commands down, events up, both bounded, neither with a lock.
+//!
+//! ```text
+//!   control ── Commands: rtrb ──▶ worker      the waker (an eventfd) ends the worker's wait
+//!   control ◀── events: rtrb ─── worker      the bell (another) is rung once a turn that had events
+//!   control ◀── oneshot ──────── worker      the answer to one command
+//! ```
+//!
+//! A full command queue refuses the command: the control thread answers that the core is overloaded. A full event queue
+//! loses the event, counts it, and says so ([`Outbox::lost`]): the control thread then ends the event streams, and its
+//! subscribers resynchronise by a snapshot. A worker never waits.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rtrb::{Consumer, Producer, RingBuffer};
+use tokio::sync::oneshot;
+
+use crate::leg::event::{EndReason, Event, Stats};
+use crate::leg::rtp::RtpParameters;
+use crate::ring::Waker;
+use crate::session::SessionParameters;
+
+/// Commands that may wait for a worker: a burst of call set-ups between two of its turns.
+pub const COMMANDS_MAX: usize = 1_024;
+
+/// Events that may wait for the control thread: one for each session of a core, twice.
+pub const EVENTS_MAX: usize = 8_192;
+
+/// A session on its worker. Keys of sessions that are over are told from later ones by their generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionKey {
+    /// Its place.
+    pub index: u32,
+    /// Its life in that place.
+    pub generation: u32,
+}
+
+/// Why a worker cannot open a session.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// It carries as many as it may.
+    #[error("all {0} sessions of this core are in use")]
+    SessionsFull(usize),
+    /// No port of its share is free.
+    #[error("no RTP port is free; {resting} rest after a call and {quarantined} are used by other programs")]
+    PortsFull {
+        /// Closed a moment ago.
+        resting: usize,
+        /// Busy.
+        quarantined: usize,
+    },
+    /// The leased port cannot be had.
+    #[error("RTP port {0} is in use or rests")]
+    PortBusy(u16),
+    /// The kernel refused.
+    #[error("socket: {0}")]
+    Socket(String),
+    /// The agent cannot be asked so.
+    #[error("{0}")]
+    Agent(String),
+}
+
+/// What a worker did to open a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// Its key from now on.
+    pub key: SessionKey,
+    /// The port that was bound.
+    pub port: u16,
+    /// The agent needs no dialling.
+    pub agent_ready: bool,
+}
+
+/// Everything a worker needs to open a session.
+#[derive(Debug)]
+pub struct Open {
+    /// The control plane's name for it.
+    pub id: Arc<str>,
+    /// What it carries.
+    pub parameters: SessionParameters,
+    /// Where the agent is, if it is dialled; or why that is not known.
+    pub agent_address: Option<Result<SocketAddr, String>>,
+    /// Bind here.
+    pub local_address: IpAddr,
+    /// This port, if it was leased.
+    pub local_port: Option<u16>,
+}
+
+/// A session for `ListSessions`.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// The control plane's name for it.
+    pub id: Arc<str>,
+    /// The call's.
+    pub call_id: Arc<str>,
+    /// Its RTP port.
+    pub port: u16,
+    /// It was answered.
+    pub started: bool,
+    /// Since it was opened.
+    pub age_ms: u64,
+}
+
+/// What the control thread asks of a worker.
+#[derive(Debug)]
+pub enum Command {
+    /// Open a session.
+    Open {
+        /// Which.
+        open: Box<Open>,
+        /// The answer.
+        reply: oneshot::Sender<Result<Opened, OpenError>>,
+    },
+    /// The call is answered. False: there is no such session.
+    Start {
+        /// Which.
+        key: SessionKey,
+        /// The answer.
+        reply: oneshot::Sender<bool>,
+    },
+    /// A re-INVITE. False: there is no such session.
+    Update {
+        /// Which.
+        key: SessionKey,
+        /// From now on.
+        rtp: RtpParameters,
+        /// The answer.
+        reply: oneshot::Sender<bool>,
+    },
+    /// The call is over. `None`: there is no such session.
+    Close {
+        /// Which.
+        key: SessionKey,
+        /// For the agent.
+        reason: String,
+        /// The answer.
+        reply: oneshot::Sender<Option<Stats>>,
+    },
+    /// Say what is alive.
+    List {
+        /// The answer.
+        reply: oneshot::Sender<Vec<Summary>>,
+    },
+    /// End every session, with an event each.
+    EndAll {
+        /// Why.
+        reason: EndReason,
+    },
+    /// Stop when the last stream has been told; sessions that are left end first.
+    Stop,
+}
+
+/// The control thread's end of the command queue.
+#[derive(Debug)]
+pub struct Commands {
+    queue: Producer<Command>,
+    waker: Waker,
+}
+
+impl Commands {
+    /// Hands a command over and wakes the worker. Gives it back when the queue is full.
+    pub fn send(&mut self, command: Command) -> Result<(), Command> {
+        self.queue.push(command).map_err(|rtrb::PushError::Full(command)| command)?;
+        self.waker.wake();
+        Ok(())
+    }
+}
+
+/// The worker's end of both queues.
+#[derive(Debug)]
+pub struct Outbox {
+    events: Producer<(Arc<str>, Event)>,
+    bell: Waker,
+    lost: Arc<AtomicBool>,
+    rung: bool,
+}
+
+impl Outbox {
+    /// Tells the control thread. False when it is lost.
+    pub fn push(&mut self, id: &Arc<str>, event: Event) -> bool {
+        let pushed = self.events.push((Arc::clone(id), event)).is_ok();
+        if !pushed {
+            self.lost.store(true, Ordering::Release);
+        }
+        self.rung = true;
+        pushed
+    }
+
+    /// At the end of a turn: rings the bell if there was something.
+    pub fn ring(&mut self) {
+        if std::mem::take(&mut self.rung) {
+            self.bell.wake();
+        }
+    }
+}
+
+/// The control thread's end of the event queue.
+#[derive(Debug)]
+pub struct Inbox {
+    events: Consumer<(Arc<str>, Event)>,
+    lost: Arc<AtomicBool>,
+}
+
+impl Inbox {
+    /// The next event.
+    pub fn pop(&mut self) -> Option<(Arc<str>, Event)> {
+        self.events.pop().ok()
+    }
+
+    /// Whether events were lost since this was last asked.
+    pub fn was_lossy(&self) -> bool {
+        self.lost.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// Both ends of one worker's queues. `waker` wakes the worker, `bell` the control thread.
+pub fn pair(waker: Waker, bell: Waker) -> ((Commands, Inbox), (Consumer<Command>, Outbox)) {
+    let (command_in, command_out) = RingBuffer::new(COMMANDS_MAX);
+    let (event_in, event_out) = RingBuffer::new(EVENTS_MAX);
+    let lost = Arc::new(AtomicBool::new(false));
+    (
+        (Commands { queue: command_in, waker }, Inbox { events: event_out, lost: Arc::clone(&lost) }),
+        (command_out, Outbox { events: event_in, bell, lost, rung: false }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_event_queue_loses_and_says_so() {
+        let waker = Waker::new().unwrap();
+        let ((_commands, mut inbox), (_queue, mut outbox)) = pair(waker.clone(), waker);
+        let id: Arc<str> = "a".into();
+        let event = Event::AgentHangup { after_drain: false };
+        for _ in 0..EVENTS_MAX {
+            assert!(outbox.push(&id, event.clone()));
+        }
+        assert!(!inbox.was_lossy());
+        assert!(!outbox.push(&id, event));
+        assert!(inbox.was_lossy());
+        assert!(!inbox.was_lossy(), "said once");
+        assert_eq!(std::iter::from_fn(|| inbox.pop()).count(), EVENTS_MAX);
+    }
+
+    #[test]
+    fn a_full_command_queue_gives_the_command_back() {
+        let waker = Waker::new().unwrap();
+        let ((mut commands, _inbox), (_queue, _outbox)) = pair(waker.clone(), waker);
+        for _ in 0..COMMANDS_MAX {
+            assert!(commands.send(Command::Stop).is_ok());
+        }
+        assert!(matches!(commands.send(Command::Stop), Err(Command::Stop)));
+    }
+}

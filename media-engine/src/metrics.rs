@@ -1,0 +1,207 @@
+//! Counters: plain numbers of one writer, summed when somebody reads them.
+//!
+//! A [`Counter`] is an atomic that only its own worker writes, with a load and a store instead of a locked add, so it
+//! costs what a plain number costs; the reader may see it a moment old. Workers publish every [`PUBLISH_EVERY`].
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How often a worker publishes.
+pub const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+
+/// A number with one writer and any readers.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// For the one writer.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// For anybody.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! core_metrics {
+    ($($(#[doc = $doc:literal])* $name:ident: $kind:literal,)*) => {
+        /// What one worker counts.
+        #[derive(Debug, Clone, Copy, Default)]
+        pub struct Tally {
+            $($(#[doc = $doc])* pub $name: u64,)*
+        }
+
+        /// The same, published.
+        #[derive(Debug, Default)]
+        pub struct CoreMetrics {
+            $($(#[doc = $doc])* pub $name: Counter,)*
+        }
+
+        impl CoreMetrics {
+            /// For the worker.
+            pub fn publish(&self, tally: &Tally) {
+                $(self.$name.set(tally.$name);)*
+            }
+        }
+
+        fn write_cores(out: &mut String, cores: &[(usize, &CoreMetrics)]) {
+            $(
+                let help = concat!($($doc),*).trim();
+                let name = concat!("tandem_engine_", stringify!($name));
+                let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {}", $kind);
+                for (core, metrics) in cores {
+                    let _ = writeln!(out, "{name}{{core=\"{core}\"}} {}", metrics.$name.get());
+                }
+            )*
+        }
+    };
+}
+
+core_metrics! {
+    /// Sessions alive.
+    sessions: "gauge",
+    /// Sessions opened since the start.
+    sessions_opened_total: "counter",
+    /// Sessions refused since the start.
+    sessions_refused_total: "counter",
+    /// Sessions that the engine ended by itself.
+    sessions_ended_total: "counter",
+    /// RTP ports in use.
+    ports_open: "gauge",
+    /// RTP ports free to be taken.
+    ports_free: "gauge",
+    /// RTP ports that another program has.
+    ports_quarantined: "gauge",
+    /// RTP packets sent.
+    rtp_sent_total: "counter",
+    /// Datagrams received on RTP ports.
+    rtp_received_total: "counter",
+    /// Octets received from agents.
+    agent_received_octets_total: "counter",
+    /// Octets sent to agents.
+    agent_sent_octets_total: "counter",
+    /// Turns of the loop.
+    turns_total: "counter",
+    /// Nanoseconds spent in turns, waiting excluded.
+    busy_nanoseconds_total: "counter",
+    /// The longest turn of the last tenth of a second, in nanoseconds.
+    turn_nanoseconds_max: "gauge",
+    /// Completions handled, over all turns.
+    completions_total: "counter",
+    /// The most completions in one turn of the last tenth of a second.
+    batch_max: "gauge",
+    /// Turns whose playout was more than a millisecond late.
+    late_ticks_total: "counter",
+    /// The latest playout of the last tenth of a second, in nanoseconds.
+    late_nanoseconds_max: "gauge",
+    /// Events that found their queue to the control thread full.
+    events_lost_total: "counter",
+    /// System calls that submitted or waited.
+    ring_enters_total: "counter",
+    /// Operations given to the kernel.
+    ring_operations_total: "counter",
+    /// Receives armed again after they had ended.
+    ring_rearmed_total: "counter",
+    /// Times the receive buffers ran dry.
+    ring_buffers_dry_total: "counter",
+    /// Most receive buffers ever out of the kernel's hands.
+    ring_buffers_out_max: "gauge",
+    /// Completions that the kernel had to keep back.
+    ring_overflowed_total: "counter",
+    /// Datagrams that did not leave.
+    ring_send_failed_total: "counter",
+    /// Datagrams too large for a buffer.
+    ring_truncated_total: "counter",
+    /// Sockets in the table.
+    ring_sockets: "gauge",
+}
+
+/// What a scrape needs beside the cores.
+#[derive(Debug, Clone, Copy)]
+pub struct Process {
+    /// CPU time of the process.
+    pub cpu: Duration,
+    /// Resident memory.
+    pub resident_octets: u64,
+    /// Sessions that may be carried.
+    pub sessions_max: u64,
+    /// Refuses new sessions.
+    pub draining: bool,
+    /// Subscribers of the event stream.
+    pub controllers: u64,
+}
+
+/// The page that Prometheus reads.
+pub fn render(cores: &[(usize, &CoreMetrics)], process: &Process) -> String {
+    let mut out = String::with_capacity(8 * 1024);
+    write_cores(&mut out, cores);
+    let rows = [
+        (
+            "process_cpu_seconds_total",
+            "counter",
+            "CPU time of the process, user and system.",
+            process.cpu.as_secs_f64(),
+        ),
+        (
+            "process_resident_memory_bytes",
+            "gauge",
+            "Resident memory of the process.",
+            process.resident_octets as f64,
+        ),
+        (
+            "tandem_engine_sessions_limit",
+            "gauge",
+            "Sessions that may be carried.",
+            process.sessions_max as f64,
+        ),
+        (
+            "tandem_engine_draining",
+            "gauge",
+            "1 while new sessions are refused.",
+            f64::from(u8::from(process.draining)),
+        ),
+        (
+            "tandem_engine_controllers",
+            "gauge",
+            "Subscribers of the event stream.",
+            process.controllers as f64,
+        ),
+    ];
+    for (name, kind, help, value) in rows {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    }
+    out
+}
+
+/// Resident memory of this process, as the kernel counts it; 0 where it does not say.
+pub fn resident_octets() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1_024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_has_every_core_and_the_process() {
+        let metrics = CoreMetrics::default();
+        metrics.publish(&Tally { sessions: 7, ..Tally::default() });
+        let process = Process {
+            cpu: Duration::from_millis(1_500),
+            resident_octets: resident_octets(),
+            sessions_max: 10,
+            draining: true,
+            controllers: 1,
+        };
+        let page = render(&[(3, &metrics)], &process);
+        assert!(page.contains("tandem_engine_sessions{core=\"3\"} 7\n"), "{page}");
+        assert!(page.contains("\nprocess_cpu_seconds_total 1.5\n"));
+        assert!(page.contains("# TYPE process_resident_memory_bytes gauge"));
+        assert!(process.resident_octets > 100_000);
+    }
+}

@@ -1,0 +1,479 @@
+//! What a call's media does: a carrier leg, an agent leg, a bridge between them and a playout queue. Sans-IO.
+//!
+//! ```text
+//!                    ┌──────────────────────── Session ────────────────────────┐
+//!  handle_datagram ─▶│ RtpLeg ──▶ Bridge::up ──────────────────────▶ Agent      │─▶ poll_stream
+//!  poll_transmit   ◀─│ RtpLeg ◀── Bridge::down ◀── Playout ◀── PtimeClock ◀─ Agent │◀─ handle_bytes
+//!                    └─ poll_timeout, handle_timeout ───────────── poll_event ─┘
+//! ```
+//!
+//! The four kinds of method of the house: getters; `handle_*` for what comes from network and clock; plain verbs for
+//! what the control plane wants; `poll_*` for what must leave. After a `handle_*` or a verb, drain the `poll_*`: first
+//! [`Session::poll_transmit`], then [`Session::poll_stream`], then [`Session::poll_event`]; and ask
+//! [`Session::poll_timeout`] when to come back. The buffers are the caller's; the packet path allocates nothing.
+//!
+//! Upstream is immediate: what the caller says goes to the agent in the call that brought it. Downstream is paced: the
+//! agent's sound waits in the playout queue and leaves one frame a ptime.
+
+pub mod bridge;
+pub mod playout;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tandem_audio::format::{Codec, SampleRate};
+use tandem_audio::vad::VadEvent;
+use tandem_stream::Dialect;
+use tandem_stream::websocket::HandshakeError;
+
+use crate::leg::agent::{Agent, AgentParameters, CallInfo, Said, Tell};
+use crate::leg::event::{EndReason, Event, Heard, Request, Stats};
+use crate::leg::rtp::{RtpLeg, RtpParameters};
+use bridge::Bridge;
+use playout::{Playout, Policy, PtimeClock};
+
+/// Events that wait between two drains. An agent that asks for more at once is not listened to.
+pub const EVENTS_MAX: usize = 64;
+
+/// Everything needed to open a session.
+#[derive(Debug, Clone)]
+pub struct SessionParameters {
+    /// For the agent's start frame.
+    pub call: CallInfo,
+    /// The carrier leg.
+    pub rtp: RtpParameters,
+    /// The agent leg.
+    pub agent: AgentParameters,
+    /// No RTP for so long ends the session.
+    pub media_timeout: Duration,
+    /// The session ends after so long, whatever happens.
+    pub max_session: Option<Duration>,
+    /// Random; SSRC, first numbers and masks come from it.
+    pub seed: u64,
+}
+
+/// A datagram that was written to the caller's buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub to: SocketAddr,
+    /// Its octets.
+    pub len: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Session {
+    rtp: RtpLeg,
+    agent: Agent,
+    /// `None` while the codec is not known.
+    bridge: Option<Bridge>,
+    playout: Playout,
+    clock: Option<PtimeClock>,
+    opened: Instant,
+    started: Option<Instant>,
+    media_timeout: Duration,
+    /// When the caller's silence is looked at again.
+    media_deadline: Option<Instant>,
+    end: Option<Instant>,
+    hangup_when_dry: bool,
+    on_hold: bool,
+    ended: bool,
+    events: VecDeque<Event>,
+}
+
+impl Session {
+    /// A session that is silent until [`Session::start`].
+    ///
+    /// # Errors
+    /// The upgrade request of a WebSocket agent cannot be written.
+    pub fn new(parameters: SessionParameters, now: Instant) -> Result<Self, HandshakeError> {
+        let SessionParameters { call, rtp, agent, media_timeout, max_session, seed } = parameters;
+        let numbers = [seed as u32, (seed >> 32) as u32 ^ 0x5bd1_e995, (seed >> 16) as u32];
+        let agent = Agent::new(agent, &call, seed, now)?;
+        let playout = Playout::new(playout_rate(&agent, rtp.codec), policy(&agent));
+        let mut this = Self {
+            rtp: RtpLeg::new(rtp, numbers),
+            agent,
+            bridge: None,
+            playout,
+            clock: None,
+            opened: now,
+            started: None,
+            media_timeout,
+            media_deadline: None,
+            end: max_session.map(|limit| now + limit),
+            hangup_when_dry: false,
+            on_hold: false,
+            ended: false,
+            events: VecDeque::with_capacity(4),
+        };
+        this.build_bridge();
+        Ok(this)
+    }
+
+    fn build_bridge(&mut self) {
+        let parameters = self.rtp.parameters();
+        let listens = self.agent.stream().is_some_and(|stream| stream.dialect() == Dialect::Pcm);
+        self.bridge = parameters.codec.map(|codec| {
+            Bridge::new(codec, parameters.ptime, playout_rate(&self.agent, Some(codec)), listens)
+        });
+    }
+
+    // --- getters ---
+
+    /// Answered already.
+    pub fn is_started(&self) -> bool {
+        self.started.is_some()
+    }
+
+    /// Over: only the agent's stream may still have something to say.
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// An agent that needs no dialling, or one whose stream is up.
+    pub fn is_agent_ready(&self) -> bool {
+        self.agent.stream().is_none_or(|stream| stream.connection().is_open())
+    }
+
+    /// What is negotiated now.
+    pub fn rtp(&self) -> &RtpParameters {
+        self.rtp.parameters()
+    }
+
+    /// The playout queue.
+    pub fn playout(&self) -> &Playout {
+        &self.playout
+    }
+
+    /// Since it was opened.
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.opened)
+    }
+
+    /// The counters now.
+    pub fn stats(&self, now: Instant) -> Stats {
+        let mut stats = Stats::default();
+        self.rtp.count(&mut stats);
+        if let Some(stream) = self.agent.stream() {
+            (stats.agent_frames_in, stats.agent_frames_out, stats.agent_dropped_ms) = stream.counters();
+        }
+        stats.playout_dropped_ms = self.playout.dropped_ms();
+        let since = self.started.map(|started| now.saturating_duration_since(started));
+        stats.duration_ms = since.unwrap_or_default().as_millis() as u64;
+        stats
+    }
+
+    // --- what the control plane wants ---
+
+    /// The call is answered; the first packet leaves at `first_packet`. Doing it again changes nothing.
+    pub fn start(&mut self, first_packet: Instant, now: Instant) {
+        if self.started.is_some() || self.ended {
+            return;
+        }
+        self.started = Some(now);
+        self.clock = Some(PtimeClock::new(first_packet, self.rtp.parameters().ptime));
+        self.media_deadline = Some(now + self.media_timeout);
+    }
+
+    /// A re-INVITE. `first_packet` is when the next packet leaves if the ptime is another; see [`Session::rtp`].
+    pub fn update(&mut self, parameters: RtpParameters, first_packet: Instant, now: Instant) {
+        let before = *self.rtp.parameters();
+        self.rtp.update(parameters);
+        if before.ptime != parameters.ptime && self.clock.is_some() {
+            self.clock = Some(PtimeClock::new(first_packet, parameters.ptime));
+        }
+        if before.codec != parameters.codec || before.ptime != parameters.ptime {
+            self.build_bridge();
+        }
+        if self.agent.rate().is_none() && playout_rate(&self.agent, parameters.codec) != self.playout.rate() {
+            // Only the echo follows the carrier's rate, and a fraction of a second of it is nothing to keep.
+            self.playout = Playout::new(playout_rate(&self.agent, parameters.codec), Policy::Live);
+        }
+        let on_hold = !parameters.direction.sends();
+        if on_hold != std::mem::replace(&mut self.on_hold, on_hold)
+            && let Some(stream) = self.agent.stream_mut()
+        {
+            stream.tell(if on_hold { &Tell::Hold } else { &Tell::Resume });
+        }
+        self.media_deadline = self.started.map(|_| now + self.media_timeout);
+    }
+
+    /// The call is over: tells the agent, sends no more RTP. Only [`Session::poll_stream`] may have something left.
+    pub fn close(&mut self, reason: &str) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        self.clock = None;
+        if let Some(stream) = self.agent.stream_mut() {
+            stream.stop(reason);
+        }
+    }
+
+    /// The engine ends the session by itself.
+    pub fn end(&mut self, reason: EndReason, now: Instant) {
+        if self.ended {
+            return;
+        }
+        let stats = self.stats(now);
+        self.close(match reason {
+            EndReason::MediaTimeout | EndReason::MaxSession => "timeout",
+            EndReason::Orphaned | EndReason::EngineFault => "error",
+            EndReason::Shutdown => "shutdown",
+        });
+        // The last event must not be lost to a full queue.
+        self.events.push_back(Event::Ended { reason, stats });
+    }
+
+    // --- from network and clock ---
+
+    /// A datagram came on the carrier leg's port.
+    pub fn handle_datagram(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) {
+        if self.ended {
+            return;
+        }
+        let first = self.hear(|rtp, hear| rtp.handle_datagram(source, bytes, now, hear));
+        if first {
+            let took_ms = self.age(now).as_millis() as u32;
+            self.push_event(Event::MediaStarted { remote: source, took_ms });
+        }
+        self.handle_digits();
+    }
+
+    /// Runs a method of the RTP leg and lets the agent hear what comes of it.
+    fn hear<T>(&mut self, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>)) -> T) -> T {
+        let Self { rtp, agent, bridge, playout, .. } = self;
+        let listening = self.started.is_some() && !self.on_hold && rtp.parameters().direction.accepts();
+        let mut speech = None;
+        let outcome = run(rtp, &mut |heard| {
+            let (true, Some(bridge)) = (listening, bridge.as_mut()) else { return };
+            match agent {
+                Agent::Echo => drop(bridge.up(heard, |samples| playout.push(samples))),
+                Agent::WebSocket(stream) => {
+                    speech = bridge.up(heard, |samples| stream.hear(samples)).or(speech);
+                }
+                Agent::Tone(_) | Agent::File { .. } => {}
+            }
+        });
+        if let (Some(change), Some(stream)) = (speech, self.agent.stream_mut()) {
+            stream.tell(&Tell::Speech { active: change == VadEvent::SpeechStarted });
+        }
+        outcome
+    }
+
+    fn handle_digits(&mut self) {
+        while let Some((digit, duration_ms)) = self.rtp.poll_digit() {
+            if let Some(stream) = self.agent.stream_mut() {
+                stream.tell(&Tell::Dtmf { digit, duration_ms });
+            }
+            self.push_event(Event::Dtmf { digit, duration_ms });
+        }
+    }
+
+    /// The TCP connection to the agent is up.
+    pub fn handle_connected(&mut self) {
+        if let Some(stream) = self.agent.stream_mut() {
+            stream.connection_mut().handle_connected();
+        }
+    }
+
+    /// Octets came from the agent.
+    pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
+        let took_ms = self.age(now).as_millis() as u32;
+        let Self { agent, playout, events, rtp, hangup_when_dry, ended, .. } = self;
+        let Agent::WebSocket(stream) = agent else { return };
+        if *ended {
+            return;
+        }
+        let mut push = |event| {
+            if events.len() < EVENTS_MAX {
+                events.push_back(event);
+            }
+        };
+        // Answers are written after the stream is done reading: it cannot do both at once.
+        let mut cleared = None;
+        stream.handle_bytes(bytes, |said| match said {
+            Said::Ready => push(Event::AgentConnected { took_ms }),
+            Said::Sound(samples) => playout.push(samples),
+            Said::Request(Request::Clear) => {
+                let mut names = cleared.take().unwrap_or_else(Vec::new);
+                playout.clear(|name| names.push(name));
+                *hangup_when_dry = false;
+                cleared = Some(names);
+            }
+            Said::Request(Request::Mark { name }) => drop(playout.mark(name)),
+            Said::Request(Request::Dtmf { digits }) => drop(rtp.press(&digits)),
+            Said::Request(Request::Hangup { after_drain: true }) => *hangup_when_dry = true,
+            Said::Request(Request::Hangup { after_drain: false }) => {
+                push(Event::AgentHangup { after_drain: false });
+            }
+            Said::Request(Request::Transfer { to }) => push(Event::AgentTransfer { to }),
+        });
+        if let Some(names) = cleared {
+            let heard_ms = playout.heard_ms();
+            // The Twilio dialect echoes the marks of what was cleared; ours says once how much was heard.
+            if stream.dialect() == Dialect::Twilio {
+                for name in &names {
+                    stream.tell(&Tell::Mark { name, heard_ms });
+                }
+            }
+            stream.tell(&Tell::Cleared { heard_ms });
+        }
+        self.handle_played();
+        self.handle_failure();
+    }
+
+    /// The agent cannot even be dialled.
+    pub fn handle_undiallable(&mut self, reason: &str) {
+        if let Some(stream) = self.agent.stream_mut() {
+            stream.connection_mut().close(tandem_stream::websocket::close::NORMAL);
+            self.push_event(Event::AgentFailed { reason: reason.to_owned() });
+        }
+    }
+
+    /// The TCP connection to the agent ended, or could not be made.
+    pub fn handle_ended(&mut self, error: Option<&std::io::Error>) {
+        if let Some(stream) = self.agent.stream_mut() {
+            stream.connection_mut().handle_ended(error);
+        }
+        self.handle_failure();
+    }
+
+    fn handle_failure(&mut self) {
+        let failure = self.agent.stream_mut().and_then(|stream| stream.connection_mut().poll_failure());
+        if let Some(reason) = failure
+            && !self.ended
+        {
+            self.push_event(Event::AgentFailed { reason });
+        }
+    }
+
+    /// What was played may have reached marks, or the end.
+    fn handle_played(&mut self) {
+        while let Some(played) = self.playout.poll_mark() {
+            if let Some(stream) = self.agent.stream_mut() {
+                stream.tell(&Tell::Mark { name: &played.name, heard_ms: played.heard_ms });
+            }
+        }
+        if self.hangup_when_dry && self.playout.is_empty() && !self.rtp.is_pressing() {
+            self.hangup_when_dry = false;
+            self.push_event(Event::AgentHangup { after_drain: true });
+        }
+    }
+
+    /// A deadline of [`Session::poll_timeout`] has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.ended {
+            return;
+        }
+        if self.rtp.poll_timeout().is_some_and(|deadline| deadline <= now) {
+            self.hear(|rtp, hear| rtp.handle_timeout(now, hear));
+            self.handle_digits();
+        }
+        if let Some(stream) = self.agent.stream_mut() {
+            stream.connection_mut().handle_timeout(now);
+            self.handle_failure();
+        }
+        if self.media_deadline.is_some_and(|deadline| deadline <= now) {
+            self.handle_media_deadline(now);
+        }
+        if self.end.is_some_and(|end| end <= now) {
+            self.end(EndReason::MaxSession, now);
+        }
+    }
+
+    /// While the call is on hold nobody owes us RTP.
+    fn handle_media_deadline(&mut self, now: Instant) {
+        let direction = self.rtp.parameters().direction;
+        let last = match direction.sends() && direction.accepts() {
+            true => self.rtp.last_arrival().max(self.started).unwrap_or(now),
+            false => now,
+        };
+        let deadline = last + self.media_timeout;
+        if deadline <= now {
+            self.end(EndReason::MediaTimeout, now);
+        } else {
+            self.media_deadline = Some(deadline);
+        }
+    }
+
+    // --- what must leave ---
+
+    /// Writes the datagram that is due into `out` (room for 1 472 octets), or `None` when none is due.
+    pub fn poll_transmit(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
+        loop {
+            let lost = self.clock.as_mut()?.poll_due(now)?;
+            for _ in 0..lost {
+                self.rtp.skip();
+            }
+            let (Some(to), Some(bridge)) = (self.rtp.destination(), self.bridge.as_mut()) else {
+                self.rtp.skip();
+                continue;
+            };
+            let Self { agent, playout, .. } = self;
+            let written = self.rtp.write_packet(out, |_, payload| {
+                bridge.down(payload, |frame| match agent.make_frame(frame) {
+                    true => frame.len(),
+                    false => playout.take(frame),
+                });
+            });
+            self.handle_played();
+            if let Some(len) = written {
+                return Some(Transmit { to, len });
+            }
+        }
+    }
+
+    /// Whether [`Session::poll_stream`] has something.
+    pub fn has_stream_output(&self) -> bool {
+        self.agent.stream().is_some_and(|stream| stream.has_output())
+    }
+
+    /// Writes octets for the agent's TCP stream into `out` and says how many.
+    pub fn poll_stream(&mut self, out: &mut [u8]) -> usize {
+        self.agent.stream_mut().map_or(0, |stream| stream.poll_stream(out))
+    }
+
+    /// True once the agent's stream is of no more use: lost, or closed by us and all of it written.
+    pub fn is_stream_over(&self) -> bool {
+        self.agent.stream().is_none_or(|stream| {
+            stream.connection().has_failed()
+                || (!stream.connection().is_open() && self.ended && !stream.has_output())
+        })
+    }
+
+    /// When to come back: for [`Session::poll_transmit`] or [`Session::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.ended {
+            return None;
+        }
+        let agent = self.agent.stream().and_then(|stream| stream.connection().poll_timeout());
+        let clock = self.clock.as_ref().map(PtimeClock::next);
+        [clock, self.rtp.poll_timeout(), agent, self.media_deadline, self.end].into_iter().flatten().min()
+    }
+
+    /// What the control plane should know, oldest first.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    fn push_event(&mut self, event: Event) {
+        if self.events.len() < EVENTS_MAX {
+            self.events.push_back(event);
+        }
+    }
+}
+
+/// The rate of what waits in the playout queue.
+fn playout_rate(agent: &Agent, codec: Option<Codec>) -> SampleRate {
+    agent.rate().unwrap_or_else(|| codec.unwrap_or(Codec::Pcmu).sample_rate())
+}
+
+fn policy(agent: &Agent) -> Policy {
+    match agent {
+        Agent::Echo => Policy::Live,
+        _ => Policy::Spoken,
+    }
+}

@@ -1,0 +1,577 @@
+//! The loop of one core. It owns its sessions from first packet to last.
+//!
+//! ```text
+//!   ┌─▶ 1 turn      submit what the last turn left, wait for packets or the next due millisecond; read `now` once
+//!   │   2 commands  open, start, update, close: from the control thread's queue
+//!   │   3 handle    completions in order: datagrams and stream octets go to their session, buffers back to the ring
+//!   │   4 due       sessions whose millisecond has come: their packet, their deadlines
+//!   │   5 drain     every session touched: stream octets, events, its next deadline
+//!   └── 6 publish   counters, ten times a second
+//! ```
+//!
+//! The numbers are priorities: what is due is sent in the same turn as what came is handled, with one submit for both.
+//! Steps 3 to 5 allocate nothing in steady state (tests/alloc.rs) and take no lock: there is none in this module, nor in
+//! `session`, `leg`, `ring` and `wheel` (a test in tests/alloc.rs reads their text for one); what is shared with other
+//! threads is two rtrb queues and relaxed counters. A oneshot answer may wake the control thread's runtime, which takes
+//! a lock of its own: only commands cause that, never packets.
+//!
+//! Nothing spins: without sessions the wait has no deadline. With few, it ends at the next due millisecond or when
+//! something came, and packets of one millisecond are handled together. With many, every millisecond has somebody due.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rtrb::Consumer;
+use slab::Slab;
+
+use crate::leg::event::{EndReason, Event};
+use crate::leg::rtp::RtpParameters;
+use crate::mailbox::{Command, Open, OpenError, Opened, Outbox, SessionKey, Summary};
+use crate::metrics::{CoreMetrics, PUBLISH_EVERY, Tally};
+use crate::ports::{BUSY_PORTS_MAX, Ports};
+use crate::ring::{Completion, Owner, Ring, RingError, SocketId, Wait, bind_udp};
+use crate::session::Session;
+use crate::wheel::{Phase, Phases, Wheel};
+
+/// Packets of so long are handled together while the core is quiet: a turn costs more than a packet.
+pub const COALESCE: Duration = Duration::from_millis(1);
+
+/// A closed agent stream is given so long to read its good-bye and close its side.
+pub const LINGER: Duration = Duration::from_secs(1);
+
+/// A playout that leaves later than this after its millisecond is counted as late.
+const LATE: Duration = Duration::from_millis(1);
+
+/// One session and what the core holds for it.
+#[derive(Debug)]
+struct Slot {
+    id: Arc<str>,
+    call_id: Arc<str>,
+    generation: u32,
+    session: Session,
+    udp: Option<SocketId>,
+    stream: Option<SocketId>,
+    port: u16,
+    phase: Option<Phase>,
+    /// Its place in the wheel.
+    deadline: Option<Instant>,
+    /// It is in `touched`.
+    is_touched: bool,
+    /// Closed, but its stream still has something to write: until then.
+    leaving: Option<Instant>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Worker {
+    ring: Ring,
+    sessions: Slab<Slot>,
+    sessions_max: usize,
+    generation: u32,
+    wheel: Wheel,
+    phases: Phases,
+    ports: Ports,
+    commands: Consumer<Command>,
+    outbox: Outbox,
+    /// Finished streams that wait for their peer to close, oldest first.
+    lingering: VecDeque<(Instant, SocketId)>,
+    touched: Vec<u32>,
+    due: Vec<u32>,
+    metrics: Arc<CoreMetrics>,
+    tally: Tally,
+    published: Instant,
+    stopping: bool,
+}
+
+/// Which of a session's sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leg {
+    Rtp,
+    Agent,
+}
+
+const GENERATION_MASK: u32 = 0x7FFF_FFFF;
+
+fn owner(key: SessionKey, leg: Leg) -> Owner {
+    let leg = u64::from(leg == Leg::Agent);
+    Owner(leg << 63 | u64::from(key.generation) << 32 | u64::from(key.index))
+}
+
+fn owned(owner: Owner) -> (SessionKey, Leg) {
+    let leg = if owner.0 >> 63 == 0 { Leg::Rtp } else { Leg::Agent };
+    let generation = (owner.0 >> 32) as u32 & GENERATION_MASK;
+    (SessionKey { index: owner.0 as u32, generation }, leg)
+}
+
+impl Worker {
+    /// A worker without sessions. Call it on the thread that will run it: the ring belongs to that thread.
+    pub fn new(
+        ring: Ring,
+        sessions_max: usize,
+        ports: Ports,
+        commands: Consumer<Command>,
+        outbox: Outbox,
+        metrics: Arc<CoreMetrics>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            ring,
+            sessions: Slab::with_capacity(sessions_max),
+            sessions_max,
+            generation: 0,
+            wheel: Wheel::new(now, sessions_max),
+            phases: Phases::default(),
+            ports,
+            commands,
+            outbox,
+            lingering: VecDeque::with_capacity(sessions_max),
+            touched: Vec::with_capacity(sessions_max),
+            due: Vec::with_capacity(sessions_max),
+            metrics,
+            tally: Tally::default(),
+            published: now,
+            stopping: false,
+        }
+    }
+
+    /// Runs until it is told to stop, or the ring fails.
+    pub fn run(mut self) -> std::io::Result<()> {
+        loop {
+            let wait = self.wait();
+            if let Err(error) = self.ring.turn(wait) {
+                self.end_all(EndReason::EngineFault, Instant::now());
+                return Err(error);
+            }
+            let now = Instant::now();
+            self.turn(now);
+            if self.stopping && self.sessions.is_empty() && self.lingering.is_empty() {
+                self.publish(now);
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&self) -> Wait {
+        let linger = self.lingering.front().map(|(until, _)| *until);
+        let deadline = match (self.wheel.next_due(), linger) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        // A last look at the counters before a long sleep.
+        let publish = (self.tally.turns_total != self.metrics.turns_total.get())
+            .then_some(self.published + PUBLISH_EVERY);
+        let deadline = match (deadline, publish) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        Wait { deadline, coalesce: if self.sessions.is_empty() { Duration::ZERO } else { COALESCE } }
+    }
+
+    fn turn(&mut self, now: Instant) {
+        while let Ok(command) = self.commands.pop() {
+            self.command(command, now);
+        }
+        let mut batch = 0;
+        while let Some(completion) = self.ring.next() {
+            batch += 1;
+            self.handle(completion, now);
+        }
+        self.run_due(now);
+        self.drain_touched(now);
+        self.outbox.ring();
+        while let Some((_, socket)) = self.lingering.pop_front_if(|(until, _)| *until <= now) {
+            self.ring.close(socket);
+        }
+        self.tally.turns_total += 1;
+        self.tally.completions_total += batch;
+        self.tally.batch_max = self.tally.batch_max.max(batch);
+        let took = now.elapsed().as_nanos() as u64;
+        self.tally.busy_nanoseconds_total += took;
+        self.tally.turn_nanoseconds_max = self.tally.turn_nanoseconds_max.max(took);
+        if now.saturating_duration_since(self.published) >= PUBLISH_EVERY {
+            self.publish(now);
+        }
+    }
+
+    // --- commands ---
+
+    fn command(&mut self, command: Command, now: Instant) {
+        // An answer that nobody waits for any more is no error.
+        match command {
+            Command::Open { open, reply } => {
+                let outcome = self.open(*open, now);
+                if outcome.is_err() {
+                    self.tally.sessions_refused_total += 1;
+                }
+                let _ = reply.send(outcome);
+            }
+            Command::Start { key, reply } => {
+                let _ = reply.send(self.start(key, now));
+            }
+            Command::Update { key, rtp, reply } => {
+                let _ = reply.send(self.update(key, rtp, now));
+            }
+            Command::Close { key, reason, reply } => {
+                let stats = self.live(key).map(|slot| slot.session.stats(now));
+                if stats.is_some() {
+                    self.close(key.index, &reason, now);
+                }
+                let _ = reply.send(stats);
+            }
+            Command::List { reply } => {
+                let live = self.sessions.iter().filter(|(_, slot)| !slot.session.is_ended());
+                let summaries = live.map(|(_, slot)| Summary {
+                    id: Arc::clone(&slot.id),
+                    call_id: Arc::clone(&slot.call_id),
+                    port: slot.port,
+                    started: slot.session.is_started(),
+                    age_ms: slot.session.age(now).as_millis() as u64,
+                });
+                let _ = reply.send(summaries.collect());
+            }
+            Command::EndAll { reason } => self.end_all(reason, now),
+            Command::Stop => {
+                self.end_all(EndReason::Shutdown, now);
+                self.stopping = true;
+            }
+        }
+    }
+
+    fn live(&mut self, key: SessionKey) -> Option<&mut Slot> {
+        let slot = self.sessions.get_mut(key.index as usize)?;
+        (slot.generation == key.generation && !slot.session.is_ended()).then_some(slot)
+    }
+
+    fn open(&mut self, open: Open, now: Instant) -> Result<Opened, OpenError> {
+        if self.sessions.len() >= self.sessions_max || self.stopping {
+            return Err(OpenError::SessionsFull(self.sessions_max));
+        }
+        let call_id: Arc<str> = open.parameters.call.call_id.as_str().into();
+        let session = Session::new(open.parameters, now)
+            .map_err(|error| OpenError::Agent(format!("agent.websocket: {error}")))?;
+        let (port, socket) = self.bind(&open.local_address, open.local_port, now)?;
+        self.generation = (self.generation + 1) & GENERATION_MASK;
+        let key = SessionKey { index: self.sessions.vacant_key() as u32, generation: self.generation };
+        let refused = |error: RingError| OpenError::Socket(error.to_string());
+        let udp = match self.ring.add_udp(socket, owner(key, Leg::Rtp)) {
+            Ok(udp) => udp,
+            Err(error) => {
+                self.ports.give_back(port, now);
+                return Err(refused(error));
+            }
+        };
+        let index = self.sessions.insert(Slot {
+            id: open.id,
+            call_id,
+            generation: key.generation,
+            session,
+            udp: Some(udp),
+            stream: None,
+            port,
+            phase: None,
+            deadline: None,
+            is_touched: false,
+            leaving: None,
+        });
+        debug_assert_eq!(index, key.index as usize);
+        let agent_ready = self.sessions[index].session.is_agent_ready();
+        if let Some(address) = open.agent_address {
+            let dialled = match address {
+                Ok(address) => {
+                    let owner = owner(key, Leg::Agent);
+                    self.ring.connect(address, owner).map_err(|error| error.to_string())
+                }
+                Err(reason) => Err(reason),
+            };
+            let slot = &mut self.sessions[index];
+            match dialled {
+                Ok(socket) => slot.stream = Some(socket),
+                Err(reason) => slot.session.handle_undiallable(&reason),
+            }
+        }
+        self.tally.sessions_opened_total += 1;
+        self.touch(key.index);
+        Ok(Opened { key, port, agent_ready })
+    }
+
+    /// Binds the leased port, or the next free one that nobody else has.
+    fn bind(
+        &mut self,
+        address: &std::net::IpAddr,
+        leased: Option<u16>,
+        now: Instant,
+    ) -> Result<(u16, std::os::fd::OwnedFd), OpenError> {
+        if let Some(port) = leased {
+            if !self.ports.take_this(port, now) {
+                return Err(OpenError::PortBusy(port));
+            }
+            return bind_udp((*address, port).into()).map(|socket| (port, socket)).map_err(|error| {
+                self.ports.quarantine(port, now);
+                match error.kind() {
+                    std::io::ErrorKind::AddrInUse => OpenError::PortBusy(port),
+                    _ => OpenError::Socket(error.to_string()),
+                }
+            });
+        }
+        for _ in 0..BUSY_PORTS_MAX {
+            let Some(port) = self.ports.take(now) else { break };
+            match bind_udp((*address, port).into()) {
+                Ok(socket) => return Ok((port, socket)),
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                    self.ports.quarantine(port, now);
+                }
+                Err(error) => {
+                    self.ports.give_back(port, now);
+                    return Err(OpenError::Socket(error.to_string()));
+                }
+            }
+        }
+        Err(OpenError::PortsFull { resting: self.ports.resting(), quarantined: self.ports.quarantined() })
+    }
+
+    fn start(&mut self, key: SessionKey, now: Instant) -> bool {
+        let Some(slot) = self.live(key) else { return false };
+        if !slot.session.is_started() {
+            let ptime = slot.session.rtp().ptime;
+            let phase = self.phases.assign(self.wheel.tick(now), ptime);
+            let first_packet = self.wheel.instant(phase.first);
+            let slot = &mut self.sessions[key.index as usize];
+            slot.phase = Some(phase);
+            slot.session.start(first_packet, now);
+        }
+        self.touch(key.index);
+        true
+    }
+
+    fn update(&mut self, key: SessionKey, rtp: RtpParameters, now: Instant) -> bool {
+        let Some(slot) = self.live(key) else { return false };
+        let moves = slot.session.rtp().ptime != rtp.ptime;
+        let mut first_packet = now;
+        if let (true, Some(phase)) = (moves, slot.phase) {
+            self.phases.release(phase);
+            let phase = self.phases.assign(self.wheel.tick(now), rtp.ptime);
+            first_packet = self.wheel.instant(phase.first);
+            self.sessions[key.index as usize].phase = Some(phase);
+        }
+        self.sessions[key.index as usize].session.update(rtp, first_packet, now);
+        self.touch(key.index);
+        true
+    }
+
+    /// Ends a session: its port and place in the ptime are free at once; its stream may still say good-bye.
+    fn close(&mut self, index: u32, reason: &str, now: Instant) {
+        let slot = &mut self.sessions[index as usize];
+        slot.session.close(reason);
+        self.touch(index);
+        self.let_go(index, now);
+    }
+
+    /// Gives back what a session that is over holds for RTP.
+    fn let_go(&mut self, index: u32, now: Instant) {
+        let slot = &mut self.sessions[index as usize];
+        if let Some(udp) = slot.udp.take() {
+            self.ring.close(udp);
+            self.ports.give_back(slot.port, now);
+            if let Some(phase) = slot.phase.take() {
+                self.phases.release(phase);
+            }
+            slot.leaving = Some(now + LINGER);
+        }
+    }
+
+    fn end_all(&mut self, reason: EndReason, now: Instant) {
+        let live: Vec<u32> = self.sessions.iter().map(|(index, _)| index as u32).collect();
+        for index in live {
+            self.sessions[index as usize].session.end(reason, now);
+            self.touch(index);
+        }
+        self.drain_touched(now);
+        self.outbox.ring();
+    }
+
+    // --- from the network ---
+
+    fn handle(&mut self, completion: Completion, now: Instant) {
+        match completion {
+            Completion::Datagram { owner, from, data } => {
+                let (key, _) = owned(owner);
+                self.tally.rtp_received_total += 1;
+                if let Some(slot) = self.sessions.get_mut(key.index as usize)
+                    && slot.generation == key.generation
+                {
+                    slot.session.handle_datagram(from, self.ring.bytes(&data), now);
+                    self.touch(key.index);
+                }
+                self.ring.give_back(data);
+            }
+            Completion::Stream { owner, data } => {
+                let (key, _) = owned(owner);
+                self.tally.agent_received_octets_total += data.len() as u64;
+                if let Some(slot) = self.sessions.get_mut(key.index as usize)
+                    && slot.generation == key.generation
+                {
+                    slot.session.handle_bytes(self.ring.bytes(&data), now);
+                    self.touch(key.index);
+                }
+                self.ring.give_back(data);
+            }
+            Completion::Connected { owner } => {
+                if let Some(slot) = self.slot(owner) {
+                    slot.session.handle_connected();
+                }
+            }
+            Completion::Writable { owner } => drop(self.slot(owner)),
+            Completion::Ended { owner, error } => {
+                if let Some(slot) = self.slot(owner) {
+                    slot.session.handle_ended(error.as_ref());
+                    if let Some(stream) = slot.stream.take() {
+                        self.ring.close(stream);
+                    }
+                }
+            }
+            Completion::Woken => {}
+        }
+    }
+
+    /// The session of a completion, touched.
+    fn slot(&mut self, owner: Owner) -> Option<&mut Slot> {
+        let (key, _) = owned(owner);
+        let slot = self.sessions.get(key.index as usize)?;
+        if slot.generation != key.generation {
+            return None;
+        }
+        self.touch(key.index);
+        self.sessions.get_mut(key.index as usize)
+    }
+
+    fn touch(&mut self, index: u32) {
+        let slot = &mut self.sessions[index as usize];
+        if !std::mem::replace(&mut slot.is_touched, true) {
+            self.touched.push(index);
+        }
+    }
+
+    // --- from the clock ---
+
+    fn run_due(&mut self, now: Instant) {
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.advance(now, &mut due);
+        for &index in &due {
+            let Some(slot) = self.sessions.get_mut(index as usize) else { continue };
+            let deadline = slot.deadline.take().unwrap_or(now);
+            let Slot { session, udp, .. } = slot;
+            if let Some(udp) = *udp {
+                let mut sent = 0;
+                while let Some(transmit) = session.poll_transmit(now, self.ring.datagram()) {
+                    self.ring.send_datagram(udp, transmit.to, transmit.len);
+                    sent += 1;
+                }
+                if sent > 0 {
+                    self.tally.rtp_sent_total += sent;
+                    let late = now.saturating_duration_since(deadline);
+                    self.tally.late_nanoseconds_max =
+                        self.tally.late_nanoseconds_max.max(late.as_nanos() as u64);
+                    self.tally.late_ticks_total += u64::from(late > LATE);
+                }
+            }
+            if session.poll_timeout().is_some_and(|deadline| deadline <= now) {
+                session.handle_timeout(now);
+            }
+            self.touch(index);
+        }
+        due.clear();
+        self.due = due;
+    }
+
+    // --- what must leave ---
+
+    fn drain_touched(&mut self, now: Instant) {
+        while let Some(index) = self.touched.pop() {
+            if let Some(slot) = self.sessions.get_mut(index as usize) {
+                slot.is_touched = false;
+                self.drain(index, now);
+            }
+        }
+    }
+
+    fn drain(&mut self, index: u32, now: Instant) {
+        let slot = &mut self.sessions[index as usize];
+        if let Some(stream) = slot.stream {
+            while slot.session.has_stream_output() {
+                let Some(stage) = self.ring.stage(stream) else { break };
+                let len = slot.session.poll_stream(stage);
+                if len == 0 {
+                    break;
+                }
+                self.tally.agent_sent_octets_total += len as u64;
+                self.ring.send_stage(stream, len);
+            }
+        }
+        while let Some(event) = slot.session.poll_event() {
+            if let Event::Ended { .. } = event {
+                self.tally.sessions_ended_total += 1;
+            }
+            if !self.outbox.push(&slot.id, event) {
+                self.tally.events_lost_total += 1;
+            }
+        }
+        if slot.session.is_ended() {
+            self.let_go(index, now);
+            return self.leave(index, now);
+        }
+        if slot.session.is_stream_over()
+            && let Some(stream) = slot.stream.take()
+        {
+            self.ring.close(stream);
+        }
+        let deadline = slot.session.poll_timeout();
+        if deadline != slot.deadline {
+            slot.deadline = deadline;
+            match deadline {
+                Some(deadline) => self.wheel.place(index, deadline),
+                None => self.wheel.remove(index),
+            }
+        }
+    }
+
+    /// A session that is over goes when its stream has nothing left to write, or after [`LINGER`].
+    fn leave(&mut self, index: u32, now: Instant) {
+        let slot = &mut self.sessions[index as usize];
+        let until = *slot.leaving.get_or_insert(now + LINGER);
+        let is_said = slot.stream.is_none() || slot.session.is_stream_over();
+        if !is_said && now < until {
+            slot.deadline = Some(until);
+            return self.wheel.place(index, until);
+        }
+        self.wheel.remove(index);
+        let slot = self.sessions.remove(index as usize);
+        if let Some(stream) = slot.stream {
+            self.ring.finish(stream);
+            self.lingering.push_back((now + LINGER, stream));
+        }
+    }
+
+    fn publish(&mut self, now: Instant) {
+        let ring = self.ring.counters();
+        let tally = &mut self.tally;
+        tally.sessions = self.sessions.len() as u64;
+        tally.ports_open = self.ports.open() as u64;
+        tally.ports_free = self.ports.free() as u64;
+        tally.ports_quarantined = self.ports.quarantined() as u64;
+        tally.ring_enters_total = ring.enters;
+        tally.ring_operations_total = ring.operations;
+        tally.ring_rearmed_total = ring.rearmed;
+        tally.ring_buffers_dry_total = ring.buffers_dry;
+        tally.ring_buffers_out_max = ring.buffers_out_max;
+        tally.ring_overflowed_total = ring.overflowed;
+        tally.ring_send_failed_total = ring.send_failed;
+        tally.ring_truncated_total = ring.truncated;
+        tally.ring_sockets = ring.sockets;
+        self.metrics.publish(tally);
+        tally.turn_nanoseconds_max = 0;
+        tally.batch_max = 0;
+        tally.late_nanoseconds_max = 0;
+        self.published = now;
+    }
+}
