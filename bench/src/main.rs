@@ -1,2 +1,306 @@
-//! Not written yet.
-fn main() {}
+//! `tandem-bench`: the command line. Exit codes: 0 reported; 1 nothing to report; 2 wrong arguments; 3 the generator was
+//! the bottleneck and nothing is reported; 130 interrupted.
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use tandem_bench::calls::{self, CallsPlan};
+use tandem_bench::marker::Law;
+use tandem_bench::plan::{Cores, Interrupted, Plan};
+use tandem_bench::report::Report;
+use tandem_bench::scrape::MetricsUrl;
+use tandem_bench::setup::{self, SetupPlan};
+use tandem_bench::{codec, compare, floor, host, table};
+
+/// The demo assistant that echoes.
+const DEMO_ECHO: &str = "sip:echo:demo-key@127.0.0.1:4573";
+
+/// Exit code when the generator was the bottleneck.
+const LIMITED: u8 = 3;
+
+/// Exit code after Ctrl-C, as shells expect it.
+const INTERRUPTED: u8 = 130;
+
+/// Places load on Tandem and measures what comes of it.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// N real SIP calls with 20 ms RTP both ways.
+    Calls(CallsArgs),
+    /// The floor: a bare io_uring UDP echo under the same packets.
+    Floor(FloorArgs),
+    /// INVITE, 200, ACK, BYE, and what that costs.
+    Setup(SetupArgs),
+    /// Nanoseconds for 20 ms of audio.
+    Codec(CodecArgs),
+    /// Two reports side by side.
+    Compare {
+        /// A report.
+        a: PathBuf,
+        /// Another one.
+        b: PathBuf,
+    },
+    /// The floor's echo process (started by `floor`).
+    #[command(name = floor::CHILD_COMMAND, hide = true)]
+    FloorEcho {
+        #[arg(long)]
+        core: usize,
+    },
+}
+
+#[derive(Args, Clone)]
+struct Load {
+    /// Calls at once.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    concurrent: u32,
+    /// Measured seconds.
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    duration: f64,
+    /// Seconds at full load before that.
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    warm_up: f64,
+    /// Codec of the calls.
+    #[arg(long, value_enum, default_value_t = Law::Pcmu)]
+    codec: Law,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args, Clone)]
+struct Common {
+    /// Core of the generator; the first one by default.
+    #[arg(long)]
+    core: Option<usize>,
+    /// Core of the target, where the floor and the bare timer run; the last one by default.
+    #[arg(long)]
+    target_core: Option<usize>,
+    /// Writes the report there as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Shows the figures even if the generator was the bottleneck (the exit code stays 3).
+    #[arg(long)]
+    report_anyway: bool,
+    /// No progress.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Args)]
+struct CallsArgs {
+    /// Whom to call.
+    #[arg(long, default_value = DEMO_ECHO)]
+    target: String,
+    /// New calls a second.
+    #[arg(long, default_value_t = 50.0)]
+    cps: f64,
+    #[command(flatten)]
+    load: Load,
+    /// The engine's metrics, for its processor time and memory.
+    #[arg(long)]
+    engine_metrics: Option<MetricsUrl>,
+    /// The control plane's metrics.
+    #[arg(long)]
+    control_metrics: Option<MetricsUrl>,
+    /// Measures the floor in the same run, half before and half after, for the ratio.
+    #[arg(long)]
+    floor: bool,
+}
+
+#[derive(Args)]
+struct FloorArgs {
+    #[command(flatten)]
+    load: Load,
+    /// Calls the target as well and gives the ratio of the engine to the floor (the same as `calls --floor`).
+    #[arg(long)]
+    engine_metrics: Option<MetricsUrl>,
+    /// Whom to call for that.
+    #[arg(long, default_value = DEMO_ECHO, requires = "engine_metrics")]
+    target: String,
+    /// New calls a second for that.
+    #[arg(long, default_value_t = 50.0, requires = "engine_metrics")]
+    cps: f64,
+}
+
+#[derive(Args)]
+struct SetupArgs {
+    /// Whom to call.
+    #[arg(long, default_value = DEMO_ECHO)]
+    target: String,
+    /// INVITEs a second.
+    #[arg(long, default_value_t = 100.0)]
+    cps: f64,
+    /// Seconds.
+    #[arg(long, default_value_t = 10.0, value_parser = seconds, conflicts_with = "calls")]
+    duration: f64,
+    /// INVITEs in all, instead of a duration.
+    #[arg(long)]
+    calls: Option<u64>,
+    /// Leaves the engine out.
+    #[arg(long)]
+    no_media: bool,
+    /// Codec that is offered.
+    #[arg(long, value_enum, default_value_t = Law::Pcmu)]
+    codec: Law,
+    /// The engine's metrics.
+    #[arg(long)]
+    engine_metrics: Option<MetricsUrl>,
+    /// The control plane's metrics.
+    #[arg(long)]
+    control_metrics: Option<MetricsUrl>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct CodecArgs {
+    /// Writes the figures there as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=86_400.0).contains(&seconds) => Ok(seconds),
+        _ => Err("a number of seconds from 0 to 86400".into()),
+    }
+}
+
+impl Load {
+    fn plan(&self) -> anyhow::Result<Plan> {
+        anyhow::ensure!(self.duration >= 1.0, "--duration must be at least one second");
+        Ok(Plan {
+            calls: self.concurrent as usize,
+            law: self.codec,
+            duration: Duration::from_secs_f64(self.duration),
+            warm_up: Duration::from_secs_f64(self.warm_up),
+            cores: self.common.cores()?,
+            quiet: self.common.quiet,
+        })
+    }
+}
+
+impl Common {
+    /// Chooses the cores and goes to ours with the whole process, so that no thread of ours disturbs the target.
+    fn cores(&self) -> anyhow::Result<Cores> {
+        let cores = Cores::choose(self.core, self.target_core);
+        host::pin_thread(cores.generator)
+            .with_context(|| format!("cannot run on core {}", cores.generator))?;
+        if cores.generator == cores.target {
+            eprintln!("warning: generator and target share core {}: figures say little", cores.generator);
+        }
+        Ok(cores)
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::FloorEcho { core } => floor::run_child(core).map(|()| ExitCode::SUCCESS),
+        command => {
+            host::catch_interrupts();
+            host::raise_open_files();
+            run(command)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        if error.is::<Interrupted>() {
+            eprintln!("interrupted: every call was ended, nothing is reported");
+            return ExitCode::from(INTERRUPTED);
+        }
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Calls(args) => {
+            let report = calls::run(&CallsPlan {
+                plan: args.load.plan()?,
+                target: args.target,
+                cps: args.cps,
+                engine_metrics: args.engine_metrics,
+                control_metrics: args.control_metrics,
+                floor: args.floor,
+            })?;
+            tell(report, &args.load.common)
+        }
+        Command::Floor(args) => {
+            let plan = args.load.plan()?;
+            let report = match args.engine_metrics {
+                None => floor::run(&plan)?,
+                engine_metrics => calls::run(&CallsPlan {
+                    plan,
+                    target: args.target,
+                    cps: args.cps,
+                    engine_metrics,
+                    control_metrics: None,
+                    floor: true,
+                })?,
+            };
+            tell(report, &args.load.common)
+        }
+        Command::Setup(args) => {
+            anyhow::ensure!(
+                !args.no_media,
+                "--no-media is not supported by this target yet: every call of it has an engine session"
+            );
+            let calls = args.calls.unwrap_or((args.cps * args.duration) as u64);
+            let report = setup::run(&SetupPlan {
+                target: args.target,
+                cps: args.cps,
+                calls,
+                law: args.codec,
+                cores: args.common.cores()?,
+                engine_metrics: args.engine_metrics,
+                control_metrics: args.control_metrics,
+                quiet: args.common.quiet,
+            })?;
+            tell(report, &args.common)
+        }
+        Command::Codec(args) => {
+            let costs = codec::run();
+            print!("{}", codec::table(&costs));
+            if let Some(path) = args.json {
+                write_json(&path, &serde_json::json!({ "codec": costs }))?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Compare { a, b } => {
+            print!("{}", compare::run(&a, &b)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::FloorEcho { .. } => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Shows the report, or says why there is none.
+fn tell(mut report: Report, common: &Common) -> anyhow::Result<ExitCode> {
+    let limited = report.generator.limited;
+    if limited && !common.report_anyway {
+        report.withhold();
+    }
+    if let Some(path) = &common.json {
+        write_json(path, &report)?;
+    }
+    if limited {
+        eprintln!("{}", table::refusal(&report));
+    }
+    if !limited || common.report_anyway {
+        print!("{report}");
+    }
+    Ok(if limited { ExitCode::from(LIMITED) } else { ExitCode::SUCCESS })
+}
+
+fn write_json(path: &std::path::Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}

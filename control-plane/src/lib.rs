@@ -15,11 +15,15 @@
 //! - [`up`]: the supervisor of everything on one machine.
 //! - [`telemetry`]: logs, and what must not stand in them.
 
+pub mod app;
 pub mod call;
 pub mod cli;
 pub mod config;
 pub mod http;
+pub mod media;
+pub mod metrics;
 pub mod settings;
+pub mod sip;
 pub mod store;
 pub mod telemetry;
 pub mod up;

@@ -181,6 +181,12 @@ impl Layers {
         !self.flags.contains_key(key) && !self.environment.contains_key(key) && !self.file.contains_key(key)
     }
 
+    /// The same by the name of the environment variable, for parts that read their own settings.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        let key = name.strip_prefix("TANDEM_")?.to_ascii_lowercase();
+        self.text(find(&key)?.key).map(str::to_owned)
+    }
+
     /// Where the value of this key comes from, for messages.
     pub fn origin(&self, key: &'static str) -> String {
         if self.flags.contains_key(key) {

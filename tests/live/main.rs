@@ -1,6 +1,7 @@
 //! Live calls: real programs, the real kernel, real peers, real time. `make live` runs them.
 
 mod agents;
+mod demo;
 mod many_calls;
 mod refusals;
 mod restart;

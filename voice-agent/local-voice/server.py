@@ -11,12 +11,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import asyncio
+import collections
 import http
 import json
 import signal
 import struct
 import sys
 import threading
+import time
 
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
@@ -128,60 +130,55 @@ class Server:
     # --- text-to-speech ---
 
     async def speak(self, connection):
-        queue, cancelled = asyncio.Queue(SPEAK_QUEUE_MAX), Cancelled()
-        speaker = asyncio.ensure_future(quietly(self.speak_queue(connection, queue, cancelled)))
+        sentences = Sentences()
+        speaker = asyncio.ensure_future(quietly(self.speak_all(connection, sentences)))
         try:
             async for frame in connection:
                 request = None
                 try:
                     request = parse(frame)
                     if request["event"] == "speak":
-                        queue.put_nowait(speak_request(request))
+                        sentences.put(*speak_request(request))
                     elif request["event"] == "cancel":
-                        cancelled.add(number(request, "id") if "id" in request else None, queue)
+                        sentences.cancel(number(request, "id") if "id" in request else None)
                     else:
                         raise Refused("bad_request", "unknown event")
-                except asyncio.QueueFull:
-                    await send_error(connection, "busy", "too many sentences wait", id=request["id"])
                 except Refused as error:
                     where = {"id": request["id"]} if request and "id" in request else {}
                     await send_error(connection, error.code, str(error), **where)
         finally:
             speaker.cancel()
 
-    async def speak_queue(self, connection, queue, cancelled):
+    async def speak_all(self, connection, sentences):
         while True:
-            speak_id, text, rate = await queue.get()
-            cancelled.current = speak_id
+            sentence = await sentences.get()
             try:
-                await self.speak_one(connection, speak_id, text, rate, cancelled)
+                await self.speak_one(connection, sentence)
             except ConnectionClosed:
                 return
             except Busy as error:
-                await send_error(connection, "busy", str(error), id=speak_id)
+                await send_error(connection, "busy", str(error), id=sentence.id)
             except Exception as error:
-                await send_error(connection, "failed", str(error), id=speak_id)
-            cancelled.ids.discard(speak_id)
-            cancelled.current = None
+                await send_error(connection, "failed", str(error), id=sentence.id)
 
-    async def speak_one(self, connection, speak_id, text, rate, cancelled):
-        loop = asyncio.get_running_loop()
-        started, sent = loop.time(), 0
-        chunk = 2 * rate * CHUNK_MS // 1000
-        compute_s = 0.0
-        for phonemes in await self.tts_worker.submit(self.tts.sentences, text):
-            if speak_id in cancelled.ids:
+    async def speak_one(self, connection, sentence):
+        started, sent, compute_s = time.perf_counter(), 0, 0.0
+        octets_ms = 2 * sentence.rate / 1000
+        chunk = int(octets_ms * CHUNK_MS)
+        phonemes = [] if sentence.cancelled else await self.tts_worker.submit(self.tts.sentences, sentence.text)
+        for part in phonemes:
+            if sentence.cancelled:
                 break
-            pcm = await self.tts_worker.submit(self.tts.synthesise, phonemes, rate)
-            compute_s = loop.time() - started
+            pcm = await self.tts_worker.submit(self.tts.synthesise, part, sentence.rate)
+            compute_s = time.perf_counter() - started
             for offset in range(0, len(pcm), chunk):
-                if speak_id in cancelled.ids:
+                if sentence.cancelled:
                     break
-                await connection.send(struct.pack("<I", speak_id) + pcm[offset : offset + chunk])
+                await connection.send(struct.pack("<I", sentence.id) + pcm[offset : offset + chunk])
                 sent += len(pcm[offset : offset + chunk])
-        more = {"cancelled": True} if speak_id in cancelled.ids else {}
-        audio_ms = sent * 1000 // (2 * rate)
-        await send(connection, "done", id=speak_id, audioMs=audio_ms, computeMs=round(compute_s * 1000), **more)
+        more = {"cancelled": True} if sentence.cancelled else {}
+        times = {"audioMs": round(sent / octets_ms), "computeMs": round(compute_s * 1000)}
+        await send(connection, "done", id=sentence.id, **times, **more)
 
     # --- intents ---
 
@@ -218,16 +215,41 @@ class Server:
                 await send_error(connection, "failed", str(error), **where)
 
 
-class Cancelled:
-    """Ids whose audio is not wanted any more: only those that wait or are being spoken, so it stays small."""
+class Sentence:
+    """One request to speak."""
+
+    def __init__(self, speak_id, text, rate):
+        self.id, self.text, self.rate = speak_id, text, rate
+        self.cancelled = False
+
+
+class Sentences:
+    """What one agent has asked for, in order; the first may be in work."""
 
     def __init__(self):
-        self.ids = set()
-        self.current = None
+        self._waiting = collections.deque()
+        self._current = None
+        self._filled = asyncio.Event()
 
-    def add(self, speak_id, queue):
-        alive = {waiting[0] for waiting in queue._queue} | {self.current} - {None}
-        self.ids |= alive if speak_id is None else alive & {speak_id}
+    def put(self, speak_id, text, rate):
+        if len(self._waiting) >= SPEAK_QUEUE_MAX:
+            raise Refused("busy", "too many sentences wait")
+        self._waiting.append(Sentence(speak_id, text, rate))
+        self._filled.set()
+
+    def cancel(self, speak_id):
+        """One, or all for None. Cancelled ones stay in the queue: each still gets its `done`."""
+        for sentence in [self._current, *self._waiting]:
+            if sentence is not None and speak_id in (None, sentence.id):
+                sentence.cancelled = True
+
+    async def get(self):
+        self._current = None
+        while not self._waiting:
+            self._filled.clear()
+            await self._filled.wait()
+        self._current = self._waiting.popleft()
+        return self._current
 
 
 def speak_request(request):

@@ -1,18 +1,31 @@
-//! The listener: `GET /healthz` and the WebSocket upgrade on one port.
+//! The listener: `GET /healthz`, and the WebSocket upgrade of `/v1/talk`, on one port.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
+use crate::agent::{Agent, AgentError, Backstage};
 use crate::config::Config;
+use crate::session;
 
-/// A peer that has not sent its request by then is closed.
+/// Where engines connect.
+pub const TALK_PATH: &str = "/v1/talk";
+/// A peer that has not sent its request or its handshake by then is closed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest request head; the engine's is about 200 octets.
 const REQUEST_MAX: usize = 4096;
+/// Longest message of an engine: 20 ms of audio are 640 octets, an event 16 kB at most.
+const MESSAGE_MAX: usize = 64 * 1024;
+/// Connections that are no conversation (health checks, refusals) at once; beyond it, they are closed unheard.
+const OTHERS_MAX: usize = 64;
+/// At shutdown, conversations may take this long to say so to their engine.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why the agent could not run.
 #[derive(Debug, thiserror::Error)]
@@ -25,25 +38,64 @@ pub enum RunError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The agent cannot be put together.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
 }
 
 /// A bound agent that does not serve yet.
 pub struct Server {
     listener: TcpListener,
     local_addr: SocketAddr,
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    backstage: Option<Backstage>,
+}
+
+struct Shared {
+    agent: Agent,
+    places: Arc<Semaphore>,
+    max_conversations: usize,
+    stop: watch::Receiver<bool>,
 }
 
 impl Server {
-    /// Binds the listener.
+    /// Binds the listener and starts the agent of the configuration.
     ///
     /// # Errors
-    /// The address is taken or not ours.
+    /// [`RunError`]
     pub async fn bind(config: Config) -> Result<Self, RunError> {
-        let addr = config.listen;
-        let bind_error = |source| RunError::Bind { addr, source };
-        let listener = TcpListener::bind(addr).await.map_err(bind_error)?;
-        let local_addr = listener.local_addr().map_err(bind_error)?;
-        Ok(Self { listener, local_addr })
+        // First the port: a second talker must not start a second set of models.
+        let listener = listen(config.listen).await?;
+        let (agent, backstage) = Agent::start(&config)?;
+        Self::new(listener, agent, config.max_conversations, Some(backstage))
+    }
+
+    /// Binds the listener for an agent that is there.
+    ///
+    /// # Errors
+    /// [`RunError::Bind`]
+    pub async fn bind_agent(
+        listen_on: SocketAddr,
+        agent: Agent,
+        max_conversations: usize,
+    ) -> Result<Self, RunError> {
+        Self::new(listen(listen_on).await?, agent, max_conversations, None)
+    }
+
+    fn new(
+        listener: TcpListener,
+        agent: Agent,
+        max_conversations: usize,
+        backstage: Option<Backstage>,
+    ) -> Result<Self, RunError> {
+        let local_addr = listener
+            .local_addr()
+            .map_err(|source| RunError::Bind { addr: SocketAddr::from(([0, 0, 0, 0], 0)), source })?;
+        let (stop, stopped) = watch::channel(false);
+        let places = Arc::new(Semaphore::new(max_conversations));
+        let shared = Arc::new(Shared { agent, places, max_conversations, stop: stopped });
+        Ok(Self { listener, local_addr, shared, stop, backstage })
     }
 
     /// Where it listens; useful when the port was 0.
@@ -51,32 +103,116 @@ impl Server {
         self.local_addr
     }
 
-    /// Serves until `shutdown` resolves.
+    /// Serves until `shutdown` resolves, then ends the conversations that are alive.
     ///
     /// # Errors
     /// None after binding: a connection that fails is that connection's matter.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let Self { listener, shared, stop, backstage, .. } = self;
         let mut connections = JoinSet::new();
         tokio::pin!(shutdown);
         loop {
             tokio::select! {
-                () = &mut shutdown => return Ok(()),
+                () = &mut shutdown => break,
                 Some(_) = connections.join_next() => {}
-                accepted = self.listener.accept() => {
-                    if let Ok((stream, _)) = accepted {
-                        connections.spawn(answer(stream));
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) if connections.len() < shared.max_conversations + OTHERS_MAX => {
+                        connections.spawn(answer(stream, shared.clone()));
+                    }
+                    Ok(_) => tracing::warn!("too many connections: one is closed unheard"),
+                    Err(error) => {
+                        // Out of descriptors: give the others time to end.
+                        tracing::warn!(%error, "a connection was not accepted");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
                     }
                 }
             }
         }
+        drop(listener);
+        stop.send_replace(true);
+        let all = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(END_TIMEOUT, all).await.is_err() {
+            connections.abort_all();
+            while connections.join_next().await.is_some() {}
+        }
+        drop(shared);
+        if let Some(backstage) = backstage {
+            backstage.end().await;
+        }
+        Ok(())
     }
 }
 
-async fn answer(mut stream: TcpStream) {
+async fn listen(addr: SocketAddr) -> Result<TcpListener, RunError> {
+    TcpListener::bind(addr).await.map_err(|source| RunError::Bind { addr, source })
+}
+
+async fn answer(stream: TcpStream, shared: Arc<Shared>) {
+    // Without it small frames wait for acknowledgements; a socket that refuses is only slower.
+    let _ = stream.set_nodelay(true);
+    let Ok(Some(path)) = tokio::time::timeout(REQUEST_TIMEOUT, requested_path(&stream)).await else { return };
+    let ready = shared.agent.is_ready();
+    match path.as_str() {
+        "/healthz" if ready => respond(stream, "200 OK", "ok\n").await,
+        "/healthz" => {
+            respond(stream, "503 Service Unavailable", "the voice models are not loaded yet\n").await
+        }
+        TALK_PATH if !ready => {
+            respond(stream, "503 Service Unavailable", "the voice models are not loaded yet\n").await;
+        }
+        TALK_PATH => match shared.places.clone().try_acquire_owned() {
+            Ok(_place) => talk(stream, &shared).await,
+            Err(_) => {
+                tracing::warn!(
+                    limit = shared.max_conversations,
+                    "a conversation is refused: the agent is full"
+                );
+                respond(stream, "503 Service Unavailable", "too many conversations\n").await;
+            }
+        },
+        _ => respond(stream, "404 Not Found", "no such path\n").await,
+    }
+}
+
+async fn talk(stream: TcpStream, shared: &Shared) {
+    let limits =
+        WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
+    let handshake = tokio_tungstenite::accept_async_with_config(stream, Some(limits));
+    match tokio::time::timeout(REQUEST_TIMEOUT, handshake).await {
+        Ok(Ok(socket)) => session::run(socket, &shared.agent, shared.stop.clone()).await,
+        Ok(Err(error)) => tracing::warn!(%error, "a WebSocket handshake failed"),
+        Err(_) => tracing::warn!("a WebSocket handshake took too long"),
+    }
+}
+
+/// The path of the request line, without taking the request from the socket. Returns when the whole line is there.
+async fn requested_path(stream: &TcpStream) -> Option<String> {
     let mut head = vec![0; REQUEST_MAX];
-    let Ok(Ok(len)) = tokio::time::timeout(REQUEST_TIMEOUT, stream.read(&mut head)).await else { return };
-    let status = if head[..len].starts_with(b"GET /healthz ") { "200 OK" } else { "404 Not Found" };
-    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    loop {
+        let len = stream.peek(&mut head).await.ok()?;
+        if let Some(end) = head[..len].iter().position(|octet| *octet == b'\n') {
+            let line = std::str::from_utf8(&head[..end]).ok()?;
+            let target = line.strip_prefix("GET ")?.split(' ').next()?;
+            return Some(target.split('?').next().unwrap_or_default().to_owned());
+        }
+        if len == 0 || len == head.len() {
+            return None;
+        }
+        // `peek` gives the same octets again at once: look again when more may have come.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn respond(mut stream: TcpStream, status: &str, text: &str) {
+    // Take the request off the socket, or closing would reset the connection before the answer is read.
+    let mut head = vec![0; REQUEST_MAX];
+    let _ = stream.read(&mut head).await;
+    let len = text.len();
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{text}"
+    );
     // The peer may be gone already; nobody is waiting for this answer then.
-    let _ = stream.write_all(answer.as_bytes()).await;
+    if stream.write_all(answer.as_bytes()).await.is_ok() {
+        let _ = stream.shutdown().await;
+    }
 }

@@ -13,12 +13,14 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::app::StartError;
 use crate::config::ConfigError;
 use crate::settings::{Layers, SettingsError};
 use crate::up;
 
 mod check;
 mod client;
+mod service;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -64,6 +66,15 @@ Examples:
   tandem serve --sip-listen udp:192.0.2.1:5060,tcp:192.0.2.1:5060 --engines http://10.0.0.2:7070
   TANDEM_DATABASE_URL=sqlite:/var/lib/tandem/tandem.db tandem serve")]
     Serve(ServeArgs),
+    /// Runs the voice agent alone until SIGINT or SIGTERM
+    #[command(after_help = "\
+Examples:
+  tandem talker
+  TANDEM_TALKER_LISTEN=127.0.0.1:9000 TANDEM_CONTROL_URL=http://10.0.0.1:8080 tandem talker
+  TANDEM_LLM_URL=http://127.0.0.1:11434/v1 TANDEM_LLM_MODEL=llama3 tandem talker
+
+Its settings are talker_…, control_url, llm_… and local_voice_… in tandem.toml or the environment.")]
+    Talker,
     /// Says what is wrong with a configuration and what to do about it; starts nothing
     #[command(after_help = "\
 Examples:
@@ -169,6 +180,12 @@ pub enum CliError {
     /// The service could not be asked, or refused.
     #[error(transparent)]
     Client(#[from] client::ClientError),
+    /// The control plane could not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The voice agent could not start.
+    #[error("talker: {0}")]
+    Talker(String),
     /// The runtime could not be built.
     #[error("cannot start the runtime: {0}")]
     Runtime(std::io::Error),
@@ -183,7 +200,11 @@ pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
             let options = up::Options { once: args.once, no_call: args.no_call, no_voice: args.no_voice };
             Ok(block_on(up::run(&layers, options))??)
         }
-        Command::Serve(_args) => Ok(ExitCode::SUCCESS),
+        Command::Serve(args) => {
+            args.lay_over(&mut layers);
+            service::serve(&layers)
+        }
+        Command::Talker => service::talker(&layers),
         Command::Check(args) => {
             args.lay_over(&mut layers);
             Ok(check::run(&layers))

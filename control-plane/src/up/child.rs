@@ -85,10 +85,7 @@ impl Child {
             .process_group(0);
         let handle = command.spawn().map_err(failed)?;
         // Until it is reaped the pid is its own, even if it has died already.
-        let process = match Process::open(handle.id()) {
-            Ok(process) => process,
-            Err(source) => return Err(died_at_once(spec, folder, handle, source)),
-        };
+        let process = Process::open(handle.id()).map_err(failed)?;
         let record = Record { identity: process.identity().clone(), fingerprint: fingerprint(spec)? };
         folder.remember(spec.name, &record).map_err(failed)?;
         Ok(Self { process, handle: Some(handle) })
@@ -135,19 +132,6 @@ fn fingerprint(spec: &Spec) -> Result<String, UpError> {
     })
 }
 
-fn died_at_once(spec: &Spec, folder: &Folder, mut handle: std::process::Child, source: io::Error) -> UpError {
-    let _ = handle.kill();
-    match handle.wait() {
-        Ok(status) => UpError::NeverReady {
-            name: spec.name,
-            how: describe(status),
-            log: folder.log_path(spec.name),
-            tail: folder.log_tail(spec.name, 5).join("\n"),
-        },
-        Err(_) => UpError::Start { name: spec.name, program: spec.program.clone(), source },
-    }
-}
-
 /// Waits for the listeners' ports to be free; says which setting to change when they stay taken.
 async fn wait_for_listeners(spec: &Spec) -> Result<(), UpError> {
     let give_up = tokio::time::Instant::now() + LISTENER_RETRY;
@@ -165,9 +149,25 @@ fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => match Signal::from_named_raw(signal) {
-            Some(named) => format!("signal {signal}, {named:?}"),
+            Some(named) => format!("signal {signal}, {}", signal_name(named)),
             None => format!("signal {signal}"),
         },
         (None, None) => "ended".to_owned(),
+    }
+}
+
+/// As kill(1) lists it, e.g. SIGKILL.
+fn signal_name(signal: Signal) -> String {
+    format!("{signal:?}").trim_matches('"').replace("Signal::", "SIG")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_told_in_words() {
+        assert_eq!(describe(ExitStatus::from_raw(3 << 8)), "exit code 3");
+        assert_eq!(describe(ExitStatus::from_raw(9)), "signal 9, SIGKILL");
     }
 }

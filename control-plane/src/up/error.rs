@@ -101,7 +101,7 @@ pub enum UpError {
         source: io::Error,
     },
     /// A child that does not come up.
-    #[error("{name} does not come up: {how}. The end of {log}:\n{tail}", log = log.display())]
+    #[error("{name} does not come up: {how}; its log is {log}{tail}", log = log.display())]
     NeverReady {
         /// Child.
         name: &'static str,

@@ -135,6 +135,11 @@ impl Folder {
         OpenOptions::new().write(true).truncate(true).open(&path).map(drop)
     }
 
+    /// The last lines of a child's log, each below the one before, for the end of a message.
+    pub fn log_end(&self, name: &str) -> String {
+        self.log_tail(name, 5).iter().map(|line| format!("\n  {name} | {line}")).collect()
+    }
+
     /// The last lines of a child's log.
     pub fn log_tail(&self, name: &str, lines: usize) -> Vec<String> {
         let read = || -> io::Result<String> {

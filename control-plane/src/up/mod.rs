@@ -25,12 +25,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::settings::Layers;
 
 pub mod child;
+pub mod demo;
 pub mod error;
 pub mod folder;
 pub mod keeper;
 pub mod plan;
 pub mod process;
 pub mod ready;
+pub mod report;
 pub mod spec;
 
 pub use error::UpError;
@@ -84,7 +86,7 @@ pub async fn run(layers: &Layers, options: Options) -> Result<ExitCode, UpError>
 async fn start_and_stay(
     plan: &Plan,
     folder: &Folder,
-    _options: Options,
+    options: Options,
     keepers: &mut Vec<Keeper>,
 ) -> Result<ExitCode, UpError> {
     let specs: Vec<Arc<spec::Spec>> = plan.specs().into_iter().map(Arc::new).collect();
@@ -106,7 +108,59 @@ async fn start_and_stay(
         let took = ready::wait(spec, keeper, folder).await?;
         say(&format!("{} ready after {:.1} s", spec.name, took.as_secs_f64()));
     }
+    if plan.config.demo && plan.talker.is_some() && !options.no_call {
+        let worked = demo_call(plan).await;
+        if options.once {
+            return Ok(if worked { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+    }
+    tell_where(plan, folder);
     std::future::pending().await
+}
+
+/// Places the demo call, prints its report, and says whether it worked.
+async fn demo_call(plan: &Plan) -> bool {
+    let (report, expected) = match demo::call(plan.sip_udp(), plan.http(), plan.scripted).await {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            say(&format!("the demo call did not work: {error}"));
+            return false;
+        }
+    };
+    print(&format!("\n{report}\n\n"));
+    match report.verdict(&expected) {
+        Ok(()) => {
+            say("the demo call worked");
+            true
+        }
+        Err(failure) => {
+            say(&format!("the demo call did not work: {failure}"));
+            false
+        }
+    }
+}
+
+/// What a person can do now.
+fn tell_where(plan: &Plan, folder: &Folder) {
+    let (sip, http, logs) = (plan.sip_udp(), plan.http(), folder.path().join("log"));
+    if plan.config.demo {
+        let key = demo::DEMO_KEY;
+        let agent = if plan.talker.is_some() { "the voice agent" } else { "the voice agent (left out now)" };
+        print(&format!(
+            "\nDial with any SIP phone, over UDP or TCP, without registration:\n\
+             \x20 sip:demo:{key}@{sip}   {agent}\n\
+             \x20 sip:echo:{key}@{sip}   what you say comes back\n\
+             \x20 sip:tone:{key}@{sip}   a tone of 440 Hz\n\
+             \x20 sip:ws:{key}@{sip}     your own agent at ws://127.0.0.1:8765/ (Twilio Media Streams)\n\
+             \x20 sip:pcm:{key}@{sip}    your own agent at ws://127.0.0.1:8766/ (raw L16, 16 kHz)\n"
+        ));
+    }
+    print(&format!(
+        "API (REST and gRPC) at http://{http}/, where the console will be; metrics at http://{http}/metrics\n\
+         Logs in {}\n\n",
+        logs.display()
+    ));
+    say("everything runs; Ctrl-C ends it");
 }
 
 /// Ends the children in reverse order. A second signal ends the patience.
@@ -158,7 +212,14 @@ impl Signals {
     }
 }
 
-/// One line for the person at the terminal. A terminal that has gone away is no reason to end.
+/// One line for the person at the terminal.
 fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "tandem: {line}");
+    print(&format!("tandem: {line}\n"));
+}
+
+/// A terminal that has gone away is no reason to end.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
 }

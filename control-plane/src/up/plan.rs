@@ -25,8 +25,8 @@ pub struct Plan {
     pub control: Spec,
     /// The checked settings of the control plane.
     pub config: Config,
-    /// Proof that a request comes from us.
-    pub service_token: String,
+    /// The voice agent is the offline script; no language model is set.
+    pub scripted: bool,
 }
 
 /// Settings, by the beginning of their keys, that only the engine and only the talker read.
@@ -48,7 +48,7 @@ impl Plan {
         derive(&mut layers, "control_url", &format!("http://{}", reachable(http)));
         let state_dir = folder.path().to_string_lossy().into_owned();
         layers.flag("state_dir", Some(&state_dir));
-        let service_token = secret(&mut layers, folder, "service_token", "service-token")?;
+        secret(&mut layers, folder, "service_token", "service-token")?;
         secret(&mut layers, folder, "master_key", "master-key")?;
 
         let config = Config::from_layers(&layers)?;
@@ -64,7 +64,7 @@ impl Plan {
             talker: voice.then(|| Self::talker(&layers, &tandem, talker)),
             control: Self::control(&layers, &tandem, &config),
             config,
-            service_token,
+            scripted: layers.text("llm_url").is_none(),
         })
     }
 
@@ -116,6 +116,20 @@ impl Plan {
         }
     }
 
+    /// Where SIP is heard over UDP, from this machine; the first listener when none is UDP.
+    pub fn sip_udp(&self) -> SocketAddr {
+        let listeners = &self.config.sip_listen;
+        let udp = listeners.iter().find(|listen| listen.transport == SipTransport::Udp);
+        // Config::from_layers wants at least one listener.
+        let listen = udp.or(listeners.first()).map(|listen| listen.address);
+        reachable(listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4573))))
+    }
+
+    /// Where the API is reached from this machine.
+    pub fn http(&self) -> SocketAddr {
+        reachable(self.config.http_listen)
+    }
+
     /// The children in the order in which they are started: what others need first.
     pub fn specs(&self) -> Vec<Spec> {
         let mut specs = vec![self.engine.clone()];
@@ -158,19 +172,18 @@ fn derive(layers: &mut Layers, key: &'static str, value: &str) {
     }
 }
 
-/// A secret from the settings, or from its file in the state folder, which is made on first use.
+/// Fills a secret in that nobody has given, from its file in the state folder, which is made on first use.
 fn secret(
     layers: &mut Layers,
     folder: &Folder,
     key: &'static str,
     file: &'static str,
-) -> Result<String, UpError> {
-    if let Some(given) = layers.text(key) {
-        return Ok(given.to_owned());
+) -> Result<(), UpError> {
+    if layers.text(key).is_none() {
+        let made = folder.secret(file).map_err(|source| UpError::Secret { file, source })?;
+        layers.flag(key, Some(&made));
     }
-    let made = folder.secret(file).map_err(|source| UpError::Secret { file, source })?;
-    layers.flag(key, Some(&made));
-    Ok(made)
+    Ok(())
 }
 
 /// `--demo` opens a key that everybody knows: nothing of it may be reachable from outside. The control plane's own

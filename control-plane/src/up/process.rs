@@ -35,7 +35,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Opens the process that has this pid now. `NotFound` when there is none.
+    /// Opens the process that has this pid now. `NotFound` when there is none. A child of ours that has ended and has
+    /// not been reaped is still a process: its end can be waited for.
     pub fn open(pid: u32) -> io::Result<Self> {
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let number =
@@ -53,7 +54,8 @@ impl Process {
 
     /// Finds the very process of a record; `None` when it has ended, even if its pid is in use again.
     pub fn find(identity: &Identity) -> Option<Self> {
-        Self::open(identity.pid).ok().filter(|process| process.identity == *identity)
+        let same = Self::open(identity.pid).ok().filter(|process| process.identity == *identity);
+        same.filter(|process| !process.has_ended())
     }
 
     /// Who it is.
@@ -90,22 +92,17 @@ impl Process {
     }
 }
 
-/// Start time of a process that has not ended. A zombie counts as ended: it holds no port and serves nobody.
+/// When a process was started.
 fn started_ticks(pid: u32) -> io::Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    parse_stat(&stat).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    parse_stat(&stat).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
-/// Field 22 of /proc/PID/stat. The second field is the program's name in parentheses and may hold anything, spaces
-/// and parentheses too, so the fields are counted from its last parenthesis.
+/// Field 22 of /proc/PID/stat. The second field is the program's name in parentheses and may hold anything,
+/// spaces and parentheses too, so the fields are counted from its last parenthesis.
 fn parse_stat(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(") ")?;
-    let mut fields = fields.split_ascii_whitespace();
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 fn boot_id() -> io::Result<String> {
@@ -122,12 +119,18 @@ mod tests {
     fn start_time_is_read_past_a_name_with_spaces_and_parentheses() {
         let stat = "17 (a) b (c) S 1 17 17 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4711 1000 100 1";
         assert_eq!(parse_stat(stat), Some(4711));
+        assert_eq!(parse_stat("17 (a) S 1"), None);
     }
 
-    #[test]
-    fn zombie_counts_as_ended() {
-        let stat = "17 (a) Z 1 17 17 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4711 1000 100 1";
-        assert_eq!(parse_stat(stat), None);
+    #[tokio::test]
+    async fn child_that_has_ended_and_is_not_reaped_can_be_opened_but_not_found() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let process = Process::open(child.id()).unwrap();
+        process.ended().await;
+        let again = Process::open(child.id()).unwrap();
+        again.ended().await;
+        assert!(Process::find(process.identity()).is_none());
+        child.wait().unwrap();
     }
 
     #[tokio::test]

@@ -44,7 +44,7 @@ pub async fn wait(spec: &Spec, keeper: &Keeper, folder: &Folder) -> Result<Durat
                 name: spec.name,
                 how,
                 log: folder.log_path(spec.name),
-                tail: folder.log_tail(spec.name, 5).join("\n"),
+                tail: folder.log_end(spec.name),
             });
         }
         if told.elapsed() > TELL_EVERY {

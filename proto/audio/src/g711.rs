@@ -13,13 +13,16 @@ pub const ULAW_SILENCE: u8 = 0xFF;
 pub const ALAW_SILENCE: u8 = 0xD5;
 
 /// Largest magnitude that µ-law can say; louder samples are clipped to it.
-const ULAW_CLIP: i32 = 32_635;
+const ULAW_CLIP: i16 = 32_635;
 /// Added to each magnitude so that segments begin at powers of two: 33 quarter steps of G.711, times four.
-const ULAW_BIAS: i32 = 132;
+const ULAW_BIAS: i16 = 132;
 /// A segment's bits in an `f32`: exponent and the four upper bits of the mantissa, moved to bit 0.
 const SEGMENT_SHIFT: u32 = 19;
 /// Exponent of an `f32` of 2^0.
-const F32_EXPONENT_BIAS: i32 = 127;
+const F32_EXPONENT_BIAS: u32 = 127;
+
+/// Samples that are encoded at once.
+const BLOCK: usize = 32;
 
 static ULAW_TO_LINEAR: [i16; 256] = ulaw_table();
 static ALAW_TO_LINEAR: [i16; 256] = alaw_table();
@@ -27,28 +30,25 @@ static ALAW_TO_LINEAR: [i16; 256] = alaw_table();
 /// One sample to µ-law.
 #[inline]
 pub const fn ulaw_from_linear(sample: i16) -> u8 {
-    let sample = sample as i32;
-    let sign = sample >> 31; // 0 or -1
-    let magnitude = sample ^ sign;
+    let magnitude = sample ^ (sample >> 15);
     let clipped = if magnitude > ULAW_CLIP { ULAW_CLIP } else { magnitude };
-    let bits = ((clipped + ULAW_BIAS) as f32).to_bits() as i32 >> SEGMENT_SHIFT;
-    let code = bits - ((F32_EXPONENT_BIAS + 7) << 4);
+    let bits = ((clipped + ULAW_BIAS) as f32).to_bits() >> SEGMENT_SHIFT;
+    let code = (bits as u8).wrapping_sub(((F32_EXPONENT_BIAS + 7) << 4) as u8);
     // The line carries the inverse of segment and step; the sign bit is 1 for positive.
-    (!(code | (sign & 0x80))) as u8
+    !(code | ((sample >> 8) as u8 & 0x80))
 }
 
 /// One sample to A-law.
 #[inline]
 pub const fn alaw_from_linear(sample: i16) -> u8 {
-    let sample = sample as i32;
-    let sign = sample >> 31;
-    let magnitude = (sample ^ sign) >> 4;
-    let bits = (magnitude as f32).to_bits() as i32 >> SEGMENT_SHIFT;
-    let curved = bits - ((F32_EXPONENT_BIAS + 3) << 4);
-    // The first two segments are one straight line.
-    let code = if magnitude < 16 { magnitude } else { curved };
-    // The line carries every other bit inverted; the sign bit is 1 for positive.
-    ((code | (!sign & 0x80)) ^ 0x55) as u8
+    let magnitude = (sample ^ (sample >> 15)) >> 4;
+    // The first two segments are one straight line: below 16 the code is the magnitude.
+    let (straight, curved) = if magnitude < 16 { (magnitude, 16) } else { (16, magnitude) };
+    let bits = (curved as f32).to_bits() >> SEGMENT_SHIFT;
+    let code =
+        (bits as u8).wrapping_sub((((F32_EXPONENT_BIAS + 3) << 4) + 16) as u8).wrapping_add(straight as u8);
+    // The line carries every other bit inverted (0x55); the sign bit is 1 for positive.
+    code ^ ((sample >> 8) as u8 & 0x80) ^ 0xD5
 }
 
 /// One µ-law code to a sample.
@@ -65,18 +65,12 @@ pub fn linear_from_alaw(code: u8) -> i16 {
 
 /// Encodes as many samples as both slices hold to µ-law and returns how many that were.
 pub fn encode_ulaw(samples: &[i16], codes: &mut [u8]) -> usize {
-    for (code, &sample) in codes.iter_mut().zip(samples) {
-        *code = ulaw_from_linear(sample);
-    }
-    samples.len().min(codes.len())
+    encode(samples, codes, ulaw_from_linear)
 }
 
 /// Encodes as many samples as both slices hold to A-law and returns how many that were.
 pub fn encode_alaw(samples: &[i16], codes: &mut [u8]) -> usize {
-    for (code, &sample) in codes.iter_mut().zip(samples) {
-        *code = alaw_from_linear(sample);
-    }
-    samples.len().min(codes.len())
+    encode(samples, codes, alaw_from_linear)
 }
 
 /// Decodes as many µ-law codes as both slices hold and returns how many that were.
@@ -95,13 +89,30 @@ pub fn decode_alaw(codes: &[u8], samples: &mut [i16]) -> usize {
     samples.len().min(codes.len())
 }
 
+/// Blocks of a fixed size let the compiler keep whole vectors of one law's steps; the rest goes one by one.
+#[inline]
+fn encode(samples: &[i16], codes: &mut [u8], law: impl Fn(i16) -> u8) -> usize {
+    let len = samples.len().min(codes.len());
+    let (sample_blocks, sample_rest) = samples[..len].as_chunks::<BLOCK>();
+    let (code_blocks, code_rest) = codes[..len].as_chunks_mut::<BLOCK>();
+    for (codes, samples) in code_blocks.iter_mut().zip(sample_blocks) {
+        for (code, &sample) in codes.iter_mut().zip(samples) {
+            *code = law(sample);
+        }
+    }
+    for (code, &sample) in code_rest.iter_mut().zip(sample_rest) {
+        *code = law(sample);
+    }
+    len
+}
+
 const fn ulaw_table() -> [i16; 256] {
     let mut table = [0; 256];
     let mut code = 0;
     while code < 256 {
         let inverted = !code as i32 & 0xFF;
         let (segment, step) = (inverted >> 4 & 7, inverted & 15);
-        let magnitude = (((step << 3) + ULAW_BIAS) << segment) - ULAW_BIAS;
+        let magnitude = (((step << 3) + ULAW_BIAS as i32) << segment) - ULAW_BIAS as i32;
         table[code] = if inverted & 0x80 != 0 { -magnitude } else { magnitude } as i16;
         code += 1;
     }

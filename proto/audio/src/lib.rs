@@ -8,7 +8,7 @@
 //! Everything works on slices that the caller owns. Nothing here allocates after it was made, and nothing can
 //! panic on what a peer sent. No clock, no socket, no thread.
 //!
-//! * [`format`]: [`Codec`](format::Codec), [`SampleRate`](format::SampleRate), [`ClockRate`](format::ClockRate),
+//! * [`mod@format`]: [`Codec`](format::Codec), [`SampleRate`](format::SampleRate), [`ClockRate`](format::ClockRate),
 //!   [`Ptime`](format::Ptime): the units that everybody shares
 //! * [`pcm`]: PCM16 frames: silence, gain, mixing two, level, byte orders
 //! * [`g711`]: PCMU and PCMA

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! The filter is a Kaiser-windowed sinc of [`TAPS_PER_PHASE`] taps a phase at the lower of the two rates, so it is
-//! longer when decimating. With fn half of the lower rate (4 kHz on a telephone): flat within 0.1 dB to 0.75 fn (3 kHz), −1 dB at
-//! 0.85 fn (3.4 kHz), aliases and images from 1.15 fn (4.6 kHz) on below −70 dB, and a gain of exactly 1 at DC.
-//! Group delay is half of the filter: 1.5 ms with 8 kHz on one side, 0.75 ms with 16 kHz as the lower rate, 0.5 ms with 24 kHz.
+//! longer when decimating. With fn half of the lower rate (4 kHz on a telephone): flat within 0.15 dB to 0.85 fn
+//! (3.4 kHz), aliases and images from 1.15 fn (4.6 kHz) on below −70 dB, and a gain of exactly 1 at DC. Group delay is
+//! half of the filter: 2 ms with 8 kHz on one side, 1 ms with 16 kHz as the lower rate, 0.7 ms with 24 kHz.
 //!
 //! Arithmetic is 16-bit samples by 16-bit coefficients in 32-bit sums, which compilers turn into multiply-add vectors.
 //! Output keeps step with input from the first frame: whole milliseconds in give the same whole milliseconds out.
@@ -19,15 +19,15 @@ use std::time::Duration;
 use crate::format::SampleRate;
 
 /// Taps of each phase, counted at the lower of the two rates. More would sharpen the edge and cost time and delay.
-pub const TAPS_PER_PHASE: usize = 24;
+pub const TAPS_PER_PHASE: usize = 32;
 /// The longest phase: 48 kHz to 8 kHz.
 const MAX_TAPS: usize = 6 * TAPS_PER_PHASE;
 /// Input is worked off in blocks of this many samples, which bounds the scratch memory on the stack.
 const BLOCK: usize = 320;
 /// The −6 dB point as a share of half of the lower rate.
-const CUTOFF: f64 = 0.94;
-/// Shape of the Kaiser window: about 72 dB of stop band.
-const KAISER_BETA: f64 = 7.0;
+const CUTOFF: f64 = 0.965;
+/// Shape of the Kaiser window: about 79 dB of stop band.
+const KAISER_BETA: f64 = 7.6;
 
 /// A converter for one stream from one rate to another.
 #[derive(Debug, Clone)]
@@ -97,10 +97,9 @@ impl Resampler {
             let room = &mut output[written..];
             // One instance a filter length, so that each dot product has a length known to the compiler.
             written += match filter.taps {
-                24 => self.block::<24>(filter, block, room),
-                40 => self.block::<40>(filter, block, room),
-                48 => self.block::<48>(filter, block, room),
-                72 => self.block::<72>(filter, block, room),
+                32 => self.block::<32>(filter, block, room),
+                64 => self.block::<64>(filter, block, room),
+                96 => self.block::<96>(filter, block, room),
                 _ => self.block::<MAX_TAPS>(filter, block, room),
             };
         }
@@ -147,14 +146,19 @@ impl Resampler {
     }
 }
 
+/// Sum of products, eight at a time. In this form, and with a multiple of 32 taps, the loop becomes multiply-add
+/// vectors (`pmaddwd`) on plain x86-64; written as one sum it takes half as long again.
 #[inline]
 fn dot<const TAPS: usize>(samples: &[i16; TAPS], coefficients: &[i16; TAPS]) -> i32 {
-    let mut sum = 0_i32;
-    for tap in 0..TAPS {
-        // Filter::design bounds the sum of magnitudes, so that this cannot overflow.
-        sum = sum.wrapping_add(i32::from(samples[tap]) * i32::from(coefficients[tap]));
+    let mut sums = [0_i32; 8];
+    for (samples, coefficients) in samples.as_chunks::<8>().0.iter().zip(coefficients.as_chunks::<8>().0) {
+        for lane in 0..8 {
+            // Filter::design bounds the sum of magnitudes, so that this cannot overflow.
+            let product = i32::from(samples[lane]) * i32::from(coefficients[lane]);
+            sums[lane] = sums[lane].wrapping_add(product);
+        }
     }
-    sum
+    sums.iter().fold(0, |sum, &lane| sum.wrapping_add(lane))
 }
 
 /// The coefficients of one ratio L/M, shared by every stream that has it.
@@ -198,8 +202,8 @@ impl Filter {
     }
 
     fn design(up: usize, down: usize) -> Self {
-        // A multiple of eight suits the vector units.
-        let taps = (TAPS_PER_PHASE * down.max(up)).div_ceil(up).next_multiple_of(8);
+        // A multiple of 32 suits `dot`.
+        let taps = (TAPS_PER_PHASE * down.max(up)).div_ceil(up).next_multiple_of(32);
         let len = taps * up;
         // The prototype runs at L times the input rate; its edge is at half of the lower rate.
         let cutoff = CUTOFF * 0.5 / up.max(down) as f64;

@@ -94,10 +94,12 @@ impl Encoder {
         if self.resampler.is_copy() {
             return encode_native(self.codec, samples, payload);
         }
-        // Six times as many samples can come out as went in; a block holds what comes out.
+        // As much as a block can hold when it comes out.
+        let (from, to) = (self.rate().samples_per_ms(), self.codec.sample_rate().samples_per_ms());
+        let step = (BLOCK * from / to).min(BLOCK);
         let mut block = [0; BLOCK];
         let mut written = 0;
-        for part in samples.chunks(BLOCK / 6) {
+        for part in samples.chunks(step) {
             let len = self.resampler.process(part, &mut block);
             written += encode_native(self.codec, &block[..len], &mut payload[written..]);
         }

@@ -63,6 +63,8 @@ pub struct SourceLatch {
     latching: Latching,
     signalled: Option<SocketAddr>,
     latched: Option<Latched>,
+    /// An offer or answer that changed nothing came since the latched source was last heard.
+    renewed: bool,
     rejected: u64,
 }
 
@@ -70,7 +72,7 @@ impl SourceLatch {
     /// A latch that nobody holds yet. `signalled` is the address in the peer's SDP, if it is known; an unspecified
     /// address (0.0.0.0, ::) or port 0 counts as unknown.
     pub fn new(latching: Latching, signalled: Option<SocketAddr>) -> Self {
-        Self { latching, signalled: usable(signalled), latched: None, rejected: 0 }
+        Self { latching, signalled: usable(signalled), latched: None, renewed: false, rejected: 0 }
     }
 
     /// Where our packets go: the latched source, else the address in the SDP.
@@ -100,7 +102,7 @@ impl SourceLatch {
             (Latching::Auto, None) => true,
             (Latching::Auto, Some(latched)) => {
                 let silent = now.saturating_duration_since(latched.last_heard) >= SOURCE_SILENCE;
-                latched.source == source || is_signalled || (silent && latched.ssrc == ssrc)
+                latched.source == source || is_signalled || (silent && (latched.ssrc == ssrc || self.renewed))
             }
         };
         if !accepted {
@@ -108,13 +110,14 @@ impl SourceLatch {
             return LatchVerdict::Rejected;
         }
         let before = self.remote();
+        self.renewed = false;
         self.latched = Some(Latched { source, ssrc, last_heard: now });
         if self.remote() == before { LatchVerdict::Accepted } else { LatchVerdict::Latched }
     }
 
     /// A new offer or answer was agreed: the latch is open for the next source again, and until then we send to the
-    /// signalled address. When the peer signals the address it had, the latch holds: a mere hold or session refresh does
-    /// not open the call to strangers, or send a caller's audio back to its private address.
+    /// signalled address. When the peer signals the address it had, the latch holds as long as its source is alive: a mere
+    /// hold or session refresh does not open the call to strangers, or send our sound to a private address.
     pub fn rearm(&mut self, latching: Latching, signalled: Option<SocketAddr>) {
         let signalled = usable(signalled);
         if (latching, signalled) != (self.latching, self.signalled) {
@@ -122,6 +125,7 @@ impl SourceLatch {
             self.signalled = signalled;
             self.latched = None;
         }
+        self.renewed = true;
     }
 }
 
@@ -238,9 +242,24 @@ mod tests {
         latch.handle_packet(public, CALLER, now);
         latch.rearm(Latching::Auto, Some(private));
         assert_eq!(latch.remote(), Some(public), "a session refresh changes nothing");
+        let stranger = address("203.0.113.20:700");
+        assert_eq!(latch.handle_packet(stranger, STRANGER, now), LatchVerdict::Rejected);
         latch.rearm(Latching::Auto, Some(address("10.0.0.7:5000")));
         assert_eq!(latch.remote(), Some(address("10.0.0.7:5000")));
-        assert_eq!(latch.handle_packet(address("203.0.113.20:700"), STRANGER, now), LatchVerdict::Latched);
+        assert_eq!(latch.handle_packet(stranger, STRANGER, now), LatchVerdict::Latched);
+    }
+
+    #[test]
+    fn refresh_lets_a_restarted_peer_back_in_once_its_old_source_is_silent() {
+        let now = start();
+        let (old, new) = (address("203.0.113.9:61000"), address("203.0.113.9:61002"));
+        let mut latch = SourceLatch::new(Latching::Auto, None);
+        latch.handle_packet(old, CALLER, now);
+        latch.rearm(Latching::Auto, None);
+        assert_eq!(latch.handle_packet(new, STRANGER, now + ms(999)), LatchVerdict::Rejected);
+        assert_eq!(latch.handle_packet(new, STRANGER, now + SOURCE_SILENCE), LatchVerdict::Latched);
+        let later = now + 2 * SOURCE_SILENCE;
+        assert_eq!(latch.handle_packet(old, CALLER, later), LatchVerdict::Rejected, "one change a refresh");
     }
 
     #[test]

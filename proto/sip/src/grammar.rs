@@ -4,41 +4,86 @@
 
 use std::borrow::Cow;
 
+/// What an octet may be part of: one bit a class.
+const TOKEN: u8 = 1;
+const WORD: u8 = 2;
+const UNRESERVED: u8 = 4;
+const RESERVED: u8 = 8;
+const USER: u8 = 16;
+const PASSWORD: u8 = 32;
+const URI_PARAM: u8 = 64;
+const HOST: u8 = 128;
+
+/// The classes of each octet, so that a check is one load.
+const CLASSES: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut b = 0;
+    while b < 128 {
+        if (b as u8).is_ascii_alphanumeric() {
+            table[b] = TOKEN | WORD | UNRESERVED | USER | PASSWORD | URI_PARAM | HOST;
+        }
+        b += 1;
+    }
+    let table = mark(table, b"-.!%*_+`'~", TOKEN | WORD);
+    let table = mark(table, b"()<>:\\\"/[]?{}", WORD);
+    let table = mark(table, b"-_.!~*'()", UNRESERVED | USER | PASSWORD | URI_PARAM);
+    let table = mark(table, b";/?:@&=+$,", RESERVED);
+    let table = mark(table, b"&=+$,;?/", USER);
+    let table = mark(table, b"&=+$,", PASSWORD);
+    let table = mark(table, b"[]/:&+$", URI_PARAM);
+    mark(table, b"-._", HOST)
+};
+
+const fn mark(mut table: [u8; 256], octets: &[u8], class: u8) -> [u8; 256] {
+    let mut at = 0;
+    while at < octets.len() {
+        table[octets[at] as usize] |= class;
+        at += 1;
+    }
+    table
+}
+
+const fn is(b: u8, class: u8) -> bool {
+    CLASSES[b as usize] & class != 0
+}
+
 pub(crate) fn is_token(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"-.!%*_+`'~".contains(&b)
+    is(b, TOKEN)
 }
 
 /// `word` of Call-ID.
 pub(crate) fn is_word(b: u8) -> bool {
-    is_token(b) || b"()<>:\\\"/[]?{}".contains(&b)
+    is(b, WORD)
 }
 
 pub(crate) fn is_unreserved(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"-_.!~*'()".contains(&b)
+    is(b, UNRESERVED)
 }
 
 pub(crate) fn is_reserved(b: u8) -> bool {
-    b";/?:@&=+$,".contains(&b)
+    is(b, RESERVED)
 }
 
 pub(crate) fn is_user(b: u8) -> bool {
-    is_unreserved(b) || b"&=+$,;?/".contains(&b)
+    is(b, USER)
 }
 
 pub(crate) fn is_password(b: u8) -> bool {
-    is_unreserved(b) || b"&=+$,".contains(&b)
+    is(b, PASSWORD)
 }
 
 pub(crate) fn is_uri_param(b: u8) -> bool {
-    is_unreserved(b) || b"[]/:&+$".contains(&b)
+    is(b, URI_PARAM)
 }
 
+/// `hnv-unreserved` and what joins them.
 pub(crate) fn is_uri_header(b: u8) -> bool {
-    is_unreserved(b) || b"[]/?:+$&=".contains(&b)
+    is(b, UNRESERVED) || b"[]/?:+$&=".contains(&b)
 }
 
+/// Letters of a host name; the underscore is no letter of DNS but of many intranets.
 pub(crate) fn is_host(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b == b'-' || b == b'.' || b == b'_'
+    is(b, HOST)
 }
 
 pub(crate) fn is_space(b: u8) -> bool {

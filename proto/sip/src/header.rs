@@ -133,15 +133,21 @@ pub struct Via {
 impl Via {
     /// Reads one Via item: `SIP/2.0/UDP host:port;params`, white space allowed around `/`, `:` and `;`.
     pub fn parse(text: &str) -> Result<Via, ValueError> {
-        let mut rest = text;
-        for expected in ["SIP", "2.0"] {
-            let slash = rest.find('/').ok_or(ValueError::Via)?;
-            if !rest[..slash].trim_matches([' ', '\t']).eq_ignore_ascii_case(expected) {
-                return Err(ValueError::Via);
-            }
-            rest = &rest[slash + 1..];
+        let (version, via) = Via::parse_of_version(text)?;
+        if version == "2.0" { Ok(via) } else { Err(ValueError::Via) }
+    }
+
+    /// The same for any version, which comes first: a 505 needs the Via of what it refuses.
+    pub(crate) fn parse_of_version(text: &str) -> Result<(&str, Via), ValueError> {
+        let mut parts = text.splitn(3, '/');
+        let (Some(name), Some(version), Some(rest)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(ValueError::Via);
+        };
+        let version = version.trim_matches([' ', '\t']);
+        if !name.trim_matches([' ', '\t']).eq_ignore_ascii_case("SIP") {
+            return Err(ValueError::Via);
         }
-        rest = rest.trim_start_matches([' ', '\t']);
+        let rest = rest.trim_start_matches([' ', '\t']);
         let len = rest.bytes().take_while(|&b| grammar::is_token(b)).count();
         let (transport, after) = rest.split_at(len);
         let sent_by = after.trim_start_matches([' ', '\t']);
@@ -158,7 +164,8 @@ impl Via {
             port = Some(after[..digits].parse().ok().filter(|&port| port != 0).ok_or(ValueError::Via)?);
             tail = &after[digits..];
         }
-        Ok(Via { transport: transport.into(), host: host.into(), port, params: Params::parse(tail)? })
+        let params = Params::parse(tail)?;
+        Ok((version, Via { transport: transport.into(), host: host.into(), port, params }))
     }
 
     /// The branch parameter.

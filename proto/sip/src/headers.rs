@@ -68,6 +68,7 @@ header_names! {
     Server = "Server";
     Warning = "Warning";
     Subject = "Subject", "s";
+    Timestamp = "Timestamp";
     Event = "Event", "o";
     AllowEvents = "Allow-Events", "u";
     ReferTo = "Refer-To", "r";

@@ -20,21 +20,53 @@
 //! `poll_timeout` and call `handle_timeout` at that instant. Order of transmits is order of sending; order of events
 //! is order of happening.
 //!
+//! ```
+//! use std::time::Instant;
+//! use tandem_sip::{Body, Endpoint, Event, Flow};
+//!
+//! /// One turn of a shell: a datagram in, datagrams and the next deadline out.
+//! fn turn(endpoint: &mut Endpoint, bytes: &[u8], flow: Flow, now: Instant) -> (Vec<Vec<u8>>, Option<Instant>) {
+//!     endpoint.handle_input(bytes, flow, now);
+//!     while let Some(event) = endpoint.poll_event() {
+//!         if let Event::IncomingInvite { call, .. } = event {
+//!             // The call may have ended meanwhile; then there is nothing to answer.
+//!             let _ = endpoint.answer(call, Body::sdp("v=0\r\n"), now);
+//!         }
+//!     }
+//!     let out = std::iter::from_fn(|| endpoint.poll_transmit()).map(|transmit| transmit.bytes).collect();
+//!     (out, endpoint.poll_timeout())
+//! }
+//! ```
+//!
+//! A call's life in events. UAS: `IncomingInvite`, then (after our `answer`) `Acknowledged`, then `Ended`. UAC: any number
+//! of `Provisional`, then `Answered`, then `Ended`. Every call ends with exactly one `Ended`, whoever ended it and however.
+//!
+//! What is lenient and what is strict: see [`parse`]. Bounds and what happens when they are reached: the constants of
+//! [`endpoint`], [`parse`] and `uac.rs`.
+//!
 //! From the ground up: [`uri`], [`headers`] and [`header`] (typed values), [`message`], [`parse`] and `write`,
 //! [`digest`], [`timer`], the four machines in `transaction`, `dialog`, and [`endpoint`] on top.
 //!
 //! Not here: sockets, TLS and DNS (the control plane's shell), SDP (`tandem-sdp`), and who may call whom.
 
+pub mod dialog;
 pub mod digest;
 pub mod endpoint;
 pub mod flow;
+pub mod framing;
 mod grammar;
 pub mod header;
 pub mod headers;
 pub mod message;
 pub mod parse;
+mod random;
+mod table;
+#[cfg(test)]
+mod test_time;
 pub mod timer;
+mod transaction;
 pub mod uri;
+mod write;
 
 pub use endpoint::{
     CallError, CallHandle, Counters, EndReason, Endpoint, EndpointConfig, Event, InviteRequest, NoResponse,

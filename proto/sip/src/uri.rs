@@ -266,6 +266,13 @@ impl Uri {
         Uri::parse(&text).expect("a URI stays one without its password")
     }
 
+    /// The same URI without the part from `?` on.
+    pub fn without_headers(&self) -> Uri {
+        let Some(headers) = self.headers() else { return self.clone() };
+        let text = &self.text[..self.text.len() - headers.len() - 1];
+        Uri::parse(text).expect("a URI stays one without its headers")
+    }
+
     /// The same URI with a parameter appended unless it is there. `name` and `value` are tokens of ours.
     pub fn with_param(&self, name: &str, value: &str) -> Uri {
         if self.param(name).is_some() {
@@ -282,6 +289,9 @@ impl Uri {
 /// `method` and `maddr` must be in both or in neither, other parameters only match if both have them.
 impl PartialEq for Uri {
     fn eq(&self, other: &Uri) -> bool {
+        if self.text == other.text {
+            return true;
+        }
         if matches!(self.scheme, Scheme::Tel | Scheme::Other) {
             return self.text.eq_ignore_ascii_case(&other.text);
         }

@@ -53,7 +53,7 @@ fn db(ratio: f64) -> f64 {
 #[test]
 fn tones_in_the_band_keep_their_amplitude() {
     for (from, to) in PAIRS {
-        for (share, tolerance_db) in [(0.05, 0.1), (0.25, 0.1), (0.5, 0.1), (0.75, 0.1), (0.85, 1.1)] {
+        for (share, tolerance_db) in [(0.05, 0.1), (0.25, 0.1), (0.5, 0.1), (0.75, 0.1), (0.85, 0.15)] {
             let frequency = (share * half_of_lower(from, to)).round();
             let (re, im) = component(&through(from, to, frequency, 16_000), frequency, to);
             let gain = db(re.hypot(im) / 16_000.0);
@@ -78,7 +78,7 @@ fn everything_but_the_tone_is_below_minus_60_db() {
                 })
                 .sum();
             let rest_db = db((2.0 * rest / output.len() as f64).sqrt() / 16_000.0);
-            assert!(rest_db <= -68.0, "{from} to {to}: {frequency} Hz leaves {rest_db:.1} dB beside it");
+            assert!(rest_db <= -70.0, "{from} to {to}: {frequency} Hz leaves {rest_db:.1} dB beside it");
         }
     }
 }
@@ -94,7 +94,7 @@ fn tones_above_the_new_band_fold_back_below_minus_60_db() {
             }
             let output = through(from, to, frequency, 16_000);
             let alias_db = db(f64::from(crate::pcm::rms(&output)) * 2_f64.sqrt() / 16_000.0);
-            assert!(alias_db <= -68.0, "{from} to {to}: {frequency} Hz folds back at {alias_db:.1} dB");
+            assert!(alias_db <= -70.0, "{from} to {to}: {frequency} Hz folds back at {alias_db:.1} dB");
         }
     }
 }
@@ -153,7 +153,7 @@ fn group_delay_is_what_it_says() {
             centre / f64::from(to.hz()) * 1e6 - (input_len / 2) as f64 / f64::from(from.hz()) * 1e6;
         let said_us = resampler.group_delay().as_nanos() as f64 / 1e3;
         assert!((delay_us - said_us).abs() < 8.0, "{from} to {to}: {delay_us:.1} µs, said {said_us:.1}");
-        assert!(said_us < 1_600.0);
+        assert!(said_us < 2_050.0);
     }
 }
 

@@ -76,11 +76,11 @@ pub enum Event {
         /// As in [`Event::Answered`].
         wants_ack: bool,
     },
-    /// Our re-INVITE was refused or not answered; the session stays as it was.
+    /// Our re-INVITE was refused; the session stays as it was. (Not answered at all: the call ends.)
     ReinviteRefused {
         /// The call.
         call: CallHandle,
-        /// The final status; 408 if none came, 503 if it could not be sent.
+        /// The final status; 503 if the re-INVITE could not be sent.
         status: u16,
         /// For 491: how long to wait before the next try (RFC 3261 §14.1).
         retry_after: Option<Duration>,

@@ -1,8 +1,28 @@
 //! The door to the crate: one SIP user agent.
+//!
+//! ```text
+//!   bytes ─▶ parse ─▶ transaction known? ──yes─▶ its machine ──▶ the call it belongs to ──▶ Event
+//!                         │ no                                        ▲
+//!                         └─▶ uas.rs: checks ──▶ new transaction ─────┘
+//!   verbs ─▶ uas.rs (respond, reply) · uac.rs (invite, cancel, ack, request) · in_call.rs (bye, reinvite …)
+//!   clock ─▶ ledger.rs: one queue of deadlines
+//! ```
+//!
+//! The first lines of a call's life are in `uas.rs` or `uac.rs`, the rest in `in_call.rs`. Names are resolved by the shell;
+//! who may call is the user's to say.
 
+mod auth;
+mod call;
 mod config;
 mod event;
+mod in_call;
+mod ledger;
+mod reply;
+mod uac;
+mod uas;
 
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Instant;
 
 pub use config::{
@@ -11,21 +31,66 @@ pub use config::{
 };
 pub use event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
 
+use call::{Call, Exchange};
+use ledger::{Transaction, Wake};
+
+use crate::dialog::Dialog;
 use crate::flow::{ConnectionId, Flow, Transmit};
-use crate::headers::Headers;
-use crate::message::{Body, Method, Reply};
+use crate::framing::{Frame, StreamFramer};
+use crate::message::{Message, Method, Reply};
+use crate::parse::{ParseError, parse, salvage};
+use crate::random::Random;
+use crate::table::{Id, Table};
+use crate::transaction::key::Key;
 
 /// One SIP user agent, UAS and UAC: all transactions and dialogs behind any number of sockets.
 #[derive(Debug)]
 pub struct Endpoint {
-    counters: Counters,
     config: EndpointConfig,
+    counters: Counters,
+    random: Random,
+    /// Value of Allow.
+    allow: String,
+    transactions: Table<Transaction>,
+    index: HashMap<Key, Id>,
+    /// INVITEs by what their copies share, to find merged ones.
+    merged: HashMap<Key, Id>,
+    calls: Table<Call>,
+    /// Calls by our tag.
+    tags: HashMap<Box<str>, Id>,
+    exchanges: Table<Exchange>,
+    framers: HashMap<ConnectionId, StreamFramer>,
+    wakes: BinaryHeap<Reverse<(Instant, Wake)>>,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
 }
 
 impl Endpoint {
     /// An endpoint without calls.
     pub fn new(config: EndpointConfig) -> Endpoint {
-        Endpoint { counters: Counters::default(), config }
+        let mut allow = "INVITE, ACK, BYE, CANCEL, OPTIONS, INFO, UPDATE".to_owned();
+        for method in &config.accepted_methods {
+            if !allow.split(", ").any(|known| known == method.as_str()) {
+                allow += ", ";
+                allow += method.as_str();
+            }
+        }
+        Endpoint {
+            random: Random::new(config.seed),
+            config,
+            counters: Counters::default(),
+            allow,
+            transactions: Table::new(),
+            index: HashMap::new(),
+            merged: HashMap::new(),
+            calls: Table::new(),
+            tags: HashMap::new(),
+            exchanges: Table::new(),
+            framers: HashMap::new(),
+            wakes: BinaryHeap::new(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        }
     }
 
     // --- getters ---
@@ -42,132 +107,202 @@ impl Endpoint {
 
     /// Calls not yet ended.
     pub fn call_count(&self) -> usize {
-        0
+        self.calls.len()
     }
 
     /// Transactions in memory.
     pub fn transaction_count(&self) -> usize {
-        0
+        self.transactions.len()
+    }
+
+    /// A call's dialog: identity and remote target. `None` for an outgoing call before its answer.
+    pub fn dialog(&self, call: CallHandle) -> Option<&Dialog> {
+        self.calls.get(call.into())?.dialog.as_ref()
     }
 
     // --- from network and clock ---
 
     /// Bytes arrived: one datagram, one WebSocket message, or any piece of a TCP or TLS stream.
-    pub fn handle_input(&mut self, _bytes: &[u8], _flow: Flow, _now: Instant) {}
+    pub fn handle_input(&mut self, bytes: &[u8], flow: Flow, now: Instant) {
+        match flow.connection.filter(|_| flow.transport.is_stream()) {
+            Some(connection) => self.handle_stream(bytes, flow, connection, now),
+            None => self.handle_message(bytes, flow, now),
+        }
+    }
 
     /// A connection (`flow.connection` is set) is open, accepted or made at our wish. Bytes on an unannounced
     /// connection announce it too.
-    pub fn handle_connected(&mut self, _flow: Flow) {}
+    pub fn handle_connected(&mut self, flow: Flow) {
+        if let Some(connection) = flow.connection.filter(|_| flow.transport.is_stream()) {
+            self.open_framer(connection);
+        }
+    }
 
-    /// A connection is gone. Calls survive: their next request asks for a new one.
-    pub fn handle_closed(&mut self, _connection: ConnectionId, _now: Instant) {}
+    /// A connection is gone. Calls survive: their next request asks for a new one, to the peer's own address.
+    pub fn handle_closed(&mut self, connection: ConnectionId, _now: Instant) {
+        self.framers.remove(&connection);
+        for (_, call) in self.calls.iter_mut() {
+            if call.flow.connection == Some(connection) {
+                call.flow.connection = None;
+            }
+        }
+        for (_, transaction) in self.transactions.iter_mut() {
+            if transaction.flow.connection == Some(connection) {
+                transaction.flow.connection = None;
+                if let Some(server) = &transaction.server {
+                    transaction.flow.remote.set_port(server.sent_by_port);
+                }
+            }
+        }
+    }
 
-    /// A [`Transmit`] on this flow could not be delivered: transactions that wait for its answer fail.
-    pub fn handle_transport_error(&mut self, _flow: Flow, _now: Instant) {}
+    /// A [`Transmit`] on this flow could not be delivered: requests of ours that wait for an answer on it fail.
+    pub fn handle_transport_error(&mut self, flow: Flow, now: Instant) {
+        let hit = |(id, transaction): (Id, &mut Transaction)| {
+            let same = transaction.flow.transport == flow.transport && transaction.flow.remote == flow.remote;
+            (same && transaction.server.is_none() && transaction.machine.awaits_response()).then_some(id)
+        };
+        let hit: Vec<Id> = self.transactions.iter_mut().filter_map(hit).collect();
+        for id in hit {
+            self.fail(id, NoResponse::Transport, now);
+        }
+    }
 
     /// The deadline of `poll_timeout` has come (early calls are harmless).
-    pub fn handle_timeout(&mut self, _now: Instant) {}
-
-    // --- verbs, UAS ---
-
-    /// 180 Ringing.
-    pub fn ring(&mut self, call: CallHandle, now: Instant) -> Result<(), CallError> {
-        self.respond(call, Reply::new(180), now)
-    }
-
-    /// 200 OK with our answer (or offer, if the INVITE had none) to the pending INVITE or re-INVITE. Repeated until
-    /// the ACK comes.
-    pub fn answer(&mut self, call: CallHandle, body: Body, now: Instant) -> Result<(), CallError> {
-        self.respond(call, Reply::new(200).body(body), now)
-    }
-
-    /// A final refusal (300..=699) of the pending INVITE or re-INVITE. A refused INVITE ends the call at once.
-    pub fn reject(&mut self, call: CallHandle, reply: Reply, now: Instant) -> Result<(), CallError> {
-        self.respond(call, reply, now)
-    }
-
-    /// Any response to the pending INVITE or re-INVITE: provisional (with SDP: early media) or final.
-    pub fn respond(&mut self, _call: CallHandle, _reply: Reply, _now: Instant) -> Result<(), CallError> {
-        Err(CallError::Unknown)
-    }
-
-    /// Answers an [`Event::Request`].
-    pub fn reply(&mut self, _request: RequestHandle, _reply: Reply, _now: Instant) -> Result<(), CallError> {
-        Err(CallError::Unknown)
-    }
-
-    // --- verbs, UAC ---
-
-    /// Calls somebody.
-    pub fn invite(&mut self, _invite: InviteRequest, _now: Instant) -> Result<CallHandle, CallError> {
-        Err(CallError::Full("call"))
-    }
-
-    /// Gives our INVITE up. Waits for the first provisional response as RFC 3261 §9.1 asks; if the 2xx was faster, the
-    /// call is acknowledged and hung up. Then comes `Ended`.
-    pub fn cancel(&mut self, _call: CallHandle, _now: Instant) -> Result<(), CallError> {
-        Err(CallError::Unknown)
-    }
-
-    /// The ACK with our answer, after `Answered { wants_ack: true }`.
-    pub fn ack(&mut self, _call: CallHandle, _body: Body, _now: Instant) -> Result<(), CallError> {
-        Err(CallError::Unknown)
-    }
-
-    /// A request outside a dialog: OPTIONS, REGISTER, MESSAGE …; its end is [`Event::Response`].
-    pub fn request(&mut self, _request: OutgoingRequest, _now: Instant) -> Result<RequestHandle, CallError> {
-        Err(CallError::Full("transaction"))
-    }
-
-    // --- verbs, both ---
-
-    /// Ends the call whatever its state: BYE if confirmed, CANCEL for our INVITE, 480 for an unanswered one of theirs.
-    /// `headers` (for instance Reason) go into it.
-    pub fn hang_up(&mut self, _call: CallHandle, _headers: Headers, _now: Instant) -> Result<(), CallError> {
-        Err(CallError::Unknown)
-    }
-
-    /// BYE. `headers`: for instance Reason.
-    pub fn bye(&mut self, _call: CallHandle, _headers: Headers, _now: Instant) -> Result<(), CallError> {
-        Err(CallError::Unknown)
-    }
-
-    /// Re-INVITE with a new offer (or none, asking for one).
-    pub fn reinvite(
-        &mut self,
-        _call: CallHandle,
-        _body: Option<Body>,
-        _now: Instant,
-    ) -> Result<(), CallError> {
-        Err(CallError::Unknown)
-    }
-
-    /// A request in a call's dialog: INFO, UPDATE, MESSAGE …; its end is [`Event::Response`].
-    pub fn request_in_call(
-        &mut self,
-        _call: CallHandle,
-        _method: Method,
-        _headers: Headers,
-        _body: Option<Body>,
-        _now: Instant,
-    ) -> Result<RequestHandle, CallError> {
-        Err(CallError::Unknown)
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.run_due(now);
     }
 
     // --- what must leave ---
 
     /// The next message to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        None
+        self.transmits.pop_front()
     }
 
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.events.pop_front()
     }
 
     /// When `handle_timeout` must be called, at the latest. May be earlier than needed; `None`: nothing is pending.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.wakes.peek().map(|Reverse((at, _))| *at)
+    }
+
+    // --- bytes to messages ---
+
+    /// False if there are too many connections.
+    fn open_framer(&mut self, connection: ConnectionId) -> bool {
+        let room = self.framers.len() < MAX_CONNECTIONS || self.framers.contains_key(&connection);
+        if room {
+            self.framers.entry(connection).or_default();
+        }
+        room
+    }
+
+    fn handle_stream(&mut self, bytes: &[u8], flow: Flow, connection: ConnectionId, now: Instant) {
+        if !self.open_framer(connection) {
+            let why = ParseError::TooManyConnections;
+            return self.events.push_back(Event::CloseConnection { connection, why });
+        }
+        let mut framer = self.framers.remove(&connection).unwrap_or_default();
+        framer.feed(bytes);
+        loop {
+            match framer.next_frame() {
+                Ok(Some(Frame::Message(message))) => self.handle_message(message, flow, now),
+                Ok(Some(Frame::Ping)) => self.transmit(flow, b"\r\n".to_vec()),
+                Ok(None) => break,
+                Err(why) => {
+                    self.handle_unparsable(framer.remainder(), flow, why);
+                    return self.events.push_back(Event::CloseConnection { connection, why });
+                }
+            }
+        }
+        self.framers.insert(connection, framer);
+    }
+
+    fn handle_message(&mut self, bytes: &[u8], flow: Flow, now: Instant) {
+        // Keep-alives (RFC 5626 §4.4.1); over WebSocket the double CRLF wants an answer (RFC 7118 §6).
+        if bytes.iter().all(|&b| b == b'\r' || b == b'\n') {
+            if bytes == b"\r\n\r\n" && flow.connection.is_some() {
+                self.transmit(flow, b"\r\n".to_vec());
+            }
+            return;
+        }
+        match parse(bytes) {
+            Ok(Message::Request(request)) => {
+                self.counters.requests_in += 1;
+                self.handle_request(request, flow, now);
+            }
+            Ok(Message::Response(response)) => {
+                self.counters.responses_in += 1;
+                self.handle_response(response, now);
+            }
+            Err(why) => self.handle_unparsable(bytes, flow, why),
+        }
+    }
+
+    /// A request that says enough of itself gets 400 (or 505, 513 …) with the cause; the rest is silence.
+    fn handle_unparsable(&mut self, bytes: &[u8], flow: Flow, why: ParseError) {
+        let Some(salvaged) = salvage(bytes).filter(|salvaged| salvaged.method != Method::Ack.as_str()) else {
+            self.counters.garbage += 1;
+            return;
+        };
+        self.counters.bad_requests += 1;
+        let template =
+            reply::Template::new(&salvaged.headers, &salvaged.via, salvaged.has_to_tag(), flow.remote);
+        let status = why.status();
+        let answer = Reply::new(status);
+        let answer = if status == 400 { answer.reason(&format!("Bad Request: {why}")) } else { answer };
+        self.respond_stateless(&template, &answer, reply::response_flow(&salvaged.via, flow));
+    }
+
+    // --- our addresses ---
+
+    /// Host and port by which the peers of this flow know us.
+    fn sent_by(&self, flow: Flow) -> String {
+        match &self.config.advertised_host {
+            Some(host) => format!("{host}:{}", flow.local.port()),
+            None => flow.local.to_string(),
+        }
+    }
+
+    /// The value of our Contact.
+    fn contact(&self, flow: Flow) -> String {
+        let user = &self.config.contact_user;
+        let at = if user.is_empty() { "" } else { "@" };
+        let transport =
+            flow.transport.uri_param().map(|name| format!(";transport={name}")).unwrap_or_default();
+        format!("<sip:{user}{at}{}{transport}>", self.sent_by(flow))
+    }
+
+    /// A new branch, and a Via with it.
+    fn new_via(&mut self, flow: Flow) -> (String, String) {
+        let branch = self.random.token(crate::header::BRANCH_COOKIE);
+        let via = self.via(flow, &branch);
+        (branch, via)
+    }
+
+    fn via(&self, flow: Flow, branch: &str) -> String {
+        format!("SIP/2.0/{} {};branch={branch};rport", flow.transport.token(), self.sent_by(flow))
+    }
+}
+
+impl From<CallHandle> for Id {
+    fn from(handle: CallHandle) -> Id {
+        Id { index: handle.index, generation: handle.generation }
+    }
+}
+
+impl From<Id> for CallHandle {
+    fn from(id: Id) -> CallHandle {
+        CallHandle { index: id.index, generation: id.generation }
+    }
+}
+
+impl From<Id> for RequestHandle {
+    fn from(id: Id) -> RequestHandle {
+        RequestHandle { index: id.index, generation: id.generation }
     }
 }

@@ -1,0 +1,441 @@
+//! The generator: one pinned thread that speaks and listens for every call.
+//!
+//! ```text
+//!              ┌── every millisecond, on an absolute schedule ──────────────────────────────┐
+//!  Start/Stop ▶│ streams of this millisecond of the ptime ▶ packets ▶ one submit           │▶ target
+//!              │ sleep until the next millisecond                                          │
+//!              │ whatever has come ◀ provided buffers, each with the kernel's arrival stamp │◀ target
+//!              └───────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Streams are dealt over the twenty milliseconds of the ptime, so a turn carries a twentieth of them. Nothing that is
+//! measured on arrival depends on when this thread runs: the stamp is the kernel's. What it sends does, so each packet's
+//! lateness is recorded (as read *after* the submit that carried it: an upper bound) and reported beside the figures.
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use crate::clock::{Mono, NANOS_PER_MS, WallToMono};
+use crate::distribution::Distribution;
+use crate::host;
+use crate::marker::{FRAMES_PER_S, Law, Signal};
+use crate::ring::{AfterReap, Counters, Receive, UdpRing};
+use crate::stream::{PACKET_OCTETS, Stream, StreamAccount, Timings, Window};
+
+/// The generator's turn.
+const TICK_NS: u64 = NANOS_PER_MS;
+
+/// Turns in a ptime of 20 ms: the streams are dealt over so many buckets.
+const BUCKETS: u64 = 20;
+
+/// When the generator is later than this, it drops the turns it has missed and counts them instead of sending a volley
+/// that no real caller would send.
+const TOO_FAR_BEHIND_NS: u64 = 100 * NANOS_PER_MS;
+
+/// The window is decided this long before it begins at least, so that the generator sees it in time.
+const UNDECIDED: u64 = u64::MAX;
+
+/// Why the generator could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum GeneratorError {
+    /// No socket.
+    #[error("cannot open UDP socket {number} of {wanted}: {source}")]
+    Socket {
+        /// Which one.
+        number: usize,
+        /// Of how many.
+        wanted: usize,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// No io_uring.
+    #[error("io_uring is not available here ({0}); a container profile may forbid it")]
+    Ring(io::Error),
+    /// Not pinned.
+    #[error("cannot pin the generator to core {core}: {source}")]
+    Pin {
+        /// The core.
+        core: usize,
+        /// The kernel's word.
+        source: io::Error,
+    },
+    /// The loop ended.
+    #[error("the generator's loop failed: {0}")]
+    Loop(io::Error),
+    /// The thread is gone.
+    #[error("the generator's thread panicked")]
+    Panicked,
+}
+
+enum Command {
+    Start(usize),
+    Stop(usize),
+    Finish,
+}
+
+/// Figures that the thread keeps up to date for the progress bar, and the window that it is told.
+#[derive(Debug)]
+pub struct Shared {
+    /// Packets sent.
+    pub sent: AtomicU64,
+    /// Datagrams received.
+    pub received: AtomicU64,
+    window_begin_ns: AtomicU64,
+    window_end_ns: AtomicU64,
+}
+
+impl std::fmt::Display for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (sent, received) = (self.sent.load(Ordering::Relaxed), self.received.load(Ordering::Relaxed));
+        write!(f, "{sent} packets sent, {received} received")
+    }
+}
+
+/// A handle to the thread and its sockets.
+pub struct Generator {
+    sockets: Arc<[UdpSocket]>,
+    ports: Vec<u16>,
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+    thread: JoinHandle<Result<Measured, GeneratorError>>,
+}
+
+/// What a run came to.
+pub struct Measured {
+    /// Of each call, in slot order.
+    pub streams: Vec<StreamAccount>,
+    /// Of all together.
+    pub timings: Timings,
+    /// In the window: how late packets left.
+    pub late: Distribution,
+    /// In the window: packets that were not sent because the generator was too far behind.
+    pub skipped: u64,
+    /// In the window: processor time of the generator's thread, nanoseconds.
+    pub thread_cpu_ns: u64,
+    /// In the window: time that the thread was ready and its core was busy with others, nanoseconds.
+    pub thread_waited_ns: u64,
+    /// Length of the window by the generator's clock, nanoseconds; 0 when there was none.
+    pub window_ns: u64,
+    /// Arrivals without a kernel stamp, timed when they were found instead.
+    pub unstamped: u64,
+    /// Trouble of the ring.
+    pub ring: Counters,
+}
+
+impl Generator {
+    /// Opens a socket a call on `address` and starts the thread on `core`.
+    ///
+    /// # Errors
+    /// When sockets, ring or core are not to be had.
+    pub fn start(
+        calls: usize,
+        address: IpAddr,
+        core: usize,
+        law: Law,
+        window_frames: usize,
+    ) -> Result<Self, GeneratorError> {
+        let mut sockets = Vec::with_capacity(calls);
+        let mut ports = Vec::with_capacity(calls);
+        for number in 0..calls {
+            let failed = |source| GeneratorError::Socket { number, wanted: calls, source };
+            let socket = UdpSocket::bind((address, 0)).map_err(failed)?;
+            host::stamp_arrivals(socket.as_raw_fd()).map_err(failed)?;
+            ports.push(socket.local_addr().map_err(failed)?.port());
+            sockets.push(socket);
+        }
+        let sockets: Arc<[UdpSocket]> = sockets.into();
+        let shared = Arc::new(Shared {
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            window_begin_ns: AtomicU64::new(UNDECIDED),
+            window_end_ns: AtomicU64::new(UNDECIDED),
+        });
+        let (commands, inbox) = mpsc::channel();
+        let (ready, is_ready) = mpsc::channel();
+        let thread = {
+            let (sockets, shared) = (sockets.clone(), shared.clone());
+            std::thread::Builder::new()
+                .name("generator".into())
+                .spawn(move || {
+                    host::pin_thread(core).map_err(|source| GeneratorError::Pin { core, source })?;
+                    host::sharpen_timers();
+                    let mut turns = Turns::new(&sockets, law, window_frames, shared, inbox)
+                        .map_err(GeneratorError::Ring)?;
+                    let _ = ready.send(());
+                    turns.run().map_err(GeneratorError::Loop)?;
+                    Ok(turns.finish())
+                })
+                .map_err(GeneratorError::Loop)?
+        };
+        if is_ready.recv().is_err() {
+            return match thread.join() {
+                Ok(Err(error)) => Err(error),
+                _ => Err(GeneratorError::Panicked),
+            };
+        }
+        Ok(Self { sockets, ports, commands, shared, thread })
+    }
+
+    /// The local ports, in slot order.
+    pub fn ports(&self) -> &[u16] {
+        &self.ports
+    }
+
+    /// Figures for the progress bar.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// A slot's call is answered: from now on it speaks to `remote`.
+    ///
+    /// # Errors
+    /// When the address cannot be reached from the socket.
+    pub fn speak(&self, slot: usize, remote: SocketAddr) -> io::Result<()> {
+        self.sockets[slot].connect(remote)?;
+        // A closed inbox means that the thread has failed, which `finish` reports.
+        let _ = self.commands.send(Command::Start(slot));
+        Ok(())
+    }
+
+    /// A slot's call is over: it falls silent but listens on.
+    pub fn hush(&self, slot: usize) {
+        let _ = self.commands.send(Command::Stop(slot));
+    }
+
+    /// Decides the measured window.
+    pub fn measure(&self, window: Window) {
+        self.shared.window_end_ns.store(window.end.0, Ordering::Relaxed);
+        self.shared.window_begin_ns.store(window.begin.0, Ordering::Release);
+    }
+
+    /// True while the thread runs.
+    pub fn is_running(&self) -> bool {
+        !self.thread.is_finished()
+    }
+
+    /// Ends the thread and gives what it measured.
+    ///
+    /// # Errors
+    /// When the loop had failed.
+    pub fn finish(self) -> Result<Measured, GeneratorError> {
+        let _ = self.commands.send(Command::Finish);
+        self.thread.join().map_err(|_| GeneratorError::Panicked)?
+    }
+}
+
+/// The thread's own clocks at an instant.
+struct Clocks {
+    at: Mono,
+    cpu_ns: u64,
+    waited_ns: u64,
+}
+
+impl Clocks {
+    fn at(at: Mono) -> Self {
+        Self { at, cpu_ns: host::thread_cpu_ns(), waited_ns: host::thread_waited_ns() }
+    }
+}
+
+/// The thread's own state.
+struct Turns {
+    ring: UdpRing,
+    signal: Signal,
+    bridge: WallToMono,
+    streams: Vec<Stream>,
+    speaking: Vec<bool>,
+    /// Slots by the millisecond of the ptime in which they speak.
+    buckets: Vec<Vec<usize>>,
+    inbox: mpsc::Receiver<Command>,
+    shared: Arc<Shared>,
+    window: Option<Window>,
+    at_begin: Option<Clocks>,
+    at_end: Option<Clocks>,
+    departures: Vec<(usize, u64)>,
+    timings: Timings,
+    late: Distribution,
+    skipped: u64,
+    unstamped: u64,
+    sent: u64,
+    received: u64,
+}
+
+impl Turns {
+    fn new(
+        sockets: &[UdpSocket],
+        law: Law,
+        window_frames: usize,
+        shared: Arc<Shared>,
+        inbox: mpsc::Receiver<Command>,
+    ) -> io::Result<Self> {
+        let mut ring = UdpRing::new(Receive::Stamped, sockets.len(), PACKET_OCTETS)?;
+        for (token, socket) in sockets.iter().enumerate() {
+            ring.arm(token as u32, socket.as_raw_fd())?;
+        }
+        ring.submit()?;
+        Ok(Self {
+            ring,
+            signal: Signal::new(law),
+            bridge: WallToMono::new(),
+            streams: sockets.iter().map(|_| Stream::new(rand::random(), window_frames)).collect(),
+            speaking: vec![false; sockets.len()],
+            buckets: (0..BUCKETS as usize)
+                .map(|bucket| (bucket..sockets.len()).step_by(BUCKETS as usize).collect())
+                .collect(),
+            inbox,
+            shared,
+            window: None,
+            at_begin: None,
+            at_end: None,
+            departures: Vec::with_capacity(sockets.len()),
+            timings: Timings::default(),
+            late: Distribution::new(),
+            skipped: 0,
+            unstamped: 0,
+            sent: 0,
+            received: 0,
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        let start = Mono::now() + TICK_NS;
+        let mut tick = 0_u64;
+        loop {
+            let deadline = start + tick * TICK_NS;
+            self.ring.wait_until(deadline)?;
+            self.bridge.refresh();
+            self.listen()?;
+            let now = Mono::now();
+            if now < deadline {
+                continue;
+            }
+            if !self.obey() {
+                return Ok(());
+            }
+            self.watch_window(now);
+            let bucket = (tick % BUCKETS) as usize;
+            if now - deadline > TOO_FAR_BEHIND_NS {
+                self.skip(bucket, now);
+            } else {
+                self.speak(bucket, deadline)?;
+            }
+            self.shared.sent.store(self.sent, Ordering::Relaxed);
+            self.shared.received.store(self.received, Ordering::Relaxed);
+            tick += 1;
+        }
+    }
+
+    /// Takes the commands; false means finish.
+    fn obey(&mut self) -> bool {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Start(slot)) => self.speaking[slot] = true,
+                Ok(Command::Stop(slot)) => self.speaking[slot] = false,
+                Err(mpsc::TryRecvError::Empty) => return true,
+                Ok(Command::Finish) | Err(mpsc::TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn watch_window(&mut self, now: Mono) {
+        if self.window.is_none() {
+            let begin = self.shared.window_begin_ns.load(Ordering::Acquire);
+            if begin != UNDECIDED {
+                let end = self.shared.window_end_ns.load(Ordering::Relaxed);
+                self.window = Some(Window { begin: Mono(begin), end: Mono(end) });
+            }
+        }
+        let Some(window) = self.window else { return };
+        if self.at_begin.is_none() && now >= window.begin {
+            self.at_begin = Some(Clocks::at(now));
+        }
+        if self.at_end.is_none() && now >= window.end {
+            self.at_end = Some(Clocks::at(now));
+        }
+    }
+
+    fn speak(&mut self, bucket: usize, deadline: Mono) -> io::Result<()> {
+        for &slot in &self.buckets[bucket] {
+            if self.speaking[slot] {
+                let packet = self.ring.send_slot(slot as u32);
+                let frame = self.streams[slot].write_next(&self.signal, packet);
+                self.ring.send(slot as u32, PACKET_OCTETS)?;
+                self.departures.push((slot, frame));
+            }
+        }
+        if self.departures.is_empty() {
+            return Ok(());
+        }
+        let before = Mono::now();
+        self.ring.submit()?;
+        let after = Mono::now();
+        // The kernel sends one after the other inside the submit: each packet's own instant lies in between.
+        let step = (after - before) / self.departures.len() as u64;
+        let inside = self.window.is_some_and(|window| window.contains(after));
+        for (n, (slot, frame)) in (1_u64..).zip(self.departures.drain(..)) {
+            self.streams[slot].sent(frame, before + n * step);
+            self.sent += 1;
+            if inside {
+                self.late.record_ns(after - deadline);
+            }
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, bucket: usize, now: Mono) {
+        let inside = self.window.is_some_and(|window| window.contains(now));
+        for &slot in &self.buckets[bucket] {
+            if self.speaking[slot] {
+                self.streams[slot].skip();
+                self.skipped += u64::from(inside);
+            }
+        }
+    }
+
+    fn listen(&mut self) -> io::Result<()> {
+        let Self { ring, streams, signal, bridge, timings, window, unstamped, .. } = self;
+        let count = ring.reap(|received, datagram, stamp| {
+            let arrival = match stamp {
+                Some(stamp) => bridge.mono(stamp),
+                None => {
+                    *unstamped += 1;
+                    Mono::now()
+                }
+            };
+            streams[received.token as usize].receive(signal, datagram, arrival, *window, timings);
+            AfterReap::Release
+        })?;
+        self.received += count as u64;
+        Ok(())
+    }
+
+    fn finish(self) -> Measured {
+        let mut timings = self.timings;
+        let (window_ns, thread_cpu_ns, thread_waited_ns) = match (self.at_begin, self.at_end) {
+            (Some(begin), Some(end)) => {
+                (end.at - begin.at, end.cpu_ns - begin.cpu_ns, end.waited_ns - begin.waited_ns)
+            }
+            _ => (0, 0, 0),
+        };
+        let streams =
+            self.streams.into_iter().map(|stream| stream.finish(self.window, &mut timings)).collect();
+        Measured {
+            streams,
+            timings,
+            late: self.late,
+            skipped: self.skipped,
+            thread_cpu_ns,
+            thread_waited_ns,
+            window_ns,
+            unstamped: self.unstamped,
+            ring: self.ring.counters,
+        }
+    }
+}
+
+/// Frames of a stream in so many seconds, with room for the edges.
+pub fn frames_in(seconds: f64) -> usize {
+    (seconds * FRAMES_PER_S as f64) as usize + 2 * FRAMES_PER_S as usize
+}

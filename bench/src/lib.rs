@@ -1,0 +1,43 @@
+//! tandem-bench: the load generator. It sizes a host, measures at the wire, and refuses to lie.
+//!
+//! ```text
+//!   main ─▶ calls ──▶ caller (SIP, tandem-sip) ─────────────────────────────────────▶ control plane
+//!        │    │  └──▶ generator ─▶ stream ─▶ marker, sequence, schedule ─ ring ─────▶ media engine
+//!        │    └─────▶ observe: host, bare timer; scrape: the engine's own figures
+//!        ├▶ floor ──▶ generator … ─────────────────────────────────────────────────▶ a bare echo (child process)
+//!        ├▶ setup ──▶ caller
+//!        ├▶ codec, compare
+//!        └▶ verdict (was the generator the bottleneck?) ─▶ report (JSON), table (people)
+//! ```
+//!
+//! * [`calls`], [`floor`], [`setup`], [`codec`], [`compare`]: the commands
+//! * [`plan`], [`progress`], [`report`], [`table`], [`verdict`]: what is asked for, and what is said
+//! * [`caller`]: SIP user agent on one socket; [`generator`]: media of all calls on one pinned thread
+//! * [`stream`], [`marker`], [`sequence`], [`schedule`], [`emodel`], [`distribution`]: one call's account, without I/O
+//! * [`observe`], [`timer`], [`scrape`]: what is watched meanwhile
+//! * [`ring`], [`host`], [`clock`]: the kernel
+
+pub mod caller;
+pub mod calls;
+pub mod clock;
+pub mod codec;
+pub mod compare;
+pub mod distribution;
+pub mod emodel;
+pub mod floor;
+pub mod generator;
+pub mod host;
+pub mod marker;
+pub mod observe;
+pub mod plan;
+pub mod progress;
+pub mod report;
+pub mod ring;
+pub mod schedule;
+pub mod scrape;
+pub mod sequence;
+pub mod setup;
+pub mod stream;
+pub mod table;
+pub mod timer;
+pub mod verdict;

@@ -1,0 +1,242 @@
+//! Builds the parts of the control plane, joins them by channels, and takes them down in order.
+//!
+//! ```text
+//!   start:     store ─▶ sip ─▶ engines' event streams ─▶ call driver ─▶ http
+//!   shutdown:  new calls get 503 ─▶ BYE to live ones (at most DRAIN_MAX) ─▶ http ─▶ sip ─▶ records ─▶ store
+//! ```
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use secrecy::SecretString;
+use sqlx::SqlitePool;
+use tandem_sip::{EndpointConfig, Transport};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::call::driver::{Driver, LiveCalls, Means, Sources};
+use crate::call::ending::{Cause, Ending};
+use crate::call::registry::{Calls, Settings};
+use crate::config::Config;
+use crate::http;
+use crate::media::EngineId;
+use crate::media::client::{AddressError, EngineClient};
+use crate::metrics::Metrics;
+use crate::sip;
+use crate::store::accounts::Accounts;
+use crate::store::contexts::EmbeddedContexts;
+use crate::store::writer::Writer;
+use crate::store::{self, StoreError, calls, demo};
+
+/// How long live calls have to say goodbye.
+const DRAIN_MAX: Duration = Duration::from_secs(6);
+/// How long open requests, the SIP shell and the last records may take after that, each.
+const CLOSE_MAX: Duration = Duration::from_secs(3);
+/// Events of engines that wait for call handling. Full: the streams wait.
+const NEWS_MAX: usize = 4_096;
+
+/// Why the control plane cannot start. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A SIP listener.
+    #[error(transparent)]
+    Sip(#[from] sip::ListenError),
+    /// The HTTP listener.
+    #[error("cannot listen on {address}: {source}; is another Tandem running? See TANDEM_HTTP_LISTEN")]
+    Http {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// An engine's address.
+    #[error(transparent)]
+    Engine(#[from] AddressError),
+}
+
+/// A running control plane.
+#[derive(Debug)]
+pub struct App {
+    http: SocketAddr,
+    sip: Vec<(Transport, SocketAddr)>,
+    live: LiveCalls,
+    writer: Writer,
+    pool: SqlitePool,
+    shutdown: watch::Sender<bool>,
+    tasks: Tasks,
+}
+
+#[derive(Debug)]
+struct Tasks {
+    http: JoinHandle<()>,
+    driver: JoinHandle<()>,
+    sip: JoinHandle<()>,
+    writer: JoinHandle<()>,
+    streams: Vec<JoinHandle<()>>,
+}
+
+impl App {
+    /// Starts everything; when it returns, the listeners are open. It does not wait for an engine.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let pool = open_store(&config).await?;
+        let (writer, write) = Writer::new(pool.clone());
+        let accounts = Accounts::new(pool.clone());
+        let metrics = Arc::new(Metrics::default());
+
+        let listener = TcpListener::bind(config.http_listen)
+            .await
+            .map_err(|source| StartError::Http { address: config.http_listen, source })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| StartError::Http { address: config.http_listen, source })?;
+
+        let endpoint = EndpointConfig {
+            advertised_host: config.sip_public.clone(),
+            seed: rand::random(),
+            ..EndpointConfig::default()
+        };
+        let sip = sip::start(&config.sip_listen, endpoint).await?;
+
+        let (news_out, news) = mpsc::channel(NEWS_MAX);
+        let controller_id = uuid::Uuid::new_v4().to_string();
+        let mut engines = Vec::new();
+        let mut streams = Vec::new();
+        for (index, url) in config.engines.iter().enumerate() {
+            let client = EngineClient::new(EngineId(index), url)?;
+            streams.push(tokio::spawn(client.clone().run(controller_id.clone(), news_out.clone())));
+            engines.push(client);
+        }
+
+        let settings = Settings {
+            limits: config.limits,
+            talker_url: config.talker_url.clone(),
+            engines: config.engines.clone(),
+            seed: rand::random(),
+        };
+        let means = Means {
+            verbs: sip.verbs,
+            engines,
+            accounts: accounts.clone(),
+            writer: writer.clone(),
+            contexts: Arc::new(EmbeddedContexts::default()),
+            metrics: metrics.clone(),
+        };
+        let calls = Calls::new(settings, Instant::now(), store::epoch_ms());
+        let (driver, live) = Driver::new(calls, means, Sources { events: sip.events, news });
+
+        let shared = http::Shared {
+            accounts,
+            pool: pool.clone(),
+            writer: writer.clone(),
+            live: live.clone(),
+            metrics,
+            sip: sip.counters.clone(),
+            service_token: config.service_token.map(|token: SecretString| Arc::new(token)),
+            dial: dial_lines(&sip.listeners, config.demo),
+        };
+        let (shutdown, down) = watch::channel(false);
+        let tasks = Tasks {
+            http: tokio::spawn(serve_http(listener, shared, down)),
+            driver: tokio::spawn(driver.run()),
+            sip: sip.task,
+            writer: tokio::spawn(write),
+            streams,
+        };
+        tracing::info!(http = %address, sip = ?sip.listeners, demo = config.demo, "control plane is up");
+        Ok(Self { http: address, sip: sip.listeners, live, writer, pool, shutdown, tasks })
+    }
+
+    /// Where HTTP and gRPC are served.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Where SIP is served.
+    pub fn sip_addrs(&self) -> &[(Transport, SocketAddr)] {
+        &self.sip
+    }
+
+    /// The first UDP listener.
+    pub fn sip_udp_addr(&self) -> Option<SocketAddr> {
+        self.sip.iter().find(|(transport, _)| *transport == Transport::Udp).map(|(_, address)| *address)
+    }
+
+    /// The live calls.
+    pub fn live_calls(&self) -> &LiveCalls {
+        &self.live
+    }
+
+    /// Refuses new calls, says BYE to the live ones, closes their sessions, writes the last records; bounded.
+    pub async fn shutdown(self) {
+        let Self { live, writer, pool, shutdown, tasks, .. } = self;
+        if timeout(DRAIN_MAX, live.end_all()).await.is_err() {
+            tracing::warn!("some calls did not end in time");
+        }
+        // Readiness says "draining" until here; now the API goes, and with it the last users of live calls.
+        let _ = shutdown.send(true);
+        finish(tasks.http, "http").await;
+        drop(live);
+        finish(tasks.driver, "call handling").await;
+        finish(tasks.sip, "sip").await;
+        tasks.streams.iter().for_each(JoinHandle::abort);
+        writer.close();
+        finish(tasks.writer, "records of calls").await;
+        pool.close().await;
+        tracing::info!("control plane is down");
+    }
+}
+
+async fn finish(task: JoinHandle<()>, name: &str) {
+    let abort = task.abort_handle();
+    match timeout(CLOSE_MAX, task).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, task = name, "a task has failed"),
+        Err(_) => {
+            tracing::warn!(task = name, "a task did not end in time");
+            abort.abort();
+        }
+    }
+}
+
+async fn serve_http(listener: TcpListener, shared: http::Shared, mut down: watch::Receiver<bool>) {
+    let is_down = async move {
+        // Err: the App is gone without a shutdown; so are we.
+        let _ = down.wait_for(|is_down| *is_down).await;
+    };
+    if let Err(error) = http::serve(listener, shared, is_down).await {
+        tracing::error!(%error, "http has failed");
+    }
+}
+
+async fn open_store(config: &Config) -> Result<SqlitePool, StoreError> {
+    let pool = store::open(&config.database).await?;
+    let ending = Ending::new(Cause::ControlPlaneRestart).to_api();
+    let lost = calls::end_unfinished(&pool, &ending, store::epoch_ms()).await?;
+    if lost > 0 {
+        tracing::warn!(calls = lost, "calls of the last run have ended with it");
+    }
+    if config.demo {
+        demo::seed(&pool).await?;
+    } else if demo::revoke(&pool).await? > 0 {
+        tracing::info!("the demo key of an earlier run with --demo is revoked");
+    }
+    Ok(pool)
+}
+
+fn dial_lines(listeners: &[(Transport, SocketAddr)], demo: bool) -> Arc<[String]> {
+    let line = |(transport, address): &(Transport, SocketAddr)| {
+        let suffix = transport.uri_param().map(|name| format!(";transport={name}")).unwrap_or_default();
+        if demo {
+            format!("sip:demo:{}@{address}{suffix}", demo::DEMO_KEY)
+        } else {
+            format!("sip:ASSISTANT:KEY@{address}{suffix}")
+        }
+    };
+    listeners.iter().map(line).collect()
+}

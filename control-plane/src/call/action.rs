@@ -1,0 +1,119 @@
+//! What the core of call handling wants done. The driver does it, in this order, and decides nothing.
+
+use std::time::Duration;
+
+use tandem_api::engine::v1 as engine;
+use tandem_api::v1::DecisionStep;
+use uuid::Uuid;
+
+use super::admission::Credential;
+use super::ending::Ending;
+use super::record::CallRecord;
+use super::state::State;
+use crate::media::EngineId;
+use crate::sip::Verb;
+
+/// One thing to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Towards the caller.
+    Sip(Verb),
+    /// Towards an engine; each call has at most one command under way.
+    Engine {
+        /// Which engine.
+        engine: EngineId,
+        /// Which session; its reply names it again.
+        call_id: Uuid,
+        /// What.
+        command: EngineCommand,
+    },
+    /// Ask the store whose key this is, and for the assistant.
+    Lookup {
+        /// Whose admission waits.
+        call_id: Uuid,
+        /// What to ask for.
+        credential: Credential,
+    },
+    /// The call is admitted: later callbacks must find it.
+    Remember(Box<crate::store::contexts::CallContext>),
+    /// The call is over: forget it after the grace period.
+    Forget(Uuid),
+    /// Write the newest state of a call behind it.
+    Record(Box<CallRecord>),
+    /// A call was refused: one log line.
+    Refused(Box<Refusal>),
+    /// A call's state has changed: one log line, and the gauges.
+    Changed(Change),
+}
+
+/// A command of engine.proto.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EngineCommand {
+    /// Open the session and reach the agent.
+    Open(Box<engine::OpenSessionRequest>),
+    /// The call is answered.
+    Start,
+    /// Another address, codec or direction.
+    Update(Box<engine::RtpParameters>),
+    /// End it.
+    Close {
+        /// Told to the agent.
+        reason: &'static str,
+    },
+}
+
+/// What the engine said to a command.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EngineReply {
+    /// To Open.
+    Opened(Result<Box<engine::OpenSessionResponse>, EngineRefusal>),
+    /// To Start.
+    Started(Result<(), EngineRefusal>),
+    /// To Update.
+    Updated(Result<(), EngineRefusal>),
+    /// To Close; `None`: the session was gone already.
+    Closed(Option<Box<engine::SessionStats>>),
+}
+
+/// Why an engine did not do it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineRefusal {
+    /// Ports or sessions are used up, or it drains: another engine may have room.
+    Full(String),
+    /// No connection, or no answer in time.
+    Unreachable(String),
+    /// It will not do that, here or elsewhere.
+    Invalid(String),
+    /// It has no such session.
+    Gone,
+}
+
+/// A refused call, as its one log line says it.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The call.
+    pub call_id: Uuid,
+    /// Whose, when that is known.
+    pub tenant_id: Option<std::sync::Arc<str>>,
+    /// Where the INVITE came from.
+    pub source: std::net::SocketAddr,
+    /// The rule that refused.
+    pub step: DecisionStep,
+    /// With which status, and why.
+    pub ending: Ending,
+}
+
+/// A call has moved on.
+#[derive(Debug)]
+pub struct Change {
+    /// The call.
+    pub call_id: Uuid,
+    /// Before; `None`: it is new.
+    pub from: Option<State>,
+    /// Now.
+    pub to: State,
+    /// Why it ends; from Ending on.
+    pub ending: Option<Ending>,
+    /// INVITE to 200, once: when the answer leaves.
+    pub setup: Option<Duration>,
+}

@@ -1,0 +1,304 @@
+//! The task that owns the core: it brings what happens in, performs what the core asks, and decides nothing.
+//!
+//! ```text
+//!   sip events ─┐                                    ┌─▶ sip verbs
+//!   engine news ┼─▶ Calls::handle_* ─▶ poll_action ──┼─▶ engine commands (a task each; its reply comes back)
+//!   replies ────┤                                    ├─▶ lookups (cache at once, else a task)
+//!   requests ───┘  (gRPC, REST)                      └─▶ records (write-behind), log lines, metrics
+//! ```
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tandem_api::v1 as api;
+use tandem_sip::Event;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use super::action::{Action, Change, EngineReply, Refusal};
+use super::admission::Credential;
+use super::registry::Calls;
+use crate::media::client::EngineClient;
+use crate::media::{EngineId, News};
+use crate::metrics::Metrics;
+use crate::sip::Verb;
+use crate::store;
+use crate::store::accounts::{Accounts, Found};
+use crate::store::contexts::{ContextStore, EmbeddedContexts};
+use crate::store::writer::Writer;
+
+/// Replies and answers that wait for the core. Each live call has one at most under way; full: their tasks wait.
+const REPLIES_MAX: usize = 4_096;
+/// Requests of the API that wait. Full: the API waits.
+const REQUESTS_MAX: usize = 256;
+/// How often the wall clock is read again and gauges are set.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// What the core is asked to perform with.
+pub struct Means {
+    /// Towards the endpoint.
+    pub verbs: mpsc::Sender<Verb>,
+    /// Towards the engines, by their id.
+    pub engines: Vec<EngineClient>,
+    /// Keys and assistants.
+    pub accounts: Accounts,
+    /// Records of calls.
+    pub writer: Writer,
+    /// Contexts of calls.
+    pub contexts: Arc<EmbeddedContexts>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What comes in besides requests.
+pub struct Sources {
+    /// From the endpoint.
+    pub events: mpsc::Receiver<Event>,
+    /// From the engines' event streams.
+    pub news: mpsc::Receiver<(EngineId, News)>,
+}
+
+/// The live calls, for the API. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct LiveCalls {
+    requests: mpsc::Sender<Request>,
+}
+
+#[derive(Debug)]
+enum Request {
+    List { tenant_id: Arc<str>, answer: oneshot::Sender<Vec<api::Call>> },
+    Get { tenant_id: Arc<str>, call_id: Uuid, answer: oneshot::Sender<Option<api::Call>> },
+    Knows { call_id: Uuid, answer: oneshot::Sender<bool> },
+    HangUp { tenant_id: Arc<str>, call_id: Uuid, answer: oneshot::Sender<bool> },
+    EndAll { answer: oneshot::Sender<()> },
+}
+
+impl LiveCalls {
+    async fn ask<T: Default>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> T {
+        let (answer, wait) = oneshot::channel();
+        // Either end gone means that we go down: there are no live calls any more.
+        if self.requests.send(request(answer)).await.is_err() {
+            return T::default();
+        }
+        wait.await.unwrap_or_default()
+    }
+
+    /// A tenant's live calls, newest first.
+    pub async fn list(&self, tenant_id: Arc<str>) -> Vec<api::Call> {
+        self.ask(|answer| Request::List { tenant_id, answer }).await
+    }
+
+    /// A live call of this tenant.
+    pub async fn get(&self, tenant_id: Arc<str>, call_id: Uuid) -> Option<api::Call> {
+        self.ask(|answer| Request::Get { tenant_id, call_id, answer }).await
+    }
+
+    /// Whether this call is alive, whosever it is.
+    pub async fn knows(&self, call_id: Uuid) -> bool {
+        self.ask(|answer| Request::Knows { call_id, answer }).await
+    }
+
+    /// Ends a live call of this tenant; `false`: it has none of this id.
+    pub async fn hang_up(&self, tenant_id: Arc<str>, call_id: Uuid) -> bool {
+        self.ask(|answer| Request::HangUp { tenant_id, call_id, answer }).await
+    }
+
+    /// Takes no more calls and ends those there are; resolves when all are over.
+    pub async fn end_all(&self) {
+        self.ask(|answer| Request::EndAll { answer }).await;
+    }
+}
+
+enum Reply {
+    Engine(Uuid, EngineReply),
+    Found(Uuid, Credential, Result<Found, String>),
+}
+
+/// See the module.
+pub struct Driver {
+    calls: Calls,
+    means: Means,
+    sources: Sources,
+    requests: mpsc::Receiver<Request>,
+    replies: mpsc::Receiver<Reply>,
+    replies_in: mpsc::Sender<Reply>,
+    /// Who waits for the last call to be over.
+    ending: Vec<oneshot::Sender<()>>,
+}
+
+impl Driver {
+    /// A driver and the handle of its live calls; nothing happens until it runs.
+    pub fn new(calls: Calls, means: Means, sources: Sources) -> (Self, LiveCalls) {
+        let (requests_in, requests) = mpsc::channel(REQUESTS_MAX);
+        let (replies_in, replies) = mpsc::channel(REPLIES_MAX);
+        let driver = Self { calls, means, sources, requests, replies, replies_in, ending: Vec::new() };
+        (driver, LiveCalls { requests: requests_in })
+    }
+
+    /// Runs until the endpoint's events end or nobody holds a [`LiveCalls`].
+    pub async fn run(mut self) {
+        let alarm = tokio::time::sleep(Duration::ZERO);
+        let mut alarm = std::pin::pin!(alarm);
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        loop {
+            let deadline = self.calls.poll_timeout().map(tokio::time::Instant::from_std);
+            if let Some(at) = deadline.filter(|at| *at != alarm.deadline()) {
+                alarm.as_mut().reset(at);
+            }
+            tokio::select! {
+                biased;
+                () = alarm.as_mut(), if deadline.is_some() => self.calls.handle_timeout(Instant::now()),
+                _ = housekeeping.tick() => self.keep_house(),
+                Some(reply) = self.replies.recv() => self.handle_reply(reply),
+                Some((engine, news)) = self.sources.news.recv() => {
+                    self.calls.handle_news(engine, news, Instant::now());
+                    self.means.metrics.set_engines(self.calls.engines_available());
+                }
+                request = self.requests.recv() => match request {
+                    Some(request) => self.serve(request),
+                    None => return,
+                },
+                event = self.sources.events.recv() => match event {
+                    Some(event) => {
+                        self.calls.handle_store(self.means.writer.is_behind());
+                        self.calls.handle_sip(event, Instant::now());
+                    }
+                    None => return,
+                },
+            }
+            self.perform_all().await;
+        }
+    }
+
+    fn keep_house(&mut self) {
+        self.calls.handle_clock(Instant::now(), store::epoch_ms());
+        let metrics = &self.means.metrics;
+        metrics.set_calls(&self.calls.count_by_state());
+        metrics.set_engines(self.calls.engines_available());
+        metrics.set_draining(self.calls.is_draining());
+    }
+
+    fn handle_reply(&mut self, reply: Reply) {
+        let now = Instant::now();
+        match reply {
+            Reply::Engine(call_id, reply) => self.calls.handle_reply(call_id, reply, now),
+            Reply::Found(call_id, credential, found) => {
+                self.calls.handle_found(call_id, &credential, found, now);
+            }
+        }
+    }
+
+    fn serve(&mut self, request: Request) {
+        // An asker that has gone away gets no answer.
+        match request {
+            Request::List { tenant_id, answer } => {
+                let _ = answer.send(self.calls.list(&tenant_id));
+            }
+            Request::Get { tenant_id, call_id, answer } => {
+                let _ = answer.send(self.calls.get(&tenant_id, call_id));
+            }
+            Request::Knows { call_id, answer } => {
+                let _ = answer.send(self.calls.knows(call_id));
+            }
+            Request::HangUp { tenant_id, call_id, answer } => {
+                let _ = answer.send(self.calls.hang_up(&tenant_id, call_id, Instant::now()));
+            }
+            Request::EndAll { answer } => {
+                self.calls.end_all(Instant::now());
+                self.means.metrics.set_draining(true);
+                self.ending.push(answer);
+            }
+        }
+    }
+
+    async fn perform_all(&mut self) {
+        while let Some(action) = self.calls.poll_action() {
+            self.perform(action).await;
+        }
+        if self.calls.is_empty() {
+            for answer in self.ending.drain(..) {
+                let _ = answer.send(());
+            }
+        }
+    }
+
+    async fn perform(&mut self, action: Action) {
+        match action {
+            // The endpoint always takes verbs; if it is gone, so are its calls.
+            Action::Sip(verb) => drop(self.means.verbs.send(verb).await),
+            Action::Engine { engine, call_id, command } => {
+                let Some(client) = self.means.engines.get(engine.0).cloned() else { return };
+                let replies = self.replies_in.clone();
+                tokio::spawn(async move {
+                    let reply = client.perform(call_id, command).await;
+                    drop(replies.send(Reply::Engine(call_id, reply)).await);
+                });
+            }
+            Action::Lookup { call_id, credential } => {
+                let cached = self.means.accounts.find_cached(credential.key, &credential.assistant_id);
+                if let Some(found) = cached {
+                    return self.calls.handle_found(call_id, &credential, Ok(found), Instant::now());
+                }
+                let (accounts, replies) = (self.means.accounts.clone(), self.replies_in.clone());
+                tokio::spawn(async move {
+                    let found = accounts.find(credential.key, &credential.assistant_id).await;
+                    let found = found.map_err(|error| error.to_string());
+                    drop(replies.send(Reply::Found(call_id, credential, found)).await);
+                });
+            }
+            Action::Remember(context) => {
+                if let Err(error) = self.means.contexts.put(*context, None).await {
+                    tracing::warn!(%error, "the context of a call is not kept: late callbacks will not find it");
+                }
+            }
+            Action::Forget(call_id) => {
+                if let Err(error) = self.means.contexts.finish(call_id).await {
+                    tracing::warn!(%call_id, %error, "the context of a call stays too long");
+                }
+            }
+            Action::Record(record) => self.means.writer.put(*record),
+            Action::Refused(refusal) => self.report_refusal(&refusal),
+            Action::Changed(change) => self.report_change(&change),
+        }
+    }
+
+    /// The one line of a refused call.
+    fn report_refusal(&self, refusal: &Refusal) {
+        let Refusal { call_id, tenant_id, source, step, ending } = refusal;
+        let row = ending.cause.row();
+        tracing::warn!(
+            %call_id,
+            tenant_id = tenant_id.as_deref().unwrap_or_default(),
+            %source,
+            step = %step.step,
+            rule = %step.rule,
+            field = %step.field,
+            expected = %step.expected,
+            got = %step.got,
+            sip_status = row.sip_status,
+            reason = row.word,
+            "call refused"
+        );
+        self.means.metrics.count_refusal(row.word);
+    }
+
+    fn report_change(&self, change: &Change) {
+        let metrics = &self.means.metrics;
+        if let Some(setup) = change.setup {
+            metrics.count_setup(setup);
+        }
+        let Change { call_id, to, ending, .. } = change;
+        let Some(ending) = ending else {
+            tracing::info!(%call_id, state = to.word(), "call");
+            return;
+        };
+        let row = ending.cause.row();
+        if to.is_terminal() {
+            metrics.count_outcome(to.word(), row.word);
+            tracing::info!(%call_id, state = to.word(), reason = row.word, party = row.party.word(), "call");
+        } else {
+            let detail = ending.detail.as_str();
+            tracing::info!(%call_id, state = to.word(), reason = row.word, detail, "call");
+        }
+    }
+}

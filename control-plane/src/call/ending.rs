@@ -1,0 +1,225 @@
+//! Why calls end: one table of who, word, SIP status, Q.850 cause and whether trying again may help.
+//!
+//! The status refuses a call that was not answered; an answered one gets a BYE with the cause in its Reason header
+//! (RFC 3326). Statuses and causes correspond as in RFC 3398 §8.2.6.1, as far as it knows the case.
+
+use tandem_api::v1 as api;
+use tandem_sip::message::{Reply, reason_phrase};
+use tandem_sip::{HeaderName, Headers};
+
+/// Seconds in the Retry-After of our 503: calls end in tens of seconds, engines come back in a few.
+const RETRY_AFTER_S: u32 = 5;
+
+/// Whose doing it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Party {
+    /// Who called.
+    Caller,
+    /// Who was to answer.
+    Agent,
+    /// Tandem, its configuration or its operator.
+    Us,
+}
+
+impl Party {
+    /// The word in the API.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Caller => "caller",
+            Self::Agent => "agent",
+            Self::Us => "us",
+        }
+    }
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// Whose doing.
+    pub party: Party,
+    /// For dashboards; never changed once released.
+    pub word: &'static str,
+    /// Of the refusal; 200 for a normal end.
+    pub sip_status: u16,
+    /// For the Reason header.
+    pub q850_cause: u8,
+    /// Whether the same call may work in a moment.
+    pub retryable: bool,
+    /// For a person.
+    pub sentence: &'static str,
+}
+
+macro_rules! causes {
+    ($($variant:ident = $party:ident, $word:literal, $status:literal, $q850:literal, $retry:literal, $sentence:literal;)*) => {
+        /// Why a call ended or was refused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Cause {
+            $(#[doc = $sentence] $variant,)*
+        }
+
+        impl Cause {
+            /// Every cause.
+            pub const ALL: &[Cause] = &[$(Cause::$variant,)*];
+
+            /// Its line of the table.
+            pub const fn row(self) -> Row {
+                match self {
+                    $(Cause::$variant => Row {
+                        party: Party::$party,
+                        word: $word,
+                        sip_status: $status,
+                        q850_cause: $q850,
+                        retryable: $retry,
+                        sentence: $sentence,
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+causes! {
+    // --- ordinary ends ---
+    CallerHangup     = Caller, "hangup",               200, 16, true,  "the caller hung up";
+    CallerCancelled  = Caller, "cancelled",            487, 16, true,  "the caller gave up before the answer";
+    AgentHangup      = Agent,  "agent_hangup",         200, 16, true,  "the agent hung up";
+    OperatorHangup   = Us,     "operator_hangup",      200, 16, true,  "the call was ended through the API";
+    MaxDuration      = Us,     "max_duration",         200, 31, true,  "the call lasted as long as a call may";
+    // --- admission ---
+    MissingKey       = Caller, "missing_key",          403, 21, false, "the URI carries no API key";
+    WrongKey         = Caller, "wrong_key",            403, 21, false, "nobody has this API key";
+    UnknownAssistant = Caller, "unknown_assistant",    404,  1, false, "the tenant has no such assistant";
+    BrokenAssistant  = Us,     "assistant_misconfigured", 500, 41, false, "the assistant's agent is not readable";
+    UnreadableOffer  = Caller, "unreadable_offer",     400, 95, false, "the session description is not readable";
+    NoCommonCodec    = Caller, "no_common_codec",      488, 88, false, "the offer holds nothing that we can speak";
+    // --- capacity ---
+    TooManyCalls     = Us,     "too_many_calls",       503, 42, true,  "as many calls as allowed are live";
+    StoreBehind      = Us,     "store_behind",         503, 42, true,  "the database does not keep up with the records of calls";
+    StoreFailed      = Us,     "store_failed",         503, 41, true,  "the database does not answer";
+    Draining         = Us,     "draining",             503, 41, true,  "this node is going down and takes no new calls";
+    NoEngine         = Us,     "no_engine",            503, 34, true,  "no media engine is there";
+    EngineFull       = Us,     "engine_full",          503, 34, true,  "every media engine is full or draining";
+    // --- agent ---
+    AgentUnreachable = Agent,  "agent_unreachable",    480, 20, true,  "the agent could not be reached";
+    AgentTimeout     = Agent,  "agent_timeout",        480, 18, true,  "the agent was not there in time";
+    AgentFailed      = Agent,  "agent_failed",         502, 27, true,  "the agent's stream broke";
+    // --- trouble on the way ---
+    NoAck            = Caller, "no_ack",               408, 102, true, "the caller never acknowledged the answer";
+    BadAnswer        = Caller, "bad_answer",           488, 88, false, "the ACK carries no answer that fits our offer";
+    DialogLost       = Caller, "dialog_lost",          481, 41, true,  "the caller's phone does not know the call any more";
+    MediaTimeout     = Caller, "media_timeout",        408, 102, true, "no audio came from the caller";
+    EngineLost       = Us,     "engine_lost",          503, 38, true,  "the media engine is gone";
+    EngineFault      = Us,     "engine_fault",         500, 41, true,  "the media engine could not do what was asked";
+    Shutdown         = Us,     "shutdown",             503, 41, true,  "this node was shut down";
+    ControlPlaneRestart = Us,  "control_plane_restart", 503, 41, true, "the control plane was restarted";
+}
+
+/// How one call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// Which line of the table.
+    pub cause: Cause,
+    /// What is special about this one; empty: the table's sentence says it all. No secrets, no numbers.
+    pub detail: String,
+}
+
+impl Ending {
+    /// An ending that the table's sentence describes.
+    pub fn new(cause: Cause) -> Self {
+        Self { cause, detail: String::new() }
+    }
+
+    /// An ending with something to add.
+    pub fn with_detail(cause: Cause, detail: impl Into<String>) -> Self {
+        Self { cause, detail: detail.into() }
+    }
+
+    /// As the API says it.
+    pub fn to_api(&self) -> api::Ending {
+        let row = self.cause.row();
+        let detail = match self.detail.as_str() {
+            "" => row.sentence.to_owned(),
+            detail => format!("{}: {detail}", row.sentence),
+        };
+        api::Ending {
+            party: row.party.word().to_owned(),
+            reason: row.word.to_owned(),
+            sip_status: row.sip_status.into(),
+            q850_cause: row.q850_cause.into(),
+            retryable: row.retryable,
+            detail,
+        }
+    }
+
+    /// The refusal of a call that was not answered.
+    pub fn to_reply(&self) -> Reply {
+        let row = self.cause.row();
+        // A normal end before the answer is nobody's fault and no success either.
+        let status = if row.sip_status < 300 { 480 } else { row.sip_status };
+        let mut reply = Reply::new(status).reason(reason_phrase(status));
+        if let Ok(with_reason) = reply.clone().header(HeaderName::Reason.as_str(), &self.reason_value()) {
+            reply = with_reason;
+        }
+        if status == 503 { reply.retry_after_s(RETRY_AFTER_S) } else { reply }
+    }
+
+    /// The headers of our BYE.
+    pub fn to_headers(&self) -> Headers {
+        let mut headers = Headers::new();
+        // The value is made of the table's words and numbers: it holds no control character.
+        let pushed = headers.push(HeaderName::Reason.as_str(), &self.reason_value());
+        debug_assert!(pushed.is_ok(), "the table holds no control characters");
+        headers
+    }
+
+    fn reason_value(&self) -> String {
+        let row = self.cause.row();
+        format!("Q.850;cause={};text=\"{}\"", row.q850_cause, row.sentence)
+    }
+
+    /// What the engine tells the agent in its `stop` frame.
+    pub fn for_agent(&self) -> &'static str {
+        self.cause.row().word
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn words_are_unique_and_fit_the_header() {
+        let mut words = HashSet::new();
+        for cause in Cause::ALL {
+            let row = cause.row();
+            assert!(words.insert(row.word), "{}", row.word);
+            assert!(!row.sentence.contains(['"', '\\', '\r', '\n']), "{}", row.word);
+            assert!((1..=127).contains(&row.q850_cause), "{}", row.word);
+        }
+    }
+
+    #[test]
+    fn every_refusal_is_final_and_says_its_cause() {
+        for cause in Cause::ALL {
+            let reply = Ending::new(*cause).to_reply();
+            assert!(reply.status() >= 400, "{cause:?}");
+            assert_eq!(Ending::new(*cause).to_headers().len(), 1);
+        }
+    }
+
+    #[test]
+    fn never_401_since_there_is_no_digest_challenge() {
+        assert!(Cause::ALL.iter().all(|cause| cause.row().sip_status != 401));
+        assert_eq!(Cause::WrongKey.row().sip_status, 403);
+        assert_eq!(Cause::MissingKey.row().sip_status, 403);
+    }
+
+    #[test]
+    fn bye_carries_the_q850_cause() {
+        let headers = Ending::new(Cause::EngineLost).to_headers();
+        let reason = headers.get(HeaderName::Reason).unwrap();
+        assert_eq!(reason, "Q.850;cause=38;text=\"the media engine is gone\"");
+    }
+}

@@ -1,0 +1,615 @@
+//! One inbound call: what its events mean. Sans-IO; the timers are in [`super::state`], the offer/answer rules in
+//! [`super::negotiation`], the engine's commands in [`super::session`].
+//!
+//! ```text
+//!   INVITE ─▶ credential ─▶ Lookup ─▶ principal, assistant, agent ─▶ offer readable? ─▶ Open ─▶ [180] ─▶ agent ready
+//!          ─▶ 200 + Start ─▶ ACK: Connected ⇄ OnHold (re-INVITE: Update, then 200) ─▶ BYE, from whoever ─▶ Close
+//! ```
+//!
+//! Whatever ends a call goes through [`Call::end`], once: it chooses refusal or BYE, closes the session, and the call
+//! is over when both sides have said so or the grace is over.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tandem_api::engine::v1 as engine;
+use tandem_api::engine::v1::session_ended::Reason;
+use tandem_api::v1 as api;
+use tandem_sdp::SessionDescription;
+use tandem_sip::message::{Body, Reply};
+use tandem_sip::{CallHandle, EndReason, Request};
+use uuid::Uuid;
+
+use super::action::{Action, Change, EngineRefusal, EngineReply, Refusal};
+use super::admission::{self, Credential, Trace, refused_by};
+use super::agent::Agent;
+use super::ending::{Cause, Ending};
+use super::negotiation::{Negotiation, NegotiationError, codec_name, rtp_parameters};
+use super::record::CallRecord;
+use super::registry::Surroundings;
+use super::session::Session;
+use super::state::{Expired, Life, State};
+use crate::media::{Fleet, SessionEvent};
+use crate::sip::Verb;
+use crate::store::accounts::Found;
+use crate::store::contexts::CallContext;
+
+/// The engine's own limit on a session lies this much above ours: it matters only when nobody is left to end the call.
+const ENGINE_LIMIT_SLACK_MS: u32 = 60_000;
+/// The engine is told to give an agent up this much before our ring timer does, so that its reason is known.
+const AGENT_CONNECT_SLACK_MS: u32 = 500;
+
+/// One call.
+#[derive(Debug)]
+pub struct Call {
+    id: Uuid,
+    sip: CallHandle,
+    /// The SIP side has had its last word.
+    sip_is_over: bool,
+    /// A re-INVITE waits for our response.
+    reinvite_waits: bool,
+    source: SocketAddr,
+    from: String,
+    to: String,
+    assistant_id: Arc<str>,
+    tenant_id: Option<Arc<str>>,
+    agent: Option<Agent>,
+    /// The offer of the INVITE: unreadable, readable, or none.
+    offer: Option<Result<SessionDescription, NegotiationError>>,
+    trace: Trace,
+    life: Life,
+    negotiation: Negotiation,
+    session: Session,
+    agent_ready: bool,
+    ending: Option<Ending>,
+    stats: Option<engine::SessionStats>,
+    born: Instant,
+    created_ms: i64,
+    answered_ms: i64,
+    ended_ms: i64,
+    reported: Option<State>,
+}
+
+impl Call {
+    /// A call from an INVITE that carries a credential.
+    pub fn new(
+        id: Uuid,
+        sip: CallHandle,
+        request: &Request,
+        source: SocketAddr,
+        credential: &Credential,
+        trace: Trace,
+        around: &Surroundings<'_>,
+    ) -> Self {
+        let offer = match request.sdp() {
+            Some(body) => Some(SessionDescription::parse(body).map_err(NegotiationError::from)),
+            None if request.body.is_empty() => None,
+            // A body of another type is an offer that we cannot read, not the wish for one of ours.
+            None => Some(Err(NegotiationError::Missing)),
+        };
+        Self {
+            id,
+            sip,
+            sip_is_over: false,
+            reinvite_waits: false,
+            source,
+            from: request.head.from().uri.redacted().to_string(),
+            to: request.uri.without_password().as_str().to_owned(),
+            assistant_id: credential.assistant_id.clone(),
+            tenant_id: None,
+            agent: None,
+            offer,
+            trace,
+            life: Life::new(&around.settings.limits, around.now),
+            negotiation: Negotiation::default(),
+            session: Session::default(),
+            agent_ready: false,
+            ending: None,
+            stats: None,
+            born: around.now,
+            created_ms: around.epoch_ms(),
+            answered_ms: 0,
+            ended_ms: 0,
+            reported: None,
+        }
+    }
+
+    /// The SIP side's name of this call.
+    pub fn sip(&self) -> CallHandle {
+        self.sip
+    }
+
+    /// Where it is.
+    pub fn state(&self) -> State {
+        self.life.state()
+    }
+
+    /// Whose it is, once that is known.
+    pub fn tenant_id(&self) -> Option<&Arc<str>> {
+        self.tenant_id.as_ref()
+    }
+
+    /// Its media session.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Its media session, to tell it of its engine.
+    pub fn session_mut(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// When [`Call::handle_timeout`] must be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.life.poll_timeout()
+    }
+
+    // --- admission ---
+
+    /// The store has answered.
+    pub fn handle_found(
+        &mut self,
+        credential: &Credential,
+        found: Result<Found, String>,
+        fleet: &mut Fleet,
+        around: &mut Surroundings<'_>,
+    ) {
+        if self.life.is_ending() {
+            return;
+        }
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                self.trace.push(refused_by("store", "database", "an answer", "none"));
+                return self.end(Ending::with_detail(Cause::StoreFailed, error), around);
+            }
+        };
+        match self.admit(credential, &found) {
+            Ok(agent) => self.agent = Some(agent),
+            Err(ending) => return self.end(ending, around),
+        }
+        if let Err(ending) = self.check_offer() {
+            return self.end(ending, around);
+        }
+        self.remember(around);
+        self.open(fleet, around);
+    }
+
+    fn admit(&mut self, credential: &Credential, found: &Found) -> Result<Agent, Ending> {
+        let principal = admission::principal(found, &mut self.trace)?;
+        self.tenant_id = Some(principal.tenant_id);
+        let stored = admission::assistant(credential, found, &mut self.trace)?;
+        admission::agent(stored, &mut self.trace)
+    }
+
+    fn check_offer(&mut self) -> Result<(), Ending> {
+        let refused = match &self.offer {
+            None => return Ok(()),
+            Some(Err(error)) => (Cause::UnreadableOffer, error.to_string()),
+            Some(Ok(offer)) => match Negotiation::check(offer) {
+                Ok(_) => return Ok(()),
+                Err(error) => (Cause::NoCommonCodec, error.to_string()),
+            },
+        };
+        let (cause, got) = refused;
+        self.trace.push(refused_by("offer", "SDP", "audio over RTP/AVP as PCMU, PCMA or L16", &got));
+        Err(Ending::with_detail(cause, got))
+    }
+
+    fn remember(&self, around: &mut Surroundings<'_>) {
+        let Some(tenant_id) = &self.tenant_id else { return };
+        around.actions.push_back(Action::Remember(Box::new(CallContext {
+            call_id: self.id,
+            tenant_id: tenant_id.clone(),
+            assistant_id: self.assistant_id.clone(),
+            direction: "inbound",
+            from: self.from.clone(),
+            to: self.to.clone(),
+            engine: String::new(),
+        })));
+    }
+
+    // --- the media session ---
+
+    fn open(&mut self, fleet: &mut Fleet, around: &mut Surroundings<'_>) {
+        let Some(engine_id) = fleet.pick(self.session.tried()) else {
+            let (cause, got) = match self.session.tried().len() {
+                0 => (Cause::NoEngine, "none is connected and takes calls"),
+                _ => (Cause::EngineFull, "each that was asked refused"),
+            };
+            self.trace.push(refused_by("engine", "media engine", "one with room", got));
+            return self.end(Ending::new(cause), around);
+        };
+        let request = self.open_request(around);
+        self.session.open(engine_id, Box::new(request));
+    }
+
+    fn open_request(&self, around: &Surroundings<'_>) -> engine::OpenSessionRequest {
+        let limits = &around.settings.limits;
+        let millis = |duration: std::time::Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
+        let connect_timeout_ms = millis(limits.ring_max).saturating_sub(AGENT_CONNECT_SLACK_MS).max(1);
+        let rtp = match &self.offer {
+            Some(Ok(offer)) => Negotiation::check(offer).ok().map(|negotiated| rtp_parameters(&negotiated)),
+            _ => None,
+        };
+        engine::OpenSessionRequest {
+            session_id: self.id.to_string(),
+            call: Some(engine::CallInfo {
+                call_id: self.id.to_string(),
+                from: self.from.clone(),
+                to: self.to.clone(),
+                direction: "inbound".to_owned(),
+                tenant_id: self.tenant_id.as_deref().unwrap_or_default().to_owned(),
+                assistant_id: self.assistant_id.to_string(),
+            }),
+            // Without an offer address and codec are unknown until the ACK.
+            rtp: Some(rtp.unwrap_or_default()),
+            agent: self
+                .agent
+                .as_ref()
+                .map(|agent| agent.to_engine(&around.settings.talker_url, connect_timeout_ms)),
+            media_timeout_ms: 0,
+            max_session_ms: millis(limits.call_duration_max).saturating_add(ENGINE_LIMIT_SLACK_MS),
+        }
+    }
+
+    /// The engine has answered a command.
+    pub fn handle_reply(&mut self, reply: EngineReply, fleet: &mut Fleet, around: &mut Surroundings<'_>) {
+        match reply {
+            EngineReply::Opened(Ok(opened)) => self.handle_opened(&opened, around),
+            EngineReply::Opened(Err(refusal)) => self.handle_not_opened(refusal, fleet, around),
+            EngineReply::Started(result) => {
+                self.session.handle_done();
+                self.handle_done(result, around);
+            }
+            EngineReply::Updated(result) => {
+                self.session.handle_done();
+                self.handle_updated(result, around);
+            }
+            EngineReply::Closed(stats) => {
+                self.session.handle_closed();
+                if let Some(stats) = stats {
+                    self.stats = Some(*stats);
+                }
+            }
+        }
+    }
+
+    fn handle_opened(&mut self, opened: &engine::OpenSessionResponse, around: &mut Surroundings<'_>) {
+        let address = self.session.handle_opened(opened);
+        if self.life.is_ending() {
+            return;
+        }
+        let Some((address, port)) = address else {
+            let detail = "it opened a session without an address";
+            self.trace.push(refused_by("engine", "local_address", "an IP address and a port", detail));
+            return self.end(Ending::with_detail(Cause::EngineFault, detail), around);
+        };
+        // 62 bits: some stacks read o= as a signed number.
+        let session_id = around.random() >> 2;
+        self.negotiation.open(address, port, session_id);
+        self.life.ring();
+        self.agent_ready |= opened.agent_ready;
+        if self.agent_ready {
+            return self.answer(around);
+        }
+        around.actions.push_back(Action::Sip(Verb::Ring(self.sip)));
+    }
+
+    fn handle_not_opened(
+        &mut self,
+        refusal: EngineRefusal,
+        fleet: &mut Fleet,
+        around: &mut Surroundings<'_>,
+    ) {
+        let may_exist = matches!(refusal, EngineRefusal::Unreachable(_));
+        self.session.handle_not_opened(may_exist);
+        if self.life.is_ending() {
+            return;
+        }
+        match refusal {
+            EngineRefusal::Full(_) | EngineRefusal::Unreachable(_) => self.open(fleet, around),
+            EngineRefusal::Invalid(why) => {
+                self.trace.push(refused_by("engine", "OpenSession", "a session", &why));
+                self.end(Ending::with_detail(Cause::EngineFault, why), around);
+            }
+            EngineRefusal::Gone => {
+                self.trace.push(refused_by("engine", "OpenSession", "a session", "not found"));
+                self.end(Ending::new(Cause::EngineFault), around);
+            }
+        }
+    }
+
+    fn handle_done(&mut self, result: Result<(), EngineRefusal>, around: &mut Surroundings<'_>) {
+        match result {
+            Ok(()) => {}
+            Err(EngineRefusal::Gone) => {
+                self.session.lose();
+                self.end(Ending::new(Cause::EngineLost), around);
+            }
+            Err(EngineRefusal::Full(why) | EngineRefusal::Invalid(why)) => {
+                self.end(Ending::with_detail(Cause::EngineFault, why), around);
+            }
+            Err(EngineRefusal::Unreachable(why)) => {
+                self.end(Ending::with_detail(Cause::EngineLost, why), around);
+            }
+        }
+    }
+
+    /// An event of the session.
+    pub fn handle_session(&mut self, event: SessionEvent, around: &mut Surroundings<'_>) {
+        match event {
+            SessionEvent::AgentConnected => {
+                self.agent_ready = true;
+                // Before the port is known the answer waits for the reply to Open.
+                if self.life.state() == State::Ringing && self.life.is_before_answer() {
+                    self.answer(around);
+                }
+            }
+            SessionEvent::AgentFailed { reason } if self.life.is_before_answer() => {
+                self.trace.push(refused_by("agent", "agent", "a connection in time", "none"));
+                self.end(Ending::with_detail(Cause::AgentUnreachable, reason), around);
+            }
+            SessionEvent::AgentFailed { reason } => {
+                self.end(Ending::with_detail(Cause::AgentFailed, reason), around);
+            }
+            SessionEvent::AgentHangup => self.end(Ending::new(Cause::AgentHangup), around),
+            // Transfer, and what only counts: nothing changes for the call.
+            SessionEvent::AgentTransfer | SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
+            SessionEvent::Ended { reason, stats } => {
+                self.session.lose();
+                if stats.is_some() {
+                    self.stats = stats;
+                }
+                let cause = match reason {
+                    Reason::MediaTimeout => Cause::MediaTimeout,
+                    Reason::MaxSession => Cause::MaxDuration,
+                    Reason::Orphaned | Reason::EngineFault | Reason::Unspecified => Cause::EngineFault,
+                    Reason::Shutdown => Cause::EngineLost,
+                };
+                self.end(Ending::new(cause), around);
+            }
+        }
+    }
+
+    /// The engine that has the session is gone.
+    pub fn handle_engine_lost(&mut self, around: &mut Surroundings<'_>) {
+        self.session.lose();
+        if self.life.is_before_answer() {
+            self.trace.push(refused_by("engine", "media engine", "one that stays", "it is gone"));
+        }
+        self.end(Ending::new(Cause::EngineLost), around);
+    }
+
+    // --- answer, hold, resume ---
+
+    fn answer(&mut self, around: &mut Surroundings<'_>) {
+        let text = match &self.offer {
+            Some(Ok(offer)) => self.negotiation.answer(offer),
+            _ => self.negotiation.offer().ok_or(NegotiationError::Missing),
+        };
+        let text = match text {
+            Ok(text) => text,
+            // `check` has passed the same offer; this would be a fault of ours.
+            Err(error) => {
+                self.trace.push(refused_by("offer", "SDP", "an answer", &error.to_string()));
+                return self.end(Ending::with_detail(Cause::NoCommonCodec, error.to_string()), around);
+            }
+        };
+        around.actions.push_back(Action::Sip(Verb::Answer(self.sip, Body::sdp(text))));
+        // After a delayed offer the engine starts when the ACK has brought address and codec.
+        if !self.negotiation.awaits_answer() {
+            self.session.start();
+        }
+        self.answered_ms = around.epoch_ms();
+        self.life.answer(around.now);
+        around.setup = Some(around.now.duration_since(self.born));
+    }
+
+    /// The ACK of our 200, to the INVITE or a re-INVITE.
+    pub fn handle_acknowledged(&mut self, ack: &Request, around: &mut Surroundings<'_>) {
+        if self.life.is_ending() {
+            return;
+        }
+        if self.negotiation.awaits_answer() {
+            match self.negotiation.accept(ack.sdp()) {
+                Ok(negotiated) => {
+                    self.session.update(rtp_parameters(&negotiated));
+                    if self.life.state() == State::Ringing {
+                        self.session.start();
+                    }
+                }
+                Err(error) => {
+                    return self.end(Ending::with_detail(Cause::BadAnswer, error.to_string()), around);
+                }
+            }
+        }
+        self.life.acknowledge();
+        self.life.hold(self.negotiation.is_held());
+    }
+
+    /// The caller wants to change the session.
+    pub fn handle_reinvite(&mut self, request: &Request, around: &mut Surroundings<'_>) {
+        if self.life.is_ending() {
+            return;
+        }
+        let Some(body) = request.sdp() else {
+            // It wants our offer; the answer comes with the ACK.
+            let verb = match self.negotiation.offer() {
+                Some(text) => Verb::Answer(self.sip, Body::sdp(text)),
+                None => Verb::Reject(self.sip, Reply::new(488)),
+            };
+            return around.actions.push_back(Action::Sip(verb));
+        };
+        let proposed = SessionDescription::parse(body)
+            .map_err(NegotiationError::from)
+            .and_then(|offer| self.negotiation.propose(&offer));
+        match proposed {
+            Ok(negotiated) => {
+                self.reinvite_waits = true;
+                self.session.update(rtp_parameters(&negotiated));
+            }
+            // The call goes on as it was (RFC 3261 §14.2).
+            Err(_) => around.actions.push_back(Action::Sip(Verb::Reject(self.sip, Reply::new(488)))),
+        }
+    }
+
+    /// The caller has taken its re-INVITE back.
+    pub fn handle_reinvite_cancelled(&mut self) {
+        self.negotiation.abandon();
+        if std::mem::take(&mut self.reinvite_waits)
+            && let Some(current) = self.negotiation.current()
+        {
+            self.session.update(rtp_parameters(current));
+        }
+    }
+
+    fn handle_updated(&mut self, result: Result<(), EngineRefusal>, around: &mut Surroundings<'_>) {
+        if self.life.is_ending() || !std::mem::take(&mut self.reinvite_waits) {
+            return self.handle_done(result, around);
+        }
+        let verb = match &result {
+            Ok(()) => self.negotiation.commit().map(|text| Verb::Answer(self.sip, Body::sdp(text))),
+            Err(_) => None,
+        };
+        self.negotiation.abandon();
+        let verb = verb.unwrap_or_else(|| Verb::Reject(self.sip, Reply::new(488)));
+        around.actions.push_back(Action::Sip(verb));
+        self.life.hold(self.negotiation.is_held());
+        // What the engine cannot carry leaves the call as it was; an engine that is gone ends it.
+        if let Err(refusal @ (EngineRefusal::Gone | EngineRefusal::Unreachable(_))) = result {
+            self.handle_done(Err(refusal), around);
+        }
+    }
+
+    // --- the end ---
+
+    /// The SIP side is over.
+    pub fn handle_sip_ended(&mut self, why: EndReason, around: &mut Surroundings<'_>) {
+        self.sip_is_over = true;
+        let cause = match why {
+            EndReason::RemoteBye { .. } => Cause::CallerHangup,
+            EndReason::Cancelled { .. } => Cause::CallerCancelled,
+            EndReason::NoAck => Cause::NoAck,
+            EndReason::DialogLost { .. } => Cause::DialogLost,
+            // The echo of what we did ourselves; as a surprise it is the dialog that is lost.
+            EndReason::Rejected { .. }
+            | EndReason::LocalBye { .. }
+            | EndReason::Failed { .. }
+            | EndReason::NoResponse(_) => Cause::DialogLost,
+        };
+        self.end(Ending::new(cause), around);
+    }
+
+    /// A timer of the call is due.
+    pub fn handle_timeout(&mut self, around: &mut Surroundings<'_>) {
+        match self.life.handle_timeout(around.now) {
+            None => {}
+            Some(Expired::Ring) => {
+                self.trace.push(refused_by("agent", "agent", "a connection in time", "none"));
+                self.end(Ending::new(Cause::AgentTimeout), around);
+            }
+            Some(Expired::Duration) => self.end(Ending::new(Cause::MaxDuration), around),
+            Some(Expired::Ending) => {
+                self.sip_is_over = true;
+                self.session.handle_closed();
+            }
+        }
+    }
+
+    /// Ends the call, whatever its state; the first reason stays.
+    pub fn end(&mut self, ending: Ending, around: &mut Surroundings<'_>) {
+        if self.life.is_ending() {
+            return;
+        }
+        if !self.sip_is_over {
+            let verb = if self.life.is_before_answer() {
+                Verb::Reject(self.sip, ending.to_reply())
+            } else {
+                Verb::HangUp(self.sip, ending.to_headers())
+            };
+            around.actions.push_back(Action::Sip(verb));
+            if self.life.is_before_answer()
+                && let Some(step) = self.trace.last().filter(|step| !step.passed)
+            {
+                around.actions.push_back(Action::Refused(Box::new(Refusal {
+                    call_id: self.id,
+                    tenant_id: self.tenant_id.clone(),
+                    source: self.source,
+                    step: step.clone(),
+                    ending: ending.clone(),
+                })));
+            }
+        }
+        self.session.close(ending.for_agent());
+        self.ended_ms = around.epoch_ms();
+        self.ending = Some(ending);
+        self.life.end(around.now);
+    }
+
+    /// To be called after each of the above: sends what waits, tells what has changed. `true`: the call is over.
+    pub fn settle(&mut self, around: &mut Surroundings<'_>) -> bool {
+        if let (Some(engine), Some(command)) = (self.session.engine(), self.session.poll_command()) {
+            around.actions.push_back(Action::Engine { engine, call_id: self.id, command });
+        }
+        self.report(around);
+        if self.life.is_ending() && self.sip_is_over && self.session.is_over() {
+            self.life.close();
+            self.report(around);
+            if self.tenant_id.is_some() {
+                around.actions.push_back(Action::Forget(self.id));
+            }
+            return true;
+        }
+        false
+    }
+
+    fn report(&mut self, around: &mut Surroundings<'_>) {
+        let state = self.life.state();
+        let setup = around.setup.take();
+        if self.reported == Some(state) && setup.is_none() {
+            return;
+        }
+        let ending = self.ending.clone();
+        let change = Change { call_id: self.id, from: self.reported, to: state, ending, setup };
+        around.actions.push_back(Action::Changed(change));
+        self.reported = Some(state);
+        // What has no tenant yet belongs to nobody: no record, no bill.
+        if let Some(record) = self.record(around.settings) {
+            around.actions.push_back(Action::Record(Box::new(record)));
+        }
+    }
+
+    /// The call as lists and the store show it; `None` while its tenant is unknown.
+    pub fn record(&self, settings: &super::registry::Settings) -> Option<CallRecord> {
+        let engine = self.session.engine().and_then(|id| settings.engines.get(id.0));
+        let stats = self.stats.unwrap_or_default();
+        let media = engine.map(|engine| api::MediaStats {
+            rtp_sent: stats.rtp_sent,
+            rtp_received: stats.rtp_received,
+            rtp_lost: stats.rtp_lost,
+            jitter_ms: stats.jitter_ms,
+            codec: self.negotiation.current().map(|n| codec_name(n.codec)).unwrap_or_default().to_owned(),
+            engine: engine.clone(),
+            local_port: self.session.local_port(),
+        });
+        Some(CallRecord {
+            tenant_id: self.tenant_id.clone()?,
+            call: api::Call {
+                call_id: self.id.to_string(),
+                assistant_id: self.assistant_id.to_string(),
+                direction: "inbound".to_owned(),
+                from: self.from.clone(),
+                to: self.to.clone(),
+                state: self.life.state().word().to_owned(),
+                created_ms: self.created_ms,
+                answered_ms: self.answered_ms,
+                ended_ms: self.ended_ms,
+                ending: self.ending.as_ref().map(Ending::to_api),
+                decisions: self.trace.clone(),
+                media,
+            },
+        })
+    }
+}

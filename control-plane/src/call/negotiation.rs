@@ -1,0 +1,289 @@
+//! Offer and answer of one dialog: which description of ours the caller has last seen, and what the engine is told.
+//!
+//! ```text
+//!   INVITE with offer ──▶ answer ──▶ 200            re-INVITE ──▶ propose ──▶ engine updated ──▶ commit, 200
+//!   INVITE without    ──▶ offer ──▶ 200, ACK ──▶ accept
+//! ```
+//!
+//! The version in `o=` rises with each description that differs from the last one the caller has seen (RFC 3264 §8),
+//! and only then: a refresh repeats it octet by octet.
+
+use std::net::IpAddr;
+
+use tandem_api::engine::v1 as engine;
+use tandem_audio::format::Codec;
+use tandem_sdp::negotiate;
+use tandem_sdp::{Direction, LocalMedia, NegotiateError, Negotiated, ParseError, SessionDescription};
+
+/// Codecs that we answer with; the offerer's order counts.
+const ANSWERED: [Codec; 4] = [Codec::Pcmu, Codec::Pcma, Codec::L16_16k, Codec::L16_8k];
+/// Where the engine's port will stand while nobody has opened one: `answer` must not refuse with port 0.
+const PORT_UNKNOWN: u16 = 9;
+
+/// Why a description of the caller's cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NegotiationError {
+    /// It is no session description.
+    #[error(transparent)]
+    Unreadable(#[from] ParseError),
+    /// It holds nothing that we can speak.
+    #[error(transparent)]
+    NoAgreement(#[from] NegotiateError),
+    /// It came when no offer of ours was open, or did not come when one was.
+    #[error("no session description where one is needed")]
+    Missing,
+}
+
+/// The offer/answer state of one dialog.
+#[derive(Debug, Default)]
+pub struct Negotiation {
+    local: Option<LocalMedia>,
+    /// The description that the caller has last got from us, as sent.
+    sent: Option<SessionDescription>,
+    /// An offer of ours that waits for the ACK.
+    offered: Option<SessionDescription>,
+    current: Option<Negotiated>,
+    proposed: Option<(SessionDescription, Negotiated)>,
+}
+
+impl Negotiation {
+    /// Could this offer be answered? Before there is a port.
+    pub fn check(offer: &SessionDescription) -> Result<Negotiated, NegotiateError> {
+        let local = local_media(IpAddr::from([0, 0, 0, 0]), PORT_UNKNOWN, 0);
+        negotiate::answer(offer, &local).map(|(_, negotiated)| negotiated)
+    }
+
+    /// The engine has opened a port. `session_id` is random, for `o=`.
+    pub fn open(&mut self, address: IpAddr, port: u16, session_id: u64) {
+        self.local = Some(local_media(address, port, session_id));
+    }
+
+    /// What holds now.
+    pub fn current(&self) -> Option<&Negotiated> {
+        self.current.as_ref()
+    }
+
+    /// Whether the caller holds us.
+    pub fn is_held(&self) -> bool {
+        self.current.as_ref().is_some_and(Negotiated::is_held)
+    }
+
+    /// Whether an offer of ours waits for its answer in the ACK.
+    pub fn awaits_answer(&self) -> bool {
+        self.offered.is_some()
+    }
+
+    /// Answers the offer of the INVITE.
+    pub fn answer(&mut self, offer: &SessionDescription) -> Result<String, NegotiationError> {
+        self.propose(offer)?;
+        self.commit().ok_or(NegotiationError::Missing)
+    }
+
+    /// Prepares the answer to a re-INVITE; nothing holds until [`Negotiation::commit`].
+    pub fn propose(&mut self, offer: &SessionDescription) -> Result<Negotiated, NegotiationError> {
+        let local = self.local.as_ref().ok_or(NegotiationError::Missing)?;
+        let (description, mut negotiated) = negotiate::answer(offer, local)?;
+        // An old-style hold names no address; where the engine would send stays as it was.
+        if negotiated.remote.ip().is_unspecified()
+            && let Some(current) = &self.current
+        {
+            negotiated.remote = current.remote;
+            negotiated.remote_rtcp = current.remote_rtcp;
+        }
+        let description = self.versioned(description);
+        self.proposed = Some((description, negotiated));
+        Ok(negotiated)
+    }
+
+    /// The proposal holds; gives the text for the 200.
+    pub fn commit(&mut self) -> Option<String> {
+        let (description, negotiated) = self.proposed.take()?;
+        self.current = Some(negotiated);
+        let text = description.to_string();
+        self.sent = Some(description);
+        Some(text)
+    }
+
+    /// The proposal is dropped: the re-INVITE was refused or taken back.
+    pub fn abandon(&mut self) {
+        self.proposed = None;
+    }
+
+    /// Our offer, for an INVITE or re-INVITE without one.
+    pub fn offer(&mut self) -> Option<String> {
+        let mut local = self.local.clone()?;
+        local.codecs = match &self.current {
+            // In a live dialog the codec stays: the engine need not change it twice.
+            Some(current) => vec![current.codec],
+            None => vec![Codec::Pcmu, Codec::Pcma],
+        };
+        local.direction = Direction::SendRecv;
+        let description = self.versioned(negotiate::offer(&local));
+        let text = description.to_string();
+        self.sent = Some(description.clone());
+        self.offered = Some(description);
+        Some(text)
+    }
+
+    /// The caller's answer to our offer.
+    pub fn accept(&mut self, answer: Option<&[u8]>) -> Result<Negotiated, NegotiationError> {
+        let offer = self.offered.take().ok_or(NegotiationError::Missing)?;
+        let answer = SessionDescription::parse(answer.ok_or(NegotiationError::Missing)?)?;
+        let negotiated = negotiate::accept_answer(&offer, &answer)?;
+        self.current = Some(negotiated);
+        Ok(negotiated)
+    }
+
+    /// With the version that the caller must see: the last one if nothing differs, else one more.
+    fn versioned(&mut self, mut description: SessionDescription) -> SessionDescription {
+        let Some(sent) = &self.sent else { return description };
+        if let (Some(ours), Some(last)) = (&mut description.origin, &sent.origin) {
+            ours.session_version = last.session_version.clone();
+        }
+        if description == *sent {
+            return description;
+        }
+        if let (Some(local), Some(origin)) = (&mut self.local, &mut description.origin) {
+            local.session_version += 1;
+            origin.session_version = local.session_version.to_string();
+        }
+        description
+    }
+}
+
+fn local_media(address: IpAddr, port: u16, session_id: u64) -> LocalMedia {
+    LocalMedia { codecs: ANSWERED.to_vec(), ..LocalMedia::g711(address, port, session_id) }
+}
+
+/// The name of a codec in records and lists.
+pub fn codec_name(codec: Codec) -> &'static str {
+    match codec {
+        Codec::Pcmu => "PCMU",
+        Codec::Pcma => "PCMA",
+        Codec::L16_8k => "L16/8000",
+        Codec::L16_16k => "L16/16000",
+    }
+}
+
+/// What the engine is told of an agreement.
+pub fn rtp_parameters(negotiated: &Negotiated) -> engine::RtpParameters {
+    let codec = match negotiated.codec {
+        Codec::Pcmu => engine::Codec::Pcmu,
+        Codec::Pcma => engine::Codec::Pcma,
+        Codec::L16_8k => engine::Codec::L168k,
+        Codec::L16_16k => engine::Codec::L1616k,
+    };
+    let direction = match negotiated.direction {
+        Direction::SendRecv => engine::Direction::Sendrecv,
+        Direction::SendOnly => engine::Direction::Sendonly,
+        Direction::RecvOnly => engine::Direction::Recvonly,
+        Direction::Inactive => engine::Direction::Inactive,
+    };
+    engine::RtpParameters {
+        remote_address: negotiated.remote.ip().to_string(),
+        remote_port: negotiated.remote.port().into(),
+        codec: codec.into(),
+        payload_type: negotiated.payload_type.into(),
+        ptime_ms: negotiated.ptime.as_ms(),
+        telephone_event_payload_type: negotiated.telephone_event_payload_type.map(u32::from),
+        direction: direction.into(),
+        latching: engine::Latching::Auto.into(),
+        local_port: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn description(direction: &str, codecs: &str) -> SessionDescription {
+        let text = format!(
+            "v=0\r\no=- 1 1 IN IP4 192.0.2.9\r\ns=-\r\nc=IN IP4 192.0.2.9\r\nt=0 0\r\n\
+             m=audio 40000 RTP/AVP {codecs}\r\na={direction}\r\n"
+        );
+        SessionDescription::parse(text.as_bytes()).unwrap()
+    }
+
+    fn negotiation() -> Negotiation {
+        let mut negotiation = Negotiation::default();
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77);
+        negotiation
+    }
+
+    fn version(text: &str) -> u64 {
+        let description = SessionDescription::parse(text.as_bytes()).unwrap();
+        description.origin.unwrap().session_version.parse().unwrap()
+    }
+
+    #[test]
+    fn refresh_repeats_the_description_and_hold_raises_the_version() {
+        let mut negotiation = negotiation();
+        let first = negotiation.answer(&description("sendrecv", "0")).unwrap();
+        let refresh = negotiation.answer(&description("sendrecv", "0")).unwrap();
+        assert_eq!(first, refresh);
+        let hold = negotiation.answer(&description("sendonly", "0")).unwrap();
+        assert!(hold.contains("a=recvonly") && negotiation.is_held());
+        assert_eq!(version(&hold), version(&first) + 1);
+        let resumed = negotiation.answer(&description("sendrecv", "0")).unwrap();
+        assert_eq!(version(&resumed), version(&first) + 2);
+        assert!(!negotiation.is_held());
+    }
+
+    #[test]
+    fn inactive_is_answered_with_inactive_and_the_engine_is_told() {
+        let mut negotiation = negotiation();
+        negotiation.answer(&description("inactive", "0")).unwrap();
+        let rtp = rtp_parameters(negotiation.current().unwrap());
+        assert_eq!(rtp.direction(), engine::Direction::Inactive);
+    }
+
+    #[test]
+    fn abandoned_proposal_changes_nothing() {
+        let mut negotiation = negotiation();
+        let first = negotiation.answer(&description("sendrecv", "0")).unwrap();
+        negotiation.propose(&description("inactive", "0")).unwrap();
+        negotiation.abandon();
+        assert!(!negotiation.is_held());
+        let again = negotiation.answer(&description("sendrecv", "0")).unwrap();
+        // The number may skip, but the caller never sees one description under two numbers.
+        assert_eq!(again, first);
+    }
+
+    #[test]
+    fn offer_without_a_common_codec_is_refused_before_a_port_is_opened() {
+        assert!(Negotiation::check(&description("sendrecv", "0")).is_ok());
+        assert!(matches!(
+            Negotiation::check(&description("sendrecv", "18")),
+            Err(NegotiateError::NoCommonCodec { .. })
+        ));
+    }
+
+    #[test]
+    fn our_offer_is_answered_in_the_ack() {
+        let mut negotiation = negotiation();
+        let offer = negotiation.offer().unwrap();
+        assert!(offer.contains("m=audio 20000 RTP/AVP 0 8"), "{offer}");
+        let answer = description("sendrecv", "8").to_string();
+        let negotiated = negotiation.accept(Some(answer.as_bytes())).unwrap();
+        assert_eq!(negotiated.codec, Codec::Pcma);
+        assert!(!negotiation.awaits_answer());
+    }
+
+    #[test]
+    fn ack_without_an_answer_is_an_error() {
+        let mut negotiation = negotiation();
+        negotiation.offer().unwrap();
+        assert_eq!(negotiation.accept(None), Err(NegotiationError::Missing));
+    }
+
+    #[test]
+    fn old_style_hold_keeps_the_address() {
+        let mut negotiation = negotiation();
+        negotiation.answer(&description("sendrecv", "0")).unwrap();
+        let zeros = "v=0\r\no=- 1 2 IN IP4 192.0.2.9\r\ns=-\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\nm=audio 40000 RTP/AVP 0\r\n";
+        negotiation.answer(&SessionDescription::parse(zeros.as_bytes()).unwrap()).unwrap();
+        let current = negotiation.current().unwrap();
+        assert!(!current.direction.sends());
+        assert_eq!(current.remote.to_string(), "192.0.2.9:40000");
+    }
+}

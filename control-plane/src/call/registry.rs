@@ -1,0 +1,431 @@
+//! All calls of this node: the sans-IO core of call handling.
+//!
+//! ```text
+//!   handle_sip(event) ──────▶ ┌───────────────────────────┐
+//!   handle_found(answer) ───▶ │ Calls                     │ ──poll_action──▶ SIP verbs, engine commands, lookups,
+//!   handle_reply(engine) ───▶ │   one Call each, deadlines│                  records, log lines
+//!   handle_news(engine) ────▶ │   Fleet of engines        │ ──poll_timeout─▶ the next deadline
+//!   handle_timeout(now) ────▶ └───────────────────────────┘
+//!   verbs: hang_up, drain, end_all
+//! ```
+//!
+//! After each `handle_*` or verb the driver empties `poll_action`. No socket, no clock, no task in here: a scenario
+//! drives it in virtual time.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tandem_api::v1 as api;
+use tandem_sip::message::Reply;
+use tandem_sip::{CallHandle, Event, Flow, Request};
+use uuid::Uuid;
+
+use super::action::{Action, EngineReply, Refusal};
+use super::admission::{self, Credential, Trace, refused_by};
+use super::ending::{Cause, Ending};
+use super::machine::Call;
+use super::record::CallRecord;
+use super::state::State;
+use crate::config::Limits;
+use crate::media::{EngineId, Fleet, News};
+use crate::sip::Verb;
+use crate::store::accounts::Found;
+
+/// What the core must know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bounds of calls.
+    pub limits: Limits,
+    /// Where engines dial the built-in voice agent.
+    pub talker_url: String,
+    /// The engines' addresses, for records.
+    pub engines: Vec<String>,
+    /// Of call ids and session ids; random in production.
+    pub seed: u64,
+}
+
+/// What a call sees of the rest while it handles something.
+#[derive(Debug)]
+pub struct Surroundings<'a> {
+    /// What to do, in order.
+    pub actions: &'a mut VecDeque<Action>,
+    /// See [`Settings`].
+    pub settings: &'a Settings,
+    /// The present.
+    pub now: Instant,
+    /// INVITE to 200 of this call, when it has just been answered.
+    pub setup: Option<Duration>,
+    wall: Wall,
+    rng: &'a mut StdRng,
+}
+
+impl Surroundings<'_> {
+    /// Milliseconds since the Unix epoch.
+    pub fn epoch_ms(&self) -> i64 {
+        self.wall.at(self.now)
+    }
+
+    /// A random number.
+    pub fn random(&mut self) -> u64 {
+        self.rng.next_u64()
+    }
+}
+
+/// The wall clock, as a distance from an instant.
+#[derive(Debug, Clone, Copy)]
+struct Wall {
+    instant: Instant,
+    epoch_ms: i64,
+}
+
+impl Wall {
+    fn at(self, now: Instant) -> i64 {
+        let elapsed = now.saturating_duration_since(self.instant).as_millis();
+        self.epoch_ms + i64::try_from(elapsed).unwrap_or(0)
+    }
+}
+
+/// All calls.
+#[derive(Debug)]
+pub struct Calls {
+    settings: Settings,
+    calls: HashMap<Uuid, Call>,
+    by_sip: HashMap<CallHandle, Uuid>,
+    /// One entry for each call that has a deadline.
+    deadlines: BTreeSet<(Instant, Uuid)>,
+    scheduled: HashMap<Uuid, Instant>,
+    fleet: Fleet,
+    actions: VecDeque<Action>,
+    wall: Wall,
+    rng: StdRng,
+    draining: bool,
+    store_behind: bool,
+}
+
+impl Calls {
+    /// No calls yet. `epoch_ms` is the wall clock at `now`.
+    pub fn new(settings: Settings, now: Instant, epoch_ms: i64) -> Self {
+        Self {
+            calls: HashMap::new(),
+            by_sip: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            scheduled: HashMap::new(),
+            fleet: Fleet::new(settings.engines.len()),
+            actions: VecDeque::new(),
+            wall: Wall { instant: now, epoch_ms },
+            rng: StdRng::seed_from_u64(settings.seed),
+            draining: false,
+            store_behind: false,
+            settings,
+        }
+    }
+
+    // --- getters ---
+
+    /// Calls that are not over.
+    pub fn len(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Whether every call is over.
+    pub fn is_empty(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    /// How many calls are in each state.
+    pub fn count_by_state(&self) -> HashMap<State, usize> {
+        let mut counts = HashMap::new();
+        for call in self.calls.values() {
+            *counts.entry(call.state()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Engines that take calls.
+    pub fn engines_available(&self) -> usize {
+        self.fleet.available()
+    }
+
+    /// Whether new calls are refused because this node goes down.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// A live call of this tenant.
+    pub fn get(&self, tenant_id: &str, call_id: Uuid) -> Option<api::Call> {
+        let record = self.calls.get(&call_id)?.record(&self.settings)?;
+        (&*record.tenant_id == tenant_id).then_some(record.call)
+    }
+
+    /// Whether this call is alive and admitted, whosever it is.
+    pub fn knows(&self, call_id: Uuid) -> bool {
+        self.calls.get(&call_id).is_some_and(|call| call.tenant_id().is_some())
+    }
+
+    /// The live calls of this tenant, newest first.
+    pub fn list(&self, tenant_id: &str) -> Vec<api::Call> {
+        let records = self.calls.values().filter_map(|call| call.record(&self.settings));
+        let own = records.filter(|record: &CallRecord| &*record.tenant_id == tenant_id);
+        let mut calls: Vec<api::Call> = own.map(|record| record.call).collect();
+        calls.sort_by(|a, b| b.call_id.cmp(&a.call_id));
+        calls
+    }
+
+    // --- from network, store, engines and clock ---
+
+    /// What the SIP endpoint says.
+    pub fn handle_sip(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::IncomingInvite { call, request, flow } => self.handle_invite(call, &request, flow, now),
+            Event::Acknowledged { call, ack } => {
+                self.on_sip(call, now, |call, around| call.handle_acknowledged(&ack, around));
+            }
+            Event::Reinvite { call, request } => {
+                self.on_sip(call, now, |call, around| call.handle_reinvite(&request, around));
+            }
+            Event::ReinviteCancelled { call } => {
+                self.on_sip(call, now, |call, _| call.handle_reinvite_cancelled());
+            }
+            Event::Ended { call, why } => {
+                self.on_sip(call, now, |call, around| call.handle_sip_ended(why, around));
+            }
+            // INFO, UPDATE and others in a dialog: not served yet, and said so.
+            Event::Request { handle, .. } => {
+                self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(501))));
+            }
+            // We place no calls and send no requests of our own; connections are the shell's.
+            Event::Provisional { .. }
+            | Event::Answered { .. }
+            | Event::ReinviteAnswered { .. }
+            | Event::ReinviteRefused { .. }
+            | Event::Response { .. }
+            | Event::CloseConnection { .. } => {}
+        }
+    }
+
+    fn handle_invite(&mut self, sip: CallHandle, request: &Request, flow: Flow, now: Instant) {
+        let call_id = self.new_call_id(now);
+        let mut trace = Trace::new();
+        let capacity = self.check_capacity(&mut trace);
+        let credential = capacity.and_then(|()| admission::credential(&request.uri, &mut trace));
+        let credential = match credential {
+            Ok(credential) => credential,
+            Err(ending) => return self.refuse(sip, call_id, flow, trace, ending),
+        };
+        let around = surroundings(&mut self.actions, &self.settings, self.wall, &mut self.rng, now);
+        let call = Call::new(call_id, sip, request, flow.remote, &credential, trace, &around);
+        around.actions.push_back(Action::Lookup { call_id, credential });
+        self.by_sip.insert(sip, call_id);
+        self.calls.insert(call_id, call);
+        self.on_call(call_id, now, |_, _, _| {});
+    }
+
+    /// Is there room for one more? Asked before anything is looked up.
+    fn check_capacity(&self, trace: &mut Trace) -> Result<(), Ending> {
+        let calls_max = self.settings.limits.calls_max;
+        let (cause, step) = if self.draining {
+            (Cause::Draining, refused_by("draining", "node", "one that takes calls", "going down"))
+        } else if self.calls.len() >= calls_max {
+            let (expected, got) = (format!("fewer than {calls_max}"), self.calls.len().to_string());
+            (Cause::TooManyCalls, refused_by("calls_max", "live calls", &expected, &got))
+        } else if self.store_behind {
+            (Cause::StoreBehind, refused_by("store", "records that wait", "room for one more", "none"))
+        } else if self.fleet.available() == 0 {
+            (Cause::NoEngine, refused_by("engine", "media engine", "one with room", "none is connected"))
+        } else {
+            return Ok(());
+        };
+        trace.push(step);
+        Err(Ending::new(cause))
+    }
+
+    /// Refuses an INVITE that never becomes a call of ours: no record, one log line.
+    fn refuse(&mut self, sip: CallHandle, call_id: Uuid, flow: Flow, trace: Trace, ending: Ending) {
+        self.actions.push_back(Action::Sip(Verb::Reject(sip, ending.to_reply())));
+        let Some(step) = trace.into_iter().next_back() else { return };
+        let refusal = Refusal { call_id, tenant_id: None, source: flow.remote, step, ending };
+        self.actions.push_back(Action::Refused(Box::new(refusal)));
+    }
+
+    /// The store has answered a [`Action::Lookup`].
+    pub fn handle_found(
+        &mut self,
+        call_id: Uuid,
+        credential: &Credential,
+        found: Result<Found, String>,
+        now: Instant,
+    ) {
+        self.on_call(call_id, now, |call, fleet, around| {
+            call.handle_found(credential, found, fleet, around);
+        });
+    }
+
+    /// An engine has answered an [`Action::Engine`].
+    pub fn handle_reply(&mut self, call_id: Uuid, reply: EngineReply, now: Instant) {
+        self.on_call(call_id, now, |call, fleet, around| call.handle_reply(reply, fleet, around));
+    }
+
+    /// An engine's event stream says something.
+    pub fn handle_news(&mut self, engine: EngineId, news: News, now: Instant) {
+        match news {
+            News::Up { instance_id, sessions } => {
+                self.fleet.handle_up(engine, &instance_id, sessions.len());
+                let on_engine = self.calls_on(engine);
+                for call_id in on_engine {
+                    let is_listed = sessions.contains(&call_id);
+                    self.on_call(call_id, now, |call, _, around| {
+                        if call.session_mut().is_lost_in(&instance_id, is_listed) {
+                            call.handle_engine_lost(around);
+                        }
+                    });
+                }
+            }
+            News::Down => {
+                self.fleet.handle_down(engine, now);
+                for call_id in self.calls_on(engine) {
+                    self.on_call(call_id, now, |call, _, _| call.session_mut().handle_link_lost());
+                }
+            }
+            News::Heartbeat { sessions, draining } => {
+                self.fleet.handle_heartbeat(engine, sessions, draining);
+            }
+            News::Session { session_id, event } => {
+                self.on_call(session_id, now, |call, _, around| {
+                    // A late word of an engine that a call has left is not about its session.
+                    if call.session().engine() == Some(engine) {
+                        call.handle_session(event, around);
+                    }
+                });
+            }
+        }
+    }
+
+    /// A deadline has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(engine) = self.fleet.poll_given_up(now) {
+            for call_id in self.calls_on(engine) {
+                self.on_call(call_id, now, |call, _, around| call.handle_engine_lost(around));
+            }
+        }
+        while let Some((_, call_id)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            self.on_call(call_id, now, |call, _, around| call.handle_timeout(around));
+        }
+    }
+
+    /// The wall clock: after a step of it records show the new time.
+    pub fn handle_clock(&mut self, now: Instant, epoch_ms: i64) {
+        self.wall = Wall { instant: now, epoch_ms };
+    }
+
+    /// Whether the store can take the records of new calls.
+    pub fn handle_store(&mut self, is_behind: bool) {
+        self.store_behind = is_behind;
+    }
+
+    // --- verbs ---
+
+    /// Ends a live call of this tenant. `false`: it has none of this id, or it is ending.
+    pub fn hang_up(&mut self, tenant_id: &str, call_id: Uuid, now: Instant) -> bool {
+        let is_own = self.calls.get(&call_id).is_some_and(|call| {
+            call.tenant_id().is_some_and(|owner| &**owner == tenant_id) && call.state() != State::Ending
+        });
+        if is_own {
+            let ending = Ending::new(Cause::OperatorHangup);
+            self.on_call(call_id, now, |call, _, around| call.end(ending, around));
+        }
+        is_own
+    }
+
+    /// Refuses new calls from now on.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Ends every call: this node goes down.
+    pub fn end_all(&mut self, now: Instant) {
+        self.draining = true;
+        let all: Vec<Uuid> = self.calls.keys().copied().collect();
+        for call_id in all {
+            self.on_call(call_id, now, |call, _, around| call.end(Ending::new(Cause::Shutdown), around));
+        }
+    }
+
+    // --- what must leave ---
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When `handle_timeout` must be called, at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let calls = self.deadlines.first().map(|(at, _)| *at);
+        let fleet = self.fleet.poll_timeout();
+        [calls, fleet].into_iter().flatten().min()
+    }
+
+    // --- inside ---
+
+    fn calls_on(&self, engine: EngineId) -> Vec<Uuid> {
+        let calls = self.calls.iter();
+        calls.filter(|(_, call)| call.session().engine() == Some(engine)).map(|(id, _)| *id).collect()
+    }
+
+    fn on_sip(
+        &mut self,
+        sip: CallHandle,
+        now: Instant,
+        handle: impl FnOnce(&mut Call, &mut Surroundings<'_>),
+    ) {
+        // Unknown: a refused INVITE's last word, or a call that ended its grace before the peer spoke.
+        let Some(call_id) = self.by_sip.get(&sip).copied() else { return };
+        self.on_call(call_id, now, |call, _, around| handle(call, around));
+    }
+
+    /// Lets a call handle something, then sends what it wants and keeps its deadline.
+    fn on_call(
+        &mut self,
+        call_id: Uuid,
+        now: Instant,
+        handle: impl FnOnce(&mut Call, &mut Fleet, &mut Surroundings<'_>),
+    ) {
+        let Some(call) = self.calls.get_mut(&call_id) else { return };
+        let mut around = surroundings(&mut self.actions, &self.settings, self.wall, &mut self.rng, now);
+        handle(call, &mut self.fleet, &mut around);
+        let is_over = call.settle(&mut around);
+        let deadline = if is_over { None } else { call.poll_timeout() };
+        let scheduled = self.scheduled.get(&call_id).copied();
+        if scheduled != deadline {
+            if let Some(at) = scheduled {
+                self.deadlines.remove(&(at, call_id));
+                self.scheduled.remove(&call_id);
+            }
+            if let Some(at) = deadline {
+                self.deadlines.insert((at, call_id));
+                self.scheduled.insert(call_id, at);
+            }
+        }
+        if is_over && let Some(call) = self.calls.remove(&call_id) {
+            self.by_sip.remove(&call.sip());
+        }
+    }
+
+    fn new_call_id(&mut self, now: Instant) -> Uuid {
+        let mut random = [0; 10];
+        self.rng.fill_bytes(&mut random);
+        let epoch_ms = u64::try_from(self.wall.at(now)).unwrap_or_default();
+        uuid::Builder::from_unix_timestamp_millis(epoch_ms, &random).into_uuid()
+    }
+}
+
+fn surroundings<'a>(
+    actions: &'a mut VecDeque<Action>,
+    settings: &'a Settings,
+    wall: Wall,
+    rng: &'a mut StdRng,
+    now: Instant,
+) -> Surroundings<'a> {
+    Surroundings { actions, settings, now, setup: None, wall, rng }
+}

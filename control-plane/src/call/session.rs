@@ -1,0 +1,280 @@
+//! A call's media session, seen from the call: which engine has it, and the commands that wait their turn.
+//!
+//! A call has at most one command under way, so an engine sees them in order: Open before Start before Update before
+//! Close. What waits is one Start, the newest Update and one Close: nothing else can be in the queue.
+
+use std::net::IpAddr;
+
+use tandem_api::engine::v1 as engine;
+
+use super::action::EngineCommand;
+use crate::media::EngineId;
+
+/// What of the session exists, as far as we know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// No engine has been asked.
+    None,
+    /// Open is under way: it may or may not exist.
+    Opening,
+    /// It exists.
+    Open,
+    /// It does not exist any more, or its engine is given up.
+    Closed,
+}
+
+/// One media session.
+#[derive(Debug)]
+pub struct Session {
+    phase: Phase,
+    engine: Option<EngineId>,
+    /// Engines that were asked to open it, in order.
+    tried: Vec<EngineId>,
+    instance_id: String,
+    local_port: u32,
+    command_under_way: bool,
+    /// The event stream broke while Open was under way: the next Snapshot may be older than the session.
+    opened_in_outage: bool,
+    start: bool,
+    update: Option<Box<engine::RtpParameters>>,
+    close: Option<&'static str>,
+    open: Option<Box<engine::OpenSessionRequest>>,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            phase: Phase::None,
+            engine: None,
+            tried: Vec::new(),
+            instance_id: String::new(),
+            local_port: 0,
+            command_under_way: false,
+            opened_in_outage: false,
+            start: false,
+            update: None,
+            close: None,
+            open: None,
+        }
+    }
+}
+
+impl Session {
+    /// Which engine has it, or was asked last.
+    pub fn engine(&self) -> Option<EngineId> {
+        self.engine
+    }
+
+    /// Engines that were asked to open it.
+    pub fn tried(&self) -> &[EngineId] {
+        &self.tried
+    }
+
+    /// The port that the engine has opened.
+    pub fn local_port(&self) -> u32 {
+        self.local_port
+    }
+
+    /// Whether nothing of it is left, and no command is under way.
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::None | Phase::Closed) && !self.command_under_way
+    }
+
+    /// Opens it on this engine.
+    pub fn open(&mut self, engine: EngineId, request: Box<engine::OpenSessionRequest>) {
+        self.engine = Some(engine);
+        self.tried.push(engine);
+        self.phase = Phase::Opening;
+        self.open = Some(request);
+    }
+
+    /// The call is answered.
+    pub fn start(&mut self) {
+        self.start = true;
+    }
+
+    /// Other parameters; they replace those that still wait.
+    pub fn update(&mut self, rtp: engine::RtpParameters) {
+        self.update = Some(Box::new(rtp));
+    }
+
+    /// Ends it; what waits is forgotten.
+    pub fn close(&mut self, reason: &'static str) {
+        self.start = false;
+        self.update = None;
+        self.open = None;
+        match self.phase {
+            Phase::None => self.phase = Phase::Closed,
+            Phase::Opening | Phase::Open => self.close = Some(reason),
+            Phase::Closed => {}
+        }
+    }
+
+    /// The session ended by itself, or its engine is given up: no command can reach it.
+    pub fn lose(&mut self) {
+        self.phase = Phase::Closed;
+        (self.start, self.update, self.close, self.open) = (false, None, None, None);
+    }
+
+    /// The engine has opened it. `None`: its address is not one.
+    pub fn handle_opened(&mut self, opened: &engine::OpenSessionResponse) -> Option<(IpAddr, u16)> {
+        self.command_under_way = false;
+        self.phase = Phase::Open;
+        self.instance_id.clone_from(&opened.instance_id);
+        self.local_port = opened.local_port;
+        let port = u16::try_from(opened.local_port).ok().filter(|port| *port != 0)?;
+        Some((opened.local_address.parse().ok()?, port))
+    }
+
+    /// The engine has refused to open it, or did not answer. After silence it may exist nevertheless: it is closed
+    /// when somebody answers there.
+    pub fn handle_not_opened(&mut self, may_exist: bool) {
+        self.command_under_way = false;
+        if !may_exist {
+            self.phase = Phase::Closed;
+            self.close = None;
+        }
+    }
+
+    /// The engine has answered another command.
+    pub fn handle_done(&mut self) {
+        self.command_under_way = false;
+    }
+
+    /// The engine has ended it.
+    pub fn handle_closed(&mut self) {
+        self.command_under_way = false;
+        self.lose();
+    }
+
+    /// The engine's event stream broke.
+    pub fn handle_link_lost(&mut self) {
+        self.opened_in_outage |= self.phase == Phase::Opening;
+    }
+
+    /// Whether a new Snapshot of its engine shows that it is lost.
+    pub fn is_lost_in(&mut self, instance_id: &str, is_listed: bool) -> bool {
+        let unsure = std::mem::take(&mut self.opened_in_outage) && self.phase != Phase::Closed;
+        match self.phase {
+            Phase::Open => self.instance_id != instance_id || !(is_listed || unsure),
+            Phase::None | Phase::Opening | Phase::Closed => false,
+        }
+    }
+
+    /// The next command, if none is under way.
+    pub fn poll_command(&mut self) -> Option<EngineCommand> {
+        if self.command_under_way || self.phase == Phase::Closed {
+            return None;
+        }
+        let command = if let Some(request) = self.open.take() {
+            EngineCommand::Open(request)
+        } else if let Some(reason) = self.close.take() {
+            EngineCommand::Close { reason }
+        } else if let Some(rtp) = self.update.take() {
+            // Before Start: after a delayed offer the first packet needs an address.
+            EngineCommand::Update(rtp)
+        } else if std::mem::take(&mut self.start) {
+            EngineCommand::Start
+        } else {
+            return None;
+        };
+        self.command_under_way = true;
+        Some(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: EngineId = EngineId(0);
+
+    fn opened() -> engine::OpenSessionResponse {
+        engine::OpenSessionResponse {
+            instance_id: "i1".into(),
+            local_address: "127.0.0.1".into(),
+            local_port: 20_000,
+            ..Default::default()
+        }
+    }
+
+    fn open_session() -> Session {
+        let mut session = Session::default();
+        session.open(A, Box::default());
+        assert!(matches!(session.poll_command(), Some(EngineCommand::Open(_))));
+        assert!(session.handle_opened(&opened()).is_some());
+        session
+    }
+
+    #[test]
+    fn commands_leave_one_at_a_time_and_in_order() {
+        let mut session = open_session();
+        session.start();
+        session.update(engine::RtpParameters { remote_port: 1, ..Default::default() });
+        session.update(engine::RtpParameters { remote_port: 2, ..Default::default() });
+        let Some(EngineCommand::Update(rtp)) = session.poll_command() else { panic!("update") };
+        assert_eq!(rtp.remote_port, 2);
+        assert_eq!(session.poll_command(), None);
+        session.handle_done();
+        assert_eq!(session.poll_command(), Some(EngineCommand::Start));
+        session.handle_done();
+        assert_eq!(session.poll_command(), None);
+    }
+
+    #[test]
+    fn close_while_open_is_under_way_waits_for_its_answer() {
+        let mut session = Session::default();
+        session.open(A, Box::default());
+        session.poll_command();
+        session.close("cancelled");
+        assert_eq!(session.poll_command(), None);
+        assert!(!session.is_over());
+        session.handle_opened(&opened());
+        assert_eq!(session.poll_command(), Some(EngineCommand::Close { reason: "cancelled" }));
+        session.handle_closed();
+        assert!(session.is_over());
+    }
+
+    #[test]
+    fn close_forgets_what_waits_and_nothing_is_closed_that_never_was() {
+        let mut session = open_session();
+        session.start();
+        session.close("hangup");
+        assert_eq!(session.poll_command(), Some(EngineCommand::Close { reason: "hangup" }));
+        session.handle_closed();
+        assert_eq!(session.poll_command(), None);
+
+        let mut never = Session::default();
+        never.close("draining");
+        assert_eq!(never.poll_command(), None);
+        assert!(never.is_over());
+    }
+
+    #[test]
+    fn open_without_an_answer_is_closed_to_be_sure() {
+        let mut session = Session::default();
+        session.open(A, Box::default());
+        session.poll_command();
+        session.handle_not_opened(true);
+        session.close("engine_lost");
+        assert_eq!(session.poll_command(), Some(EngineCommand::Close { reason: "engine_lost" }));
+    }
+
+    #[test]
+    fn snapshot_of_another_instance_or_without_the_session_means_lost() {
+        assert!(open_session().is_lost_in("i2", true));
+        assert!(open_session().is_lost_in("i1", false));
+        assert!(!open_session().is_lost_in("i1", true));
+    }
+
+    #[test]
+    fn session_that_was_opened_during_an_outage_is_believed_once() {
+        let mut session = Session::default();
+        session.open(A, Box::default());
+        session.poll_command();
+        session.handle_link_lost();
+        session.handle_opened(&opened());
+        assert!(!session.is_lost_in("i1", false));
+        assert!(session.is_lost_in("i1", false));
+    }
+}

@@ -1,0 +1,203 @@
+//! gRPC to one engine: commands, and the event stream with its reconnect.
+//!
+//! ```text
+//!   call/driver ──perform(command)──▶ unary call, COMMAND_TIMEOUT ──▶ EngineReply
+//!   run(): connect ─▶ Events ─▶ Snapshot = News::Up ─▶ events … silence or error = News::Down ─▶ again
+//! ```
+//!
+//! After each connect the Snapshot says what is alive, so no event needs to be replayed.
+
+use std::time::Duration;
+
+use tandem_api::engine::v1 as engine;
+use tandem_api::engine::v1::engine_service_client::EngineServiceClient;
+use tandem_api::engine::v1::event::Event as Body;
+use tokio::sync::mpsc;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use super::{EngineId, News, SessionEvent};
+use crate::call::action::{EngineCommand, EngineRefusal, EngineReply};
+
+/// An engine sends a heartbeat each second: three missing are a dead stream.
+pub const HEARTBEAT_SILENCE_MAX: Duration = Duration::from_secs(3);
+/// A command takes a millisecond; opening a port on a busy node tens. More means that nobody is there.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a TCP connect may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two attempts to get the event stream: short, since callers wait for an engine that restarts.
+const RECONNECT_AFTER: Duration = Duration::from_millis(250);
+
+/// One engine. Cheap to clone: clones share the connection.
+#[derive(Debug, Clone)]
+pub struct EngineClient {
+    id: EngineId,
+    url: String,
+    client: EngineServiceClient<Channel>,
+}
+
+/// The address of an engine is no URL.
+#[derive(Debug, thiserror::Error)]
+#[error("engine address {url} is not a URL: {source}")]
+pub struct AddressError {
+    url: String,
+    source: tonic::transport::Error,
+}
+
+impl EngineClient {
+    /// A client; the connection is made with the first use.
+    pub fn new(id: EngineId, url: &str) -> Result<Self, AddressError> {
+        let endpoint = Endpoint::from_shared(url.to_owned())
+            .map_err(|source| AddressError { url: url.to_owned(), source })?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true);
+        Ok(Self { id, url: url.to_owned(), client: EngineServiceClient::new(endpoint.connect_lazy()) })
+    }
+
+    /// Performs one command and gives what the engine said to it.
+    pub async fn perform(&self, call_id: Uuid, command: EngineCommand) -> EngineReply {
+        let mut client = self.client.clone();
+        let session_id = call_id.to_string();
+        match command {
+            EngineCommand::Open(request) => EngineReply::Opened(
+                within(client.open_session(*request)).await.map(|answer| Box::new(answer.into_inner())),
+            ),
+            EngineCommand::Start => EngineReply::Started(
+                within(client.start_session(engine::StartSessionRequest { session_id })).await.map(drop),
+            ),
+            EngineCommand::Update(rtp) => {
+                let request = engine::UpdateSessionRequest { session_id, rtp: Some(*rtp) };
+                EngineReply::Updated(within(client.update_session(request)).await.map(drop))
+            }
+            EngineCommand::Close { reason } => {
+                let request = engine::CloseSessionRequest { session_id, reason: reason.to_owned() };
+                let answer = within(client.close_session(request)).await;
+                let stats = answer.ok().and_then(|answer| answer.into_inner().stats);
+                EngineReply::Closed(stats.map(Box::new))
+            }
+        }
+    }
+
+    /// Holds the event stream for ever and tells what it says. Ends when nobody listens.
+    pub async fn run(self, controller_id: String, news: mpsc::Sender<(EngineId, News)>) {
+        let mut is_first_failure = true;
+        while !news.is_closed() {
+            match self.follow(&controller_id, &news).await {
+                Ok(()) => is_first_failure = true,
+                Err(status) => {
+                    // One line an outage, not four a second.
+                    if std::mem::take(&mut is_first_failure) {
+                        tracing::warn!(engine = %self.url, error = %status.message(), "no media engine answers");
+                    }
+                }
+            }
+            tokio::time::sleep(RECONNECT_AFTER).await;
+        }
+    }
+
+    /// One life of the stream. `Err`: it never came up.
+    async fn follow(&self, controller_id: &str, news: &mpsc::Sender<(EngineId, News)>) -> Result<(), Status> {
+        let mut client = self.client.clone();
+        let request = engine::EventsRequest { controller_id: controller_id.to_owned() };
+        let late = |_| Status::deadline_exceeded("no event stream in time");
+        let mut stream =
+            tokio::time::timeout(COMMAND_TIMEOUT, client.events(request)).await.map_err(late)??.into_inner();
+        let mut is_up = false;
+        let ended = loop {
+            let event = match tokio::time::timeout(HEARTBEAT_SILENCE_MAX, stream.message()).await {
+                Err(_) => break Status::deadline_exceeded("the event stream is silent"),
+                Ok(Err(status)) => break status,
+                Ok(Ok(None)) => break Status::unavailable("the event stream has ended"),
+                Ok(Ok(Some(event))) => event,
+            };
+            let Some(news_item) = read(event) else { continue };
+            if let News::Up { instance_id, sessions } = &news_item {
+                is_up = true;
+                tracing::info!(engine = %self.url, %instance_id, sessions = sessions.len(), "media engine is up");
+            }
+            if news.send((self.id, news_item)).await.is_err() {
+                return Ok(());
+            }
+        };
+        if !is_up {
+            return Err(ended);
+        }
+        tracing::warn!(engine = %self.url, error = %ended.message(), "media engine is gone");
+        // Nobody listens: we are going down.
+        let _ = news.send((self.id, News::Down)).await;
+        Ok(())
+    }
+}
+
+async fn within<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, EngineRefusal> {
+    match tokio::time::timeout(COMMAND_TIMEOUT, call).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(status)) => Err(refusal(&status)),
+        Err(_) => Err(EngineRefusal::Unreachable("no answer in time".to_owned())),
+    }
+}
+
+fn refusal(status: &Status) -> EngineRefusal {
+    let message = status.message().to_owned();
+    match status.code() {
+        Code::ResourceExhausted => EngineRefusal::Full(message),
+        // A draining engine and a broken connection both say so; another engine is the answer to both.
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => EngineRefusal::Unreachable(message),
+        Code::NotFound => EngineRefusal::Gone,
+        _ => EngineRefusal::Invalid(message),
+    }
+}
+
+/// An event in our words; `None` for what we do not know (a newer engine) or whose session is no UUID.
+fn read(event: engine::Event) -> Option<News> {
+    let session_event = match event.event? {
+        Body::Snapshot(snapshot) => {
+            let ids = snapshot.sessions.iter().filter_map(|session| session.session_id.parse().ok());
+            return Some(News::Up { instance_id: snapshot.instance_id, sessions: ids.collect() });
+        }
+        Body::Heartbeat(heartbeat) => {
+            let sessions = heartbeat.cores.iter().map(|core| core.sessions).sum();
+            return Some(News::Heartbeat { sessions, draining: heartbeat.draining });
+        }
+        Body::AgentConnected(_) => SessionEvent::AgentConnected,
+        Body::AgentFailed(failed) => SessionEvent::AgentFailed { reason: failed.reason },
+        Body::AgentHangup(_) => SessionEvent::AgentHangup,
+        Body::AgentTransfer(_) => SessionEvent::AgentTransfer,
+        Body::MediaStarted(started) => SessionEvent::MediaStarted { took_ms: started.took_ms },
+        Body::DtmfReceived(_) => SessionEvent::Dtmf,
+        Body::SessionEnded(ended) => SessionEvent::Ended { reason: ended.reason(), stats: ended.stats },
+    };
+    Some(News::Session { session_id: event.session_id.parse().ok()?, event: session_event })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_say_whether_another_engine_may_help() {
+        assert!(matches!(refusal(&Status::resource_exhausted("ports")), EngineRefusal::Full(_)));
+        assert!(matches!(refusal(&Status::unavailable("draining")), EngineRefusal::Unreachable(_)));
+        assert!(matches!(refusal(&Status::invalid_argument("rtp.codec")), EngineRefusal::Invalid(_)));
+        assert_eq!(refusal(&Status::not_found("session")), EngineRefusal::Gone);
+    }
+
+    #[test]
+    fn heartbeat_adds_up_the_cores() {
+        let core = |sessions| engine::CoreLoad { sessions, ..Default::default() };
+        let heartbeat = engine::Heartbeat { cores: vec![core(3), core(4)], draining: true };
+        let event = engine::Event { event: Some(Body::Heartbeat(heartbeat)), ..Default::default() };
+        assert_eq!(read(event), Some(News::Heartbeat { sessions: 7, draining: true }));
+    }
+
+    #[test]
+    fn event_of_a_session_without_a_uuid_is_nobodys() {
+        let event = engine::Event {
+            session_id: "x".into(),
+            event: Some(Body::AgentHangup(engine::AgentHangup::default())),
+            ..Default::default()
+        };
+        assert_eq!(read(event), None);
+    }
+}

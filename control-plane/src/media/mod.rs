@@ -1,0 +1,251 @@
+//! The media engines, seen from here: which takes the next call, and which are gone.
+//!
+//! ```text
+//!   client.rs ──News──▶ Fleet ──pick──▶ the engine with the fewest sessions that is up and takes calls
+//!   (one task an engine)     └─deadline─▶ an engine that stays away for ENGINE_GRACE has lost its calls
+//! ```
+//!
+//! [`Fleet`] is sans-IO and part of the core of [`crate::call`]; only `client` opens connections.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+pub mod client;
+
+/// How long an engine's event stream may be gone before its calls are given up. With the silence that is needed to
+/// notice ([`client::HEARTBEAT_SILENCE_MAX`]) a caller hears of it within 8 s.
+pub const ENGINE_GRACE: Duration = Duration::from_secs(5);
+
+/// Which engine, by its place in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EngineId(pub usize);
+
+/// What an engine's event stream says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum News {
+    /// The stream is up; these sessions live there.
+    Up {
+        /// New at each start of the engine.
+        instance_id: String,
+        /// Sessions alive, ours and those of an earlier control plane.
+        sessions: HashSet<Uuid>,
+    },
+    /// The stream is gone.
+    Down,
+    /// Load, each second.
+    Heartbeat {
+        /// Sessions on all cores.
+        sessions: u32,
+        /// It refuses new ones.
+        draining: bool,
+    },
+    /// Something happened to a session.
+    Session {
+        /// Which.
+        session_id: Uuid,
+        /// What.
+        event: SessionEvent,
+    },
+}
+
+/// What happened to a session.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SessionEvent {
+    /// The agent's stream is up.
+    AgentConnected,
+    /// The agent cannot be reached, or its stream broke.
+    AgentFailed {
+        /// The engine's words.
+        reason: String,
+    },
+    /// The agent wants to end the call.
+    AgentHangup,
+    /// The agent wants to transfer the call.
+    AgentTransfer,
+    /// The first RTP came.
+    MediaStarted {
+        /// Milliseconds since the session was opened.
+        took_ms: u32,
+    },
+    /// The caller pressed a key.
+    Dtmf,
+    /// The engine ended the session by itself.
+    Ended {
+        /// Why.
+        reason: tandem_api::engine::v1::session_ended::Reason,
+        /// Final figures.
+        stats: Option<tandem_api::engine::v1::SessionStats>,
+    },
+}
+
+#[derive(Debug, Clone)]
+enum Link {
+    /// Never seen, or given up.
+    Down,
+    /// Gone a moment ago; its calls wait for it.
+    Lost {
+        give_up: Instant,
+    },
+    Up,
+}
+
+#[derive(Debug, Clone)]
+struct Engine {
+    link: Link,
+    instance_id: String,
+    draining: bool,
+    /// By the last heartbeat, and opened by us since.
+    sessions: u32,
+    opened_since: u32,
+}
+
+/// All engines.
+#[derive(Debug, Clone)]
+pub struct Fleet {
+    engines: Vec<Engine>,
+}
+
+impl Fleet {
+    /// So many engines, none of them seen yet.
+    pub fn new(count: usize) -> Self {
+        let engine = Engine {
+            link: Link::Down,
+            instance_id: String::new(),
+            draining: false,
+            sessions: 0,
+            opened_since: 0,
+        };
+        Self { engines: vec![engine; count] }
+    }
+
+    /// Engines whose event stream is up and that take new sessions.
+    pub fn available(&self) -> usize {
+        self.engines.iter().filter(|engine| engine.takes_calls()).count()
+    }
+
+    /// The instance that answers there, if its stream is up.
+    pub fn instance(&self, id: EngineId) -> Option<&str> {
+        let engine = self.engines.get(id.0)?;
+        matches!(engine.link, Link::Up).then_some(engine.instance_id.as_str())
+    }
+
+    /// The least loaded engine that takes calls and is not among those tried.
+    pub fn pick(&mut self, tried: &[EngineId]) -> Option<EngineId> {
+        let candidates = self.engines.iter().enumerate().map(|(index, engine)| (EngineId(index), engine));
+        let (id, _) = candidates
+            .filter(|(id, engine)| engine.takes_calls() && !tried.contains(id))
+            .min_by_key(|(_, engine)| engine.sessions + engine.opened_since)?;
+        self.engines[id.0].opened_since += 1;
+        Some(id)
+    }
+
+    /// The stream of an engine is up. Calls on an earlier instance are the caller's to end.
+    pub fn handle_up(&mut self, id: EngineId, instance_id: &str, sessions: usize) {
+        let Some(engine) = self.engines.get_mut(id.0) else { return };
+        engine.link = Link::Up;
+        engine.instance_id = instance_id.to_owned();
+        engine.draining = false;
+        engine.sessions = u32::try_from(sessions).unwrap_or(u32::MAX);
+        engine.opened_since = 0;
+    }
+
+    /// The stream of an engine is gone.
+    pub fn handle_down(&mut self, id: EngineId, now: Instant) {
+        let Some(engine) = self.engines.get_mut(id.0) else { return };
+        if matches!(engine.link, Link::Up) {
+            engine.link = Link::Lost { give_up: now + ENGINE_GRACE };
+        }
+    }
+
+    /// Load of an engine.
+    pub fn handle_heartbeat(&mut self, id: EngineId, sessions: u32, draining: bool) {
+        let Some(engine) = self.engines.get_mut(id.0) else { return };
+        engine.sessions = sessions;
+        engine.opened_since = 0;
+        engine.draining = draining;
+    }
+
+    /// When [`Fleet::poll_given_up`] has something.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let lost = self.engines.iter().filter_map(|engine| match engine.link {
+            Link::Lost { give_up } => Some(give_up),
+            Link::Down | Link::Up => None,
+        });
+        lost.min()
+    }
+
+    /// An engine that stayed away for too long; each is given once.
+    pub fn poll_given_up(&mut self, now: Instant) -> Option<EngineId> {
+        let index = self.engines.iter().position(|engine| match engine.link {
+            Link::Lost { give_up } => give_up <= now,
+            Link::Down | Link::Up => false,
+        })?;
+        self.engines[index].link = Link::Down;
+        Some(EngineId(index))
+    }
+}
+
+impl Engine {
+    fn takes_calls(&self) -> bool {
+        matches!(self.link, Link::Up) && !self.draining
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: EngineId = EngineId(0);
+    const B: EngineId = EngineId(1);
+
+    #[test]
+    fn least_loaded_engine_takes_the_call_and_new_sessions_count_at_once() {
+        let mut fleet = Fleet::new(2);
+        fleet.handle_up(A, "a", 1);
+        fleet.handle_up(B, "b", 0);
+        assert_eq!(fleet.pick(&[]), Some(B));
+        let next = [fleet.pick(&[]), fleet.pick(&[]), fleet.pick(&[])];
+        assert!(next.contains(&Some(A)) && next.contains(&Some(B)), "{next:?}");
+        fleet.handle_heartbeat(B, 100, false);
+        assert_eq!(fleet.pick(&[]), Some(A));
+    }
+
+    #[test]
+    fn draining_down_and_tried_engines_take_none() {
+        let mut fleet = Fleet::new(2);
+        assert_eq!(fleet.pick(&[]), None);
+        fleet.handle_up(A, "a", 0);
+        fleet.handle_up(B, "b", 9);
+        assert_eq!(fleet.pick(&[A]), Some(B));
+        fleet.handle_heartbeat(A, 0, true);
+        assert_eq!(fleet.pick(&[]), Some(B));
+        fleet.handle_down(B, Instant::now());
+        assert_eq!((fleet.pick(&[]), fleet.available()), (None, 0));
+    }
+
+    #[test]
+    fn engine_is_given_up_once_after_the_grace() {
+        let now = Instant::now();
+        let mut fleet = Fleet::new(1);
+        fleet.handle_up(A, "a", 0);
+        fleet.handle_down(A, now);
+        fleet.handle_down(A, now + Duration::from_secs(4));
+        assert_eq!(fleet.poll_timeout(), Some(now + ENGINE_GRACE));
+        assert_eq!(fleet.poll_given_up(now + Duration::from_secs(4)), None);
+        assert_eq!(fleet.poll_given_up(now + ENGINE_GRACE), Some(A));
+        assert_eq!(fleet.poll_given_up(now + ENGINE_GRACE), None);
+    }
+
+    #[test]
+    fn engine_that_comes_back_is_not_given_up() {
+        let now = Instant::now();
+        let mut fleet = Fleet::new(1);
+        fleet.handle_up(A, "a", 0);
+        fleet.handle_down(A, now);
+        fleet.handle_up(A, "a", 0);
+        assert_eq!(fleet.poll_given_up(now + ENGINE_GRACE * 2), None);
+        assert_eq!(fleet.instance(A), Some("a"));
+    }
+}

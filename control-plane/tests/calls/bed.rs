@@ -1,0 +1,370 @@
+//! The bed: everything around [`Calls`] in one value with a clock of its own.
+
+use std::collections::{HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use control_plane::call::action::{Action, Change, EngineCommand, EngineRefusal, EngineReply, Refusal};
+use control_plane::call::agent::Agent;
+use control_plane::call::record::CallRecord;
+use control_plane::call::registry::{Calls, Settings};
+use control_plane::config::Limits;
+use control_plane::media::{EngineId, News, SessionEvent};
+use control_plane::sip::Verb;
+use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
+use tandem_api::engine::v1 as engine;
+use tandem_sip::message::Body;
+use tandem_sip::{
+    CallHandle, EndReason, Endpoint, EndpointConfig, Event, Flow, InviteRequest, NameAddr, Response, Uri,
+};
+use uuid::Uuid;
+
+pub(crate) const KEY: &str = "a-key";
+pub(crate) const WALL_MS: i64 = 1_763_812_800_000;
+const OURS: &str = "192.0.2.1:5060";
+const CALLERS: &str = "192.0.2.9:5060";
+
+/// What an engine does when it is asked to open a session.
+#[derive(Clone)]
+pub(crate) enum Opens {
+    /// With an agent inside the engine.
+    Ready,
+    /// With an agent that is being reached.
+    Waiting,
+    /// Says no.
+    Refusing(EngineRefusal),
+    /// Says nothing; the test calls [`Bed::reply`].
+    Silent,
+}
+
+pub(crate) struct Bed {
+    pub(crate) now: Instant,
+    pub(crate) calls: Calls,
+    pub(crate) ours: Endpoint,
+    pub(crate) caller: Endpoint,
+    pub(crate) opens: Opens,
+    pub(crate) updates: Result<(), EngineRefusal>,
+    pub(crate) agent: Agent,
+    /// The store does not answer by itself when false.
+    pub(crate) store_answers: bool,
+    /// Whether the caller's ACKs and the rest of its bytes reach us.
+    pub(crate) caller_is_heard: bool,
+    pub(crate) commands: Vec<(EngineId, Uuid, EngineCommand)>,
+    pub(crate) records: Vec<CallRecord>,
+    pub(crate) refusals: Vec<Refusal>,
+    pub(crate) changes: Vec<Change>,
+    /// What the caller has seen.
+    pub(crate) heard: Vec<Heard>,
+    pub(crate) lookups: usize,
+    pub(crate) forgotten: HashSet<Uuid>,
+}
+
+/// What a caller sees.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Heard {
+    Provisional(u16),
+    Answered(String),
+    Refused { status: u16, reason: Option<String>, retry_after_s: Option<u32> },
+    ReinviteAnswered(String),
+    ReinviteRefused(u16),
+    Bye { reason: Option<String> },
+    Other(String),
+}
+
+impl Bed {
+    pub(crate) fn new() -> Self {
+        Self::with(Limits::default(), 1)
+    }
+
+    /// With so many engines, all of them up.
+    pub(crate) fn with(limits: Limits, engines: usize) -> Self {
+        let now = Instant::now();
+        let settings = Settings {
+            limits,
+            talker_url: "ws://127.0.0.1:8767/v1/talk".to_owned(),
+            engines: (0..engines).map(|n| format!("http://engine-{n}:7070")).collect(),
+            seed: 7,
+        };
+        let mut bed = Self {
+            now,
+            calls: Calls::new(settings, now, WALL_MS),
+            ours: Endpoint::new(EndpointConfig { seed: 1, ..EndpointConfig::default() }),
+            caller: Endpoint::new(EndpointConfig { seed: 2, ..EndpointConfig::default() }),
+            opens: Opens::Ready,
+            updates: Ok(()),
+            agent: Agent::Echo,
+            store_answers: true,
+            caller_is_heard: true,
+            commands: Vec::new(),
+            records: Vec::new(),
+            refusals: Vec::new(),
+            changes: Vec::new(),
+            heard: Vec::new(),
+            lookups: 0,
+            forgotten: HashSet::new(),
+        };
+        for n in 0..engines {
+            bed.engine_up(n, "instance-1", &[]);
+        }
+        bed
+    }
+
+    // --- the caller ---
+
+    pub(crate) fn invite(&mut self, uri: &str, sdp: Option<&str>) -> CallHandle {
+        let from = NameAddr::new(Uri::parse("sip:anna@example.com").unwrap());
+        let flow = Flow::udp(addr(CALLERS), addr(OURS));
+        let mut invite = InviteRequest::new(Uri::parse(uri).unwrap(), from, flow);
+        invite.body = sdp.map(|text| Body::sdp(text.to_owned()));
+        let call = self.caller.invite(invite, self.now).unwrap();
+        self.run();
+        call
+    }
+
+    /// A call that is answered and acknowledged; gives the caller's handle and our id.
+    pub(crate) fn connected(&mut self) -> (CallHandle, Uuid) {
+        let call = self.invite(&echo_uri(), Some(&offer("sendrecv", "0")));
+        assert!(matches!(self.heard.last(), Some(Heard::Answered(_))), "{:?}", self.heard);
+        (call, self.last_call_id())
+    }
+
+    pub(crate) fn last_call_id(&self) -> Uuid {
+        self.changes.last().expect("a call").call_id
+    }
+
+    pub(crate) fn last_record(&self) -> &CallRecord {
+        self.records.last().expect("a record")
+    }
+
+    pub(crate) fn state(&self, call_id: Uuid) -> String {
+        self.calls.get("t1", call_id).map(|call| call.state).unwrap_or_else(|| "gone".to_owned())
+    }
+
+    pub(crate) fn reinvite(&mut self, call: CallHandle, sdp: Option<&str>) {
+        let body = sdp.map(|text| Body::sdp(text.to_owned()));
+        self.caller.reinvite(call, body, self.now).unwrap();
+        self.run();
+    }
+
+    // --- the engines ---
+
+    pub(crate) fn engine_up(&mut self, engine: usize, instance_id: &str, sessions: &[Uuid]) {
+        let sessions = sessions.iter().copied().collect();
+        self.news(engine, News::Up { instance_id: instance_id.to_owned(), sessions });
+    }
+
+    pub(crate) fn news(&mut self, engine: usize, news: News) {
+        self.calls.handle_news(EngineId(engine), news, self.now);
+        self.run();
+    }
+
+    pub(crate) fn session(&mut self, call_id: Uuid, event: SessionEvent) {
+        self.news(0, News::Session { session_id: call_id, event });
+    }
+
+    pub(crate) fn reply(&mut self, call_id: Uuid, reply: EngineReply) {
+        self.calls.handle_reply(call_id, reply, self.now);
+        self.run();
+    }
+
+    /// The commands that an engine has got for a call, by name.
+    pub(crate) fn commands_of(&self, call_id: Uuid) -> Vec<&'static str> {
+        let of_call = self.commands.iter().filter(|(_, id, _)| *id == call_id);
+        of_call.map(|(_, _, command)| command_name(command)).collect()
+    }
+
+    pub(crate) fn last_update(&self) -> &engine::RtpParameters {
+        let updates = self.commands.iter().rev().filter_map(|(_, _, command)| match command {
+            EngineCommand::Update(rtp) => Some(rtp),
+            _ => None,
+        });
+        updates.into_iter().next().expect("an update")
+    }
+
+    // --- time ---
+
+    /// Lets everything happen that is due until then.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        let until = self.now + time;
+        loop {
+            let next = [self.calls.poll_timeout(), self.ours.poll_timeout(), self.caller.poll_timeout()];
+            let Some(at) = next.into_iter().flatten().min().filter(|at| *at <= until) else { break };
+            self.now = self.now.max(at);
+            self.calls.handle_timeout(self.now);
+            self.ours.handle_timeout(self.now);
+            self.caller.handle_timeout(self.now);
+            self.run();
+        }
+        self.now = until;
+        self.run();
+    }
+
+    /// Until nothing moves any more.
+    pub(crate) fn run(&mut self) {
+        for _ in 0..1_000 {
+            if !self.step() {
+                return;
+            }
+        }
+        panic!("the bed does not come to rest");
+    }
+
+    fn step(&mut self) -> bool {
+        let mut moved = false;
+        while let Some(transmit) = self.caller.poll_transmit() {
+            moved = true;
+            if self.caller_is_heard {
+                let flow = Flow::udp(addr(OURS), addr(CALLERS));
+                self.ours.handle_input(&transmit.bytes, flow, self.now);
+                self.drain_ours();
+            }
+        }
+        self.drain_ours();
+        while let Some(event) = self.caller.poll_event() {
+            moved = true;
+            self.hear(event);
+        }
+        while let Some(action) = self.calls.poll_action() {
+            moved = true;
+            self.perform(action);
+            self.drain_ours();
+        }
+        moved
+    }
+
+    fn drain_ours(&mut self) {
+        let mut datagrams = VecDeque::new();
+        while let Some(transmit) = self.ours.poll_transmit() {
+            datagrams.push_back(transmit);
+        }
+        while let Some(event) = self.ours.poll_event() {
+            self.calls.handle_sip(event, self.now);
+        }
+        for transmit in datagrams {
+            self.caller.handle_input(&transmit.bytes, Flow::udp(addr(CALLERS), addr(OURS)), self.now);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Sip(verb) => {
+                let now = self.now;
+                // A verb that comes too late is what the driver ignores too.
+                let _ = match verb {
+                    Verb::Ring(call) => self.ours.ring(call, now),
+                    Verb::Answer(call, body) => self.ours.answer(call, body, now),
+                    Verb::Reject(call, reply) => self.ours.reject(call, reply, now),
+                    Verb::HangUp(call, headers) => self.ours.hang_up(call, headers, now),
+                    Verb::Reply(request, reply) => self.ours.reply(request, reply, now),
+                };
+            }
+            Action::Engine { engine, call_id, command } => {
+                self.commands.push((engine, call_id, command.clone()));
+                if let Some(reply) = self.answer_command(&command) {
+                    self.calls.handle_reply(call_id, reply, self.now);
+                }
+            }
+            Action::Lookup { call_id, credential } => {
+                self.lookups += 1;
+                if self.store_answers {
+                    let found = self.found(credential.key, &credential.assistant_id);
+                    self.calls.handle_found(call_id, &credential, Ok(found), self.now);
+                }
+            }
+            Action::Remember(context) => assert_eq!(&*context.tenant_id, "t1"),
+            Action::Forget(call_id) => {
+                self.forgotten.insert(call_id);
+            }
+            Action::Record(record) => self.records.push(*record),
+            Action::Refused(refusal) => self.refusals.push(*refusal),
+            Action::Changed(change) => self.changes.push(change),
+        }
+    }
+
+    fn answer_command(&self, command: &EngineCommand) -> Option<EngineReply> {
+        Some(match command {
+            EngineCommand::Open(_) => match &self.opens {
+                Opens::Silent => return None,
+                Opens::Refusing(refusal) => EngineReply::Opened(Err(refusal.clone())),
+                Opens::Ready => EngineReply::Opened(Ok(Box::new(opened(true)))),
+                Opens::Waiting => EngineReply::Opened(Ok(Box::new(opened(false)))),
+            },
+            EngineCommand::Start => EngineReply::Started(Ok(())),
+            EngineCommand::Update(_) => EngineReply::Updated(self.updates.clone()),
+            EngineCommand::Close { .. } => EngineReply::Closed(Some(Box::new(engine::SessionStats {
+                rtp_sent: 50,
+                ..Default::default()
+            }))),
+        })
+    }
+
+    fn found(&self, key: KeyHash, assistant_id: &str) -> Found {
+        if key != KeyHash::of(KEY) {
+            return Found::default();
+        }
+        let assistant = (assistant_id == "echo")
+            .then(|| Assistant { assistant_id: "echo".into(), agent: Ok(self.agent.clone()) });
+        Found { principal: Some(Principal { tenant_id: "t1".into(), key_id: "k1".into() }), assistant }
+    }
+
+    fn hear(&mut self, event: Event) {
+        let heard = match event {
+            Event::Provisional { response, .. } => Heard::Provisional(response.status),
+            Event::Answered { response, .. } => Heard::Answered(text(&response)),
+            Event::ReinviteAnswered { response, .. } => Heard::ReinviteAnswered(text(&response)),
+            Event::ReinviteRefused { status, .. } => Heard::ReinviteRefused(status),
+            Event::Ended { why: EndReason::Failed { response }, .. } => Heard::Refused {
+                status: response.status,
+                reason: response.header(tandem_sip::HeaderName::Reason).map(str::to_owned),
+                retry_after_s: response.head.retry_after_s(),
+            },
+            Event::Ended { why: EndReason::RemoteBye { reason }, .. } => Heard::Bye { reason },
+            other => Heard::Other(format!("{other:?}")),
+        };
+        self.heard.push(heard);
+    }
+}
+
+pub(crate) fn opened(agent_ready: bool) -> engine::OpenSessionResponse {
+    engine::OpenSessionResponse {
+        instance_id: "instance-1".into(),
+        local_address: "192.0.2.1".into(),
+        local_port: 20_000,
+        core: 0,
+        agent_ready,
+    }
+}
+
+fn text(response: &Response) -> String {
+    String::from_utf8(response.body.clone()).unwrap()
+}
+
+fn command_name(command: &EngineCommand) -> &'static str {
+    match command {
+        EngineCommand::Open(_) => "open",
+        EngineCommand::Start => "start",
+        EngineCommand::Update(_) => "update",
+        EngineCommand::Close { .. } => "close",
+    }
+}
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+pub(crate) fn echo_uri() -> String {
+    format!("sip:echo:{KEY}@192.0.2.1")
+}
+
+pub(crate) fn offer(direction: &str, formats: &str) -> String {
+    format!(
+        "v=0\r\no=- 1 1 IN IP4 192.0.2.9\r\ns=-\r\nc=IN IP4 192.0.2.9\r\nt=0 0\r\n\
+         m=audio 40000 RTP/AVP {formats}\r\na={direction}\r\n"
+    )
+}
+
+/// The o= version of a description.
+pub(crate) fn version(sdp: &str) -> u64 {
+    let line = sdp.lines().find(|line| line.starts_with("o=")).expect("o=");
+    line.split(' ').nth(2).unwrap().parse().unwrap()
+}

@@ -1,0 +1,85 @@
+//! Hold, resume and refresh by re-INVITE.
+
+use control_plane::call::action::EngineRefusal;
+use tandem_api::engine::v1::Direction;
+use tandem_sip::message::Body;
+
+use crate::bed::{Bed, Heard, offer, version};
+
+fn answer(bed: &Bed) -> String {
+    match bed.heard.last() {
+        Some(Heard::Answered(sdp) | Heard::ReinviteAnswered(sdp)) => sdp.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn hold_and_resume_change_state_direction_and_version() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    let first = answer(&bed);
+    bed.reinvite(call, Some(&offer("sendonly", "0")));
+    let held = answer(&bed);
+    assert!(held.contains("a=recvonly"), "{held}");
+    assert_eq!(version(&held), version(&first) + 1);
+    assert_eq!(bed.last_update().direction(), Direction::Recvonly);
+    assert_eq!(bed.state(call_id), "on_hold");
+
+    bed.reinvite(call, Some(&offer("sendrecv", "0")));
+    let resumed = answer(&bed);
+    assert!(resumed.contains("a=sendrecv"), "{resumed}");
+    assert_eq!(version(&resumed), version(&first) + 2);
+    assert_eq!(bed.last_update().direction(), Direction::Sendrecv);
+    assert_eq!(bed.state(call_id), "connected");
+}
+
+#[test]
+fn inactive_is_answered_inactive() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    bed.reinvite(call, Some(&offer("inactive", "0")));
+    assert!(answer(&bed).contains("a=inactive"));
+    assert_eq!(bed.last_update().direction(), Direction::Inactive);
+    assert_eq!(bed.state(call_id), "on_hold");
+}
+
+#[test]
+fn refresh_repeats_our_description() {
+    let mut bed = Bed::new();
+    let (call, _) = bed.connected();
+    let first = answer(&bed);
+    bed.reinvite(call, Some(&offer("sendrecv", "0")));
+    assert_eq!(answer(&bed), first);
+}
+
+#[test]
+fn reinvite_that_fits_nothing_is_488_and_the_call_goes_on() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    bed.reinvite(call, Some(&offer("sendrecv", "18")));
+    assert_eq!(bed.heard.last(), Some(&Heard::ReinviteRefused(488)));
+    assert_eq!(bed.state(call_id), "connected");
+    assert_eq!(bed.commands_of(call_id), ["open", "start"]);
+}
+
+#[test]
+fn update_that_the_engine_refuses_leaves_the_call_as_it_was() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    bed.updates = Err(EngineRefusal::Invalid("rtp.codec".to_owned()));
+    bed.reinvite(call, Some(&offer("sendonly", "0")));
+    assert_eq!(bed.heard.last(), Some(&Heard::ReinviteRefused(488)));
+    assert_eq!(bed.state(call_id), "connected");
+}
+
+#[test]
+fn reinvite_without_an_offer_gets_ours_and_the_answer_in_its_ack_holds() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    bed.reinvite(call, None);
+    assert!(answer(&bed).contains("m=audio 20000 RTP/AVP 0"));
+    bed.caller.ack(call, Body::sdp(offer("inactive", "0")), bed.now).unwrap();
+    bed.run();
+    assert_eq!(bed.last_update().direction(), Direction::Inactive);
+    assert_eq!(bed.state(call_id), "on_hold");
+}

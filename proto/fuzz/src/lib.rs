@@ -1,0 +1,176 @@
+//! One function for each entrance from the network: what must hold whatever the octets are.
+//!
+//! ```text
+//!   corpus/TARGET/*  ──▶ tests/replay.rs        cargo test: the committed inputs, and damaged copies of them
+//!                    └─▶ libfuzzer/fuzz_targets  make fuzz TARGET=sdp: libFuzzer, by hand, as long as one likes
+//! ```
+//!
+//! The targets are compiled and run with every test, so they cannot rot. An input that once crashed belongs into its corpus.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use tandem_audio::format::{ClockRate, MAX_PAYLOAD_OCTETS};
+use tandem_rtp::event::EventDetector;
+use tandem_rtp::jitter::{Release, ReorderBuffer};
+use tandem_rtp::packet::Packet;
+use tandem_rtp::receiver::{Receiver, Verdict};
+use tandem_sdp::{LocalMedia, SessionDescription};
+use tandem_sip::{ConnectionId, Endpoint, EndpointConfig, Flow, Transport};
+use tandem_stream::agent::{FromAgent, ToAgent, read_audio};
+use tandem_stream::twilio::{FromBot, ToBot, decode_payload};
+use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeRequest, Url};
+
+/// A function that must not panic, whatever it is given.
+pub type Target = fn(&[u8]);
+
+/// Every entrance, by the name of its corpus.
+pub const TARGETS: [(&str, Target); 8] = [
+    ("sip_datagram", sip_datagram),
+    ("sip_stream", sip_stream),
+    ("sdp", sdp),
+    ("rtp", rtp),
+    ("rtcp", rtcp),
+    ("websocket", websocket),
+    ("pcm", pcm),
+    ("twilio", twilio),
+];
+
+/// A datagram at the SIP port; what parses must be written so that it parses to the same.
+pub fn sip_datagram(octets: &[u8]) {
+    tandem_sip::parse::fuzz_message(octets);
+    let mut endpoint = Endpoint::new(EndpointConfig::default());
+    endpoint.handle_input(octets, Flow::udp(HERE, THERE), now());
+    drain(&mut endpoint);
+}
+
+/// A SIP connection, cut into pieces whose size the first octet gives.
+pub fn sip_stream(octets: &[u8]) {
+    let mut endpoint = Endpoint::new(EndpointConfig::default());
+    let flow = Flow::connected(Transport::Tcp, HERE, THERE, ConnectionId(1));
+    for piece in pieces(octets) {
+        endpoint.handle_input(piece, flow, now());
+        drain(&mut endpoint);
+    }
+}
+
+/// A session description: what parses is written so that it parses to the same media, and is answered or refused.
+pub fn sdp(octets: &[u8]) {
+    let Ok(offer) = SessionDescription::parse(octets) else { return };
+    let again = SessionDescription::parse(offer.to_string().as_bytes()).expect("what we write, we read");
+    assert_eq!(again.media, offer.media);
+    let local = LocalMedia::g711(HERE.ip(), 20_000, 1);
+    if let Ok((answer, _)) = tandem_sdp::answer(&offer, &local) {
+        assert_eq!(answer.media.len(), offer.media.len());
+    }
+    let _ = tandem_sdp::accept_answer(&tandem_sdp::offer(&local), &offer);
+}
+
+/// A stream of RTP datagrams, each after its length in one octet.
+pub fn rtp(octets: &[u8]) {
+    let mut receiver = Receiver::new(ClockRate::HZ_8000);
+    let mut reorder = ReorderBuffer::new(MAX_PAYLOAD_OCTETS);
+    let mut detector = EventDetector::new(ClockRate::HZ_8000);
+    for datagram in records(octets) {
+        let Ok(packet) = Packet::parse(datagram) else { continue };
+        detector.handle_packet(packet.header.timestamp, packet.payload, now());
+        while detector.poll_event().is_some() {}
+        let verdict = receiver.handle_packet(&packet.header, packet.payload.len(), now());
+        let Verdict::Accepted { sequence, started } = verdict else { continue };
+        if started {
+            reorder.reset();
+        }
+        reorder.handle_packet(sequence, &packet.header, packet.payload, now());
+        while let Some(release) = reorder.poll_release() {
+            assert!(!matches!(release, Release::Gap { packets: 0, .. }));
+        }
+    }
+}
+
+/// A compound RTCP datagram.
+pub fn rtcp(octets: &[u8]) {
+    let readable = tandem_rtp::rtcp::parse(octets).take_while(Result::is_ok).count();
+    assert!(readable <= octets.len() / 4, "a packet has four octets at least");
+}
+
+/// A WebSocket: its handshake in either direction, its frames in either role, and a URL.
+pub fn websocket(octets: &[u8]) {
+    let _ = UpgradeRequest::parse(octets);
+    let _ = ClientHandshake::new([0; 16]).read_response(octets);
+    let _ = std::str::from_utf8(octets).map(Url::parse);
+    for role in [Role::Client, Role::Server] {
+        let mut reader = FrameReader::with_message_max(role, 10_000);
+        for mut piece in pieces(octets) {
+            while !piece.is_empty() {
+                let taken = reader.push(piece);
+                piece = &piece[taken..];
+                while let Ok(Some(_)) = reader.poll_message() {}
+            }
+        }
+        assert!(reader.capacity() <= 11_000, "the buffer is bounded");
+    }
+}
+
+/// The pcm dialect: what parses is written so that it parses to the same.
+pub fn pcm(octets: &[u8]) {
+    let _ = read_audio(octets).map(Iterator::count);
+    let Ok(text) = std::str::from_utf8(octets) else { return };
+    if let Ok(Some(event)) = FromAgent::parse(text) {
+        assert_eq!(FromAgent::parse(&event.to_json()), Ok(Some(event)));
+    }
+    if let Ok(Some(event)) = ToAgent::parse(text) {
+        assert_eq!(ToAgent::parse(&event.to_json()), Ok(Some(event)));
+    }
+}
+
+/// The Twilio dialect, in both directions, and its payloads.
+pub fn twilio(octets: &[u8]) {
+    let Ok(text) = std::str::from_utf8(octets) else { return };
+    let mut scratch = [0; 30];
+    for payload in [
+        match FromBot::parse(text) {
+            Ok(Some(FromBot::Media { payload })) => payload.into_owned(),
+            _ => text.to_owned(),
+        },
+        match ToBot::parse(text) {
+            Ok(Some(ToBot::Media { payload, .. })) => payload.into_owned(),
+            _ => String::new(),
+        },
+    ] {
+        let mut octets = 0;
+        if let Ok(len) = decode_payload(&payload, &mut scratch, |piece| octets += piece.len()) {
+            assert_eq!(len, octets);
+        }
+    }
+}
+
+const HERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 5060);
+const THERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 5080);
+
+/// The one place that asks for the time; the targets do not depend on what it is.
+#[expect(clippy::disallowed_methods, reason = "a fuzz target is its own shell")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn drain(endpoint: &mut Endpoint) {
+    while endpoint.poll_transmit().is_some() {}
+    while endpoint.poll_event().is_some() {}
+    let _ = endpoint.poll_timeout();
+}
+
+/// The octets after the first, in pieces of the size that it gives.
+fn pieces(octets: &[u8]) -> std::slice::Chunks<'_, u8> {
+    let (size, rest) = octets.split_first().unwrap_or((&0, &[]));
+    rest.chunks(usize::from(*size).max(1))
+}
+
+/// Records that each begin with their length in one octet; the last may be cut short.
+fn records(mut octets: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (len, rest) = octets.split_first()?;
+        let (record, rest) = rest.split_at(rest.len().min(usize::from(*len)));
+        octets = rest;
+        Some(record)
+    })
+}

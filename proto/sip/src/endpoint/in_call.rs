@@ -1,0 +1,275 @@
+//! Inside a dialog, both roles: BYE, re-INVITE, other requests, and the end of a call (RFC 3261 §12.2, §14, §15).
+
+use std::time::{Duration, Instant};
+
+use super::call::Phase;
+use super::event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
+use super::ledger::{Extras, Owner};
+use super::uac::finish;
+use super::{CallError, Endpoint};
+use crate::flow::Flow;
+use crate::headers::{HeaderName, Headers};
+use crate::message::{Body, Method, Reply, Request};
+use crate::table::Id;
+use crate::transaction::key::Key;
+
+impl Endpoint {
+    // --- verbs ---
+
+    /// Ends the call whatever its state: BYE if confirmed, CANCEL for our INVITE, 480 for an unanswered one of theirs.
+    /// `headers` (for instance Reason) go into it.
+    pub fn hang_up(&mut self, call: CallHandle, headers: Headers, now: Instant) -> Result<(), CallError> {
+        let state = self.calls.get(call.into()).ok_or(CallError::Unknown)?;
+        match state.phase {
+            Phase::Incoming { .. } => {
+                let reply = Reply { headers, ..Reply::new(480) };
+                self.respond(call, reply, now)
+            }
+            Phase::Outgoing { .. } => self.cancel_with(call.into(), headers, now),
+            Phase::Confirmed => self.bye(call, headers, now),
+            Phase::Closing => Ok(()),
+        }
+    }
+
+    /// BYE; `headers`: for instance Reason. If our 2xx is not acknowledged yet, the BYE leaves when it is, or when it is
+    /// clear that it will not be (§15).
+    pub fn bye(&mut self, call: CallHandle, headers: Headers, now: Instant) -> Result<(), CallError> {
+        let id = Id::from(call);
+        let state = self.calls.get_mut(id).ok_or(CallError::Unknown)?;
+        if state.phase != Phase::Confirmed {
+            return Err(CallError::State(state.doing()));
+        }
+        if state.unacked.is_some() {
+            state.bye_wanted = Some(headers);
+            return Ok(());
+        }
+        if let Some((transaction, cseq)) = state.ack_wanted.take() {
+            self.send_ack(id, transaction, cseq, None);
+        }
+        self.send_bye(id, &headers, now);
+        Ok(())
+    }
+
+    /// Re-INVITE with a new offer (or none, asking for one).
+    pub fn reinvite(&mut self, call: CallHandle, body: Option<Body>, now: Instant) -> Result<(), CallError> {
+        let id = Id::from(call);
+        let state = self.calls.get(id).ok_or(CallError::Unknown)?;
+        let is_idle = state.phase == Phase::Confirmed
+            && state.invite_in.is_none()
+            && state.invite_out.is_none()
+            && state.unacked.is_none()
+            && state.ack_wanted.is_none();
+        if !is_idle {
+            return Err(CallError::State(state.doing()));
+        }
+        if self.is_full() {
+            return Err(CallError::Full("transaction"));
+        }
+        let Some((branch, bytes, flow)) =
+            self.write_in_call(id, &Method::Invite, &Headers::new(), body.as_ref())
+        else {
+            return Err(CallError::Unknown);
+        };
+        let transaction = self.start_client(&Method::Invite, &branch, bytes, flow, Owner::Call(id), now);
+        if let Some(state) = self.calls.get_mut(id) {
+            state.invite_out = Some(transaction);
+            state.offered = body.is_some();
+        }
+        Ok(())
+    }
+
+    /// A request in a call's dialog: INFO, UPDATE, MESSAGE …; its end is [`Event::Response`].
+    pub fn request_in_call(
+        &mut self,
+        call: CallHandle,
+        method: Method,
+        headers: Headers,
+        body: Option<Body>,
+        now: Instant,
+    ) -> Result<RequestHandle, CallError> {
+        let id = Id::from(call);
+        let state = self.calls.get(id).ok_or(CallError::Unknown)?;
+        if matches!(method, Method::Invite | Method::Ack | Method::Cancel | Method::Bye) {
+            return Err(CallError::Method);
+        }
+        if state.dialog.is_none() || state.phase == Phase::Closing {
+            return Err(CallError::State(state.doing()));
+        }
+        if self.is_full() {
+            return Err(CallError::Full("transaction"));
+        }
+        let Some((branch, bytes, flow)) = self.write_in_call(id, &method, &headers, body.as_ref()) else {
+            return Err(CallError::Unknown);
+        };
+        Ok(self.start_exchange(&method, &branch, bytes, flow, Some(id), None, now))
+    }
+
+    /// Writes a request in a dialog: branch, bytes, and where it goes.
+    fn write_in_call(
+        &mut self,
+        id: Id,
+        method: &Method,
+        headers: &Headers,
+        body: Option<&Body>,
+    ) -> Option<(String, Vec<u8>, Flow)> {
+        let flow = self.calls.get(id)?.next_flow();
+        let (branch, via) = self.new_via(flow);
+        let dialog = self.calls.get_mut(id)?.dialog.as_mut()?;
+        let cseq = dialog.next_cseq();
+        let mut writer = dialog.write(method, cseq, &via);
+        let refreshes_target =
+            matches!(method, Method::Invite | Method::Update | Method::Refer | Method::Subscribe);
+        self.write_own_headers(&mut writer, refreshes_target, flow);
+        Some((branch, finish(writer, headers, body), flow))
+    }
+
+    /// BYE now; its answer ends the call.
+    pub(super) fn send_bye(&mut self, id: Id, headers: &Headers, now: Instant) {
+        self.refuse_pending(id, now);
+        let Some((branch, bytes, flow)) = self.write_in_call(id, &Method::Bye, headers, None) else { return };
+        self.start_client(&Method::Bye, &branch, bytes, flow, Owner::Call(id), now);
+        if let Some(call) = self.calls.get_mut(id) {
+            call.phase = Phase::Closing;
+            call.unacked = None;
+            call.invite_out = None;
+        }
+    }
+
+    /// 487 to an INVITE or re-INVITE of theirs that will not be answered any more.
+    fn refuse_pending(&mut self, id: Id, now: Instant) {
+        let pending = self.calls.get_mut(id).and_then(|call| call.invite_in.take());
+        if let Some(invite) = pending {
+            self.respond_on(invite, &Reply::new(487), Extras::Plain, now);
+        }
+    }
+
+    // --- requests ---
+
+    pub(super) fn handle_in_call(&mut self, id: Id, request: Request, key: Key, flow: Flow, now: Instant) {
+        let Some(call) = self.calls.get_mut(id) else { return };
+        let Some(dialog) = &mut call.dialog else { return };
+        if !dialog.accept(request.head.cseq().number) {
+            return self.refuse(&request, key, flow, &Reply::new(500), Extras::Plain, now);
+        }
+        call.flow = flow;
+        let is_closing = call.phase == Phase::Closing;
+        match request.method {
+            Method::Bye => self.handle_bye(id, &request, key, flow, now),
+            Method::Options => self.refuse(&request, key, flow, &Reply::new(200), Extras::Capabilities, now),
+            _ if is_closing => self.refuse(&request, key, flow, &Reply::new(481), Extras::Plain, now),
+            Method::Invite => self.handle_reinvite(id, request, key, flow, now),
+            Method::Update
+                if !request.body.is_empty() && (call.invite_in.is_some() || call.invite_out.is_some()) =>
+            {
+                self.refuse(&request, key, flow, &Reply::new(491), Extras::Plain, now);
+            }
+            Method::Update => {
+                dialog.refresh_target(&request.head);
+                self.surface(request, Some(id), key, flow, now);
+            }
+            _ => self.surface(request, Some(id), key, flow, now),
+        }
+    }
+
+    fn handle_bye(&mut self, id: Id, bye: &Request, key: Key, flow: Flow, now: Instant) {
+        self.refuse(bye, key, flow, &Reply::new(200), Extras::Plain, now);
+        self.refuse_pending(id, now);
+        let Some(call) = self.calls.get(id) else { return };
+        let reason = bye.header(HeaderName::Reason).map(str::to_owned);
+        match call.phase {
+            Phase::Incoming { .. } => self.end_call(id, EndReason::Cancelled { reason }),
+            // Both hung up at once: the answer to our own BYE ends the call.
+            Phase::Closing => {}
+            Phase::Outgoing { .. } | Phase::Confirmed => self.end_call(id, EndReason::RemoteBye { reason }),
+        }
+    }
+
+    fn handle_reinvite(&mut self, id: Id, request: Request, key: Key, flow: Flow, now: Instant) {
+        let Some(call) = self.calls.get_mut(id) else { return };
+        if call.invite_in.is_some() {
+            // §14.2: a second INVITE before our answer to the first.
+            let wait_s = self.random.duration(Duration::ZERO, Duration::from_secs(10)).as_secs() as u32;
+            let reply = Reply::new(500).retry_after_s(wait_s);
+            return self.refuse(&request, key, flow, &reply, Extras::Plain, now);
+        }
+        if call.invite_out.is_some() || call.unacked.is_some() || call.ack_wanted.is_some() {
+            return self.refuse(&request, key, flow, &Reply::new(491), Extras::Plain, now);
+        }
+        if let Some(dialog) = &mut call.dialog {
+            dialog.refresh_target(&request.head);
+        }
+        let Some(transaction) = self.open_server(&request, key, flow, Owner::Call(id), None, now) else {
+            return;
+        };
+        if let Some(call) = self.calls.get_mut(id) {
+            call.invite_in = Some(transaction);
+        }
+        self.respond_on(transaction, &Reply::new(100), Extras::Plain, now);
+        self.events.push_back(Event::Reinvite { call: id.into(), request: Box::new(request) });
+    }
+
+    // --- what goes wrong ---
+
+    /// Our 2xx was not acknowledged for 64·T1 (§13.3.1.4): hang up.
+    pub(super) fn ack_missed(&mut self, id: Id, now: Instant) {
+        let Some(call) = self.calls.get_mut(id) else { return };
+        call.unacked = None;
+        if let Some(headers) = call.bye_wanted.take() {
+            return self.send_bye(id, &headers, now);
+        }
+        self.bye_and_forget(id, now);
+        self.end_call(id, EndReason::NoAck);
+    }
+
+    /// A request of ours in the call had no answer.
+    pub(super) fn call_request_failed(&mut self, id: Id, transaction: Id, why: NoResponse, now: Instant) {
+        let Some(call) = self.calls.get_mut(id) else { return };
+        let is_invite = call.invite_out == Some(transaction);
+        if is_invite {
+            call.invite_out = None;
+        }
+        match (&call.phase, why) {
+            (Phase::Outgoing { .. }, _) if is_invite => self.end_call(id, EndReason::NoResponse(why)),
+            (Phase::Confirmed, NoResponse::Timeout) if is_invite => self.dialog_lost(id, 408, now),
+            (Phase::Confirmed, NoResponse::Transport) if is_invite => self.reinvite_refused(id, 503),
+            (Phase::Closing, _) => self.end_call(id, EndReason::LocalBye { status: None }),
+            _ => {}
+        }
+    }
+
+    pub(super) fn reinvite_refused(&mut self, id: Id, status: u16) {
+        // §14.1: who made the Call-ID waits longer, so that one of the two comes first.
+        let owns_call_id = self.calls.get(id).is_some_and(|call| call.called);
+        let (from_ms, range_ms) = if owns_call_id { (2_100, 1_900) } else { (0, 2_000) };
+        let retry_after = (status == 491)
+            .then(|| self.random.duration(Duration::from_millis(from_ms), Duration::from_millis(range_ms)));
+        self.events.push_back(Event::ReinviteRefused { call: id.into(), status, retry_after });
+    }
+
+    /// The peer does not know the dialog any more (481), or does not answer in it (408): over (§12.2.1.2).
+    pub(super) fn dialog_lost(&mut self, id: Id, status: u16, now: Instant) {
+        let Some(call) = self.calls.get(id) else { return };
+        if call.phase != Phase::Confirmed {
+            return;
+        }
+        self.refuse_pending(id, now);
+        if status != 481 {
+            self.bye_and_forget(id, now);
+        }
+        self.end_call(id, EndReason::DialogLost { status });
+    }
+
+    /// A BYE whose answer nobody waits for.
+    fn bye_and_forget(&mut self, id: Id, now: Instant) {
+        if let Some((branch, bytes, flow)) = self.write_in_call(id, &Method::Bye, &Headers::new(), None) {
+            self.start_client(&Method::Bye, &branch, bytes, flow, Owner::Nobody, now);
+        }
+    }
+
+    /// The one place where a call ends.
+    pub(super) fn end_call(&mut self, id: Id, why: EndReason) {
+        let Some(call) = self.calls.remove(id) else { return };
+        self.tags.remove(&call.local_tag);
+        self.events.push_back(Event::Ended { call: id.into(), why });
+    }
+}

@@ -1,0 +1,466 @@
+//! The client's side: our INVITE and our other requests, and the responses to them (RFC 3261 §8.1, §9.1, §13.2).
+
+use std::time::Instant;
+
+use super::call::{Call, Exchange, Phase};
+use super::config::{InviteRequest, OutgoingRequest};
+use super::event::{CallHandle, EndReason, Event, RequestHandle};
+use super::ledger::{Owner, SentAck, Wake};
+use super::{CallError, Endpoint};
+use crate::dialog::Dialog;
+use crate::digest::Credentials;
+use crate::flow::Flow;
+use crate::header::NameAddr;
+use crate::headers::{HeaderName, Headers};
+use crate::message::{Body, Message, Method, Request, Response};
+use crate::parse::parse;
+use crate::table::Id;
+use crate::transaction::key::Key;
+use crate::transaction::{Machine, OnResponse};
+use crate::uri::Uri;
+use crate::write::Writer;
+
+/// Forks of one INVITE whose 2xx we acknowledge and hang up. More would be an attack: they are ignored.
+const MAX_FORKS: usize = 8;
+
+impl Endpoint {
+    // --- verbs ---
+
+    /// Calls somebody.
+    pub fn invite(&mut self, invite: InviteRequest, now: Instant) -> Result<CallHandle, CallError> {
+        if self.calls.len() >= self.config.max_calls {
+            return Err(CallError::Full("call"));
+        }
+        if self.is_full() {
+            return Err(CallError::Full("transaction"));
+        }
+        let tag: Box<str> = self.random.token("").into();
+        let phase = Phase::Outgoing { ring_until: Some(now + self.config.ring_timeout), cancel: None };
+        let mut call = Call::new(phase, tag.clone(), invite.flow);
+        call.offered = invite.body.is_some();
+        call.credentials = invite.credentials;
+        let id = self.calls.insert(call);
+        self.tags.insert(tag.clone(), id);
+
+        let (branch, mut writer) = self.begin_request(
+            &Method::Invite,
+            &invite.target,
+            &invite.from,
+            invite.to.as_ref(),
+            &invite.route,
+            &tag,
+            invite.flow,
+        );
+        self.write_own_headers(&mut writer, true, invite.flow);
+        let bytes = finish(writer, &invite.headers, invite.body.as_ref());
+        let transaction =
+            self.start_client(&Method::Invite, &branch, bytes, invite.flow, Owner::Call(id), now);
+        if let Some(call) = self.calls.get_mut(id) {
+            call.invite_out = Some(transaction);
+        }
+        self.arm(Wake::Call(id));
+        Ok(id.into())
+    }
+
+    /// Gives our INVITE up. Waits for the first provisional response as RFC 3261 §9.1 asks; if the 2xx was faster, the
+    /// call is acknowledged and hung up. Then comes `Ended`.
+    pub fn cancel(&mut self, call: CallHandle, now: Instant) -> Result<(), CallError> {
+        self.cancel_with(call.into(), Headers::new(), now)
+    }
+
+    pub(super) fn cancel_with(&mut self, id: Id, headers: Headers, now: Instant) -> Result<(), CallError> {
+        let call = self.calls.get_mut(id).ok_or(CallError::Unknown)?;
+        let Phase::Outgoing { ring_until, cancel } = &mut call.phase else {
+            return Err(CallError::State(call.doing()));
+        };
+        *ring_until = None;
+        *cancel = Some(headers);
+        self.send_cancel(id, now);
+        Ok(())
+    }
+
+    pub(super) fn give_up_ringing(&mut self, id: Id, now: Instant) {
+        let _ = self.cancel_with(id, Headers::new(), now);
+    }
+
+    /// The ACK with our answer, after `Answered { wants_ack: true }`.
+    pub fn ack(&mut self, call: CallHandle, body: Body, now: Instant) -> Result<(), CallError> {
+        let id = Id::from(call);
+        let call = self.calls.get_mut(id).ok_or(CallError::Unknown)?;
+        let Some((transaction, cseq)) = call.ack_wanted.take() else {
+            return Err(CallError::State(call.doing()));
+        };
+        self.send_ack(id, transaction, cseq, Some(&body));
+        let _ = now;
+        Ok(())
+    }
+
+    /// A request outside a dialog: OPTIONS, REGISTER, MESSAGE …; its end is [`Event::Response`].
+    pub fn request(&mut self, request: OutgoingRequest, now: Instant) -> Result<RequestHandle, CallError> {
+        if matches!(request.method, Method::Invite | Method::Ack | Method::Cancel | Method::Bye) {
+            return Err(CallError::Method);
+        }
+        if self.is_full() {
+            return Err(CallError::Full("transaction"));
+        }
+        let OutgoingRequest { method, target, from, to, flow, headers, body, credentials } = request;
+        let tag = self.random.token("");
+        let (branch, mut writer) = self.begin_request(&method, &target, &from, to.as_ref(), &[], &tag, flow);
+        self.write_own_headers(&mut writer, false, flow);
+        let bytes = finish(writer, &headers, body.as_ref());
+        Ok(self.start_exchange(&method, &branch, bytes, flow, None, credentials, now))
+    }
+
+    /// Sends a request whose answer the user waits for.
+    pub(super) fn start_exchange(
+        &mut self,
+        method: &Method,
+        branch: &str,
+        bytes: Vec<u8>,
+        flow: Flow,
+        call: Option<Id>,
+        credentials: Option<Credentials>,
+        now: Instant,
+    ) -> RequestHandle {
+        let transaction = self.start_client(method, branch, bytes, flow, Owner::Nobody, now);
+        let exchange = self.exchanges.insert(Exchange { transaction, call, credentials });
+        if let Some(transaction) = self.transactions.get_mut(transaction) {
+            transaction.owner = Owner::Exchange(exchange);
+        }
+        exchange.into()
+    }
+
+    // --- writing ---
+
+    /// Request-Line to CSeq of a request outside a dialog (§8.1.1). The password of the target stays in the Request-URI.
+    fn begin_request(
+        &mut self,
+        method: &Method,
+        target: &Uri,
+        from: &NameAddr,
+        to: Option<&NameAddr>,
+        route: &[NameAddr],
+        tag: &str,
+        flow: Flow,
+    ) -> (String, Writer) {
+        let (branch, via) = self.new_via(flow);
+        let call_id = self.random.token("");
+        let bare = |addr: &NameAddr| {
+            let uri = addr.uri.without_password().without_headers();
+            NameAddr { display: addr.display.clone(), ..NameAddr::new(uri) }.to_wire()
+        };
+        let mut writer = Writer::request(method, &target.without_headers());
+        writer.header(HeaderName::Via, &via);
+        writer.header(HeaderName::MaxForwards, "70");
+        for route in route {
+            writer.header(HeaderName::Route, &route.to_wire());
+        }
+        writer.header_fmt(HeaderName::From, format_args!("{};tag={tag}", bare(from)));
+        let to = to.map_or_else(|| bare(&NameAddr::new(target.clone())), bare);
+        writer.header(HeaderName::To, &to);
+        writer.header(HeaderName::CallId, &call_id);
+        writer.header_fmt(HeaderName::CSeq, format_args!("1 {method}"));
+        (branch, writer)
+    }
+
+    /// What our requests say of us.
+    pub(super) fn write_own_headers(&self, writer: &mut Writer, is_offer: bool, flow: Flow) {
+        if is_offer {
+            writer.header(HeaderName::Contact, &self.contact(flow));
+            writer.header(HeaderName::Allow, &self.allow);
+            if !self.config.supported.is_empty() {
+                writer.header(HeaderName::Supported, &self.config.supported.join(", "));
+            }
+        }
+        writer.header(HeaderName::UserAgent, &self.config.user_agent);
+    }
+
+    // --- responses ---
+
+    pub(super) fn handle_response(&mut self, response: Response, now: Instant) {
+        let head = &response.head;
+        let key = Key::client(&head.via().branch().unwrap_or_default(), &head.cseq().method);
+        let Some(&id) = self.index.get(&key) else {
+            self.counters.stray_responses += 1;
+            return;
+        };
+        let Some(transaction) = self.transactions.get_mut(id) else { return };
+        let owner = transaction.owner;
+        let verdict = match &mut transaction.machine {
+            Machine::InviteClient(machine) => machine.handle_response(response.status, now),
+            Machine::Client(machine) => machine.handle_response(response.status, now),
+            Machine::InviteServer(_) | Machine::Server(_) => OnResponse::Absorb,
+        };
+        let is_invite = matches!(transaction.machine, Machine::InviteClient(_));
+        match verdict {
+            OnResponse::Absorb => {
+                self.counters.retransmits_in += u64::from(response.status >= 200);
+            }
+            OnResponse::Ack => {
+                self.counters.retransmits_in += 1;
+                self.repeat_ack(id, None);
+            }
+            OnResponse::AckAndPass => {
+                self.ack_refusal(id, &response);
+                self.invite_refused(id, owner, response, now);
+            }
+            OnResponse::Pass if !is_invite => self.request_answered(id, owner, response, now),
+            OnResponse::Pass if response.status < 200 => self.invite_progress(owner, response, now),
+            OnResponse::Pass => self.invite_answered(id, owner, response, now),
+        }
+        self.arm(Wake::Transaction(id));
+    }
+
+    fn invite_progress(&mut self, owner: Owner, response: Response, now: Instant) {
+        let Owner::Call(id) = owner else { return };
+        let Some(call) = self.calls.get(id) else { return };
+        if !matches!(call.phase, Phase::Outgoing { .. }) {
+            return;
+        }
+        if response.status > 100 {
+            self.events.push_back(Event::Provisional { call: id.into(), response: Box::new(response) });
+        }
+        self.send_cancel(id, now);
+    }
+
+    /// A 2xx: the first answers the call, a repeated one wants its ACK again, another fork's is acknowledged and hung up
+    /// (§13.2.2.4).
+    fn invite_answered(&mut self, transaction: Id, owner: Owner, response: Response, now: Instant) {
+        let tag = response.head.to().tag().unwrap_or_default().into_owned();
+        if self.repeat_ack(transaction, Some(&tag)) {
+            self.counters.retransmits_in += 1;
+            return;
+        }
+        let call = match owner {
+            Owner::Call(id) => self.calls.get_mut(id).map(|call| (id, call)),
+            Owner::Nobody | Owner::Exchange(_) => None,
+        };
+        let Some((id, call)) = call else { return self.hang_up_fork(transaction, &response, now) };
+        let cseq = response.head.cseq().number;
+        let is_pending = call.invite_out == Some(transaction);
+        match (&call.phase, &mut call.dialog) {
+            (Phase::Outgoing { cancel, .. }, dialog) => {
+                let cancel = cancel.clone();
+                *dialog = Dialog::uac(&response);
+                if dialog.is_none() {
+                    // A 2xx must have a Contact. Without it the INVITE's own target serves.
+                    let target = self.request_of(transaction).map(|invite| invite.uri);
+                    if let Some(call) = self.calls.get_mut(id) {
+                        call.dialog = target.map(|target| Dialog::uac_to(&response, target));
+                    }
+                }
+                let Some(call) = self.calls.get_mut(id) else { return };
+                call.phase = Phase::Confirmed;
+                call.invite_out = None;
+                let wants_ack = !call.offered && cancel.is_none();
+                if wants_ack {
+                    call.ack_wanted = Some((transaction, cseq));
+                } else {
+                    self.send_ack(id, transaction, cseq, None);
+                }
+                match cancel {
+                    Some(headers) => self.send_bye(id, &headers, now),
+                    None => {
+                        let response = Box::new(response);
+                        self.events.push_back(Event::Answered { call: id.into(), response, wants_ack });
+                    }
+                }
+            }
+            (Phase::Confirmed, Some(dialog)) if is_pending => {
+                dialog.refresh_target(&response.head);
+                call.invite_out = None;
+                let wants_ack = !call.offered;
+                if wants_ack {
+                    call.ack_wanted = Some((transaction, cseq));
+                } else {
+                    self.send_ack(id, transaction, cseq, None);
+                }
+                let response = Box::new(response);
+                self.events.push_back(Event::ReinviteAnswered { call: id.into(), response, wants_ack });
+            }
+            // Repeated while the user has yet to write the ACK.
+            (_, Some(dialog)) if *dialog.remote_tag() == *tag => self.counters.retransmits_in += 1,
+            _ => self.hang_up_fork(transaction, &response, now),
+        }
+    }
+
+    /// A 2xx of a fork that came too late.
+    fn hang_up_fork(&mut self, transaction: Id, response: &Response, now: Instant) {
+        let Some(invite) = self.transactions.get(transaction).filter(|invite| invite.acks.len() < MAX_FORKS)
+        else {
+            return;
+        };
+        let base = invite.flow;
+        let Some(mut dialog) = Dialog::uac(response) else { return };
+        let mut fork = Call::new(Phase::Confirmed, dialog.local_tag().into(), base);
+        fork.dialog = Some(dialog.clone());
+        let flow = fork.next_flow();
+        let (_, via) = self.new_via(flow);
+        let ack = dialog.write(&Method::Ack, response.head.cseq().number, &via).finish(b"");
+        self.transmit(flow, ack.clone());
+        if let Some(invite) = self.transactions.get_mut(transaction) {
+            invite.acks.push(SentAck { remote_tag: dialog.remote_tag().into(), bytes: ack, flow });
+        }
+        let cseq = dialog.next_cseq();
+        let (branch, via) = self.new_via(flow);
+        let bye = dialog.write(&Method::Bye, cseq, &via).finish(b"");
+        self.start_client(&Method::Bye, &branch, bye, flow, Owner::Nobody, now);
+    }
+
+    fn invite_refused(&mut self, transaction: Id, owner: Owner, response: Response, now: Instant) {
+        let Owner::Call(id) = owner else { return };
+        let Some(call) = self.calls.get_mut(id).filter(|call| call.invite_out == Some(transaction)) else {
+            return;
+        };
+        let status = response.status;
+        let cancelled = matches!(call.phase, Phase::Outgoing { cancel: Some(_), .. });
+        if !cancelled && self.try_credentials(transaction, owner, &response, now) {
+            return;
+        }
+        let Some(call) = self.calls.get_mut(id) else { return };
+        call.invite_out = None;
+        match call.phase {
+            Phase::Outgoing { .. } => self.end_call(id, EndReason::Failed { response: Box::new(response) }),
+            Phase::Confirmed if status == 481 || status == 408 => self.dialog_lost(id, status, now),
+            Phase::Confirmed => self.reinvite_refused(id, status),
+            Phase::Incoming { .. } | Phase::Closing => {}
+        }
+    }
+
+    /// The final response to a request other than INVITE.
+    fn request_answered(&mut self, transaction: Id, owner: Owner, response: Response, now: Instant) {
+        if self.try_credentials(transaction, owner, &response, now) {
+            return;
+        }
+        match owner {
+            Owner::Nobody => {}
+            Owner::Call(id) => {
+                let status = Some(response.status);
+                if self.calls.get(id).is_some_and(|call| call.phase == Phase::Closing) {
+                    self.end_call(id, EndReason::LocalBye { status });
+                }
+            }
+            Owner::Exchange(exchange) => {
+                let Some(value) = self.exchanges.remove(exchange) else { return };
+                let call = value.call.filter(|&call| self.calls.get(call).is_some());
+                let status = response.status;
+                self.events.push_back(Event::Response {
+                    handle: exchange.into(),
+                    call: call.map(Into::into),
+                    result: Ok(Box::new(response)),
+                });
+                if let Some(call) = call.filter(|_| status == 481 || status == 408) {
+                    self.dialog_lost(call, status, now);
+                }
+            }
+        }
+    }
+
+    // --- ACK and CANCEL ---
+
+    /// Our request, read back from what was sent: for the rare messages that copy its headers.
+    pub(super) fn request_of(&self, transaction: Id) -> Option<Request> {
+        match parse(&self.transactions.get(transaction)?.message) {
+            Ok(Message::Request(request)) => Some(request),
+            _ => None,
+        }
+    }
+
+    /// ACK of a refusal, within the transaction (§17.1.1.3).
+    fn ack_refusal(&mut self, transaction: Id, response: &Response) {
+        let Some(invite) = self.request_of(transaction) else { return };
+        let to = response.head.headers().all_bytes(HeaderName::To).next().unwrap_or_default();
+        let bytes = companion(&invite, &Method::Ack, to).finish(b"");
+        let Some(state) = self.transactions.get_mut(transaction) else { return };
+        let flow = state.flow;
+        state.acks = vec![SentAck { remote_tag: "".into(), bytes: bytes.clone(), flow }];
+        self.transmit(flow, bytes);
+    }
+
+    /// Sends the ACK of this fork (or of the refusal) again; false if there is none.
+    fn repeat_ack(&mut self, transaction: Id, remote_tag: Option<&str>) -> bool {
+        let Some(state) = self.transactions.get(transaction) else { return false };
+        let Some(ack) = state.acks.iter().find(|ack| remote_tag.is_none_or(|tag| *ack.remote_tag == *tag))
+        else {
+            return false;
+        };
+        let (flow, bytes) = (ack.flow, ack.bytes.clone());
+        self.counters.retransmits_out += 1;
+        self.transmit(flow, bytes);
+        true
+    }
+
+    /// ACK of a 2xx, of the dialog (§13.2.2.4).
+    pub(super) fn send_ack(&mut self, id: Id, transaction: Id, cseq: u32, body: Option<&Body>) {
+        let Some(call) = self.calls.get(id) else { return };
+        let flow = call.next_flow();
+        let (_, via) = self.new_via(flow);
+        let Some((call, dialog)) = self.calls.get(id).and_then(|call| Some((call, call.dialog.as_ref()?)))
+        else {
+            return;
+        };
+        let mut writer = dialog.write(&Method::Ack, cseq, &via);
+        for (name, value) in &call.authorization {
+            writer.header(*name, value);
+        }
+        let remote_tag = dialog.remote_tag().into();
+        let bytes = finish(writer, &Headers::new(), body);
+        if let Some(invite) = self.transactions.get_mut(transaction) {
+            invite.acks.push(SentAck { remote_tag, bytes: bytes.clone(), flow });
+        }
+        self.transmit(flow, bytes);
+    }
+
+    /// CANCEL, if it is wanted, allowed already and not sent yet.
+    fn send_cancel(&mut self, id: Id, now: Instant) {
+        let Some(call) = self.calls.get(id) else { return };
+        let (Phase::Outgoing { cancel: Some(headers), .. }, Some(transaction)) =
+            (&call.phase, call.invite_out)
+        else {
+            return;
+        };
+        let headers = headers.clone();
+        let Some(state) = self.transactions.get_mut(transaction) else { return };
+        let Machine::InviteClient(machine) = &mut state.machine else { return };
+        if !machine.can_cancel() {
+            return;
+        }
+        machine.cancelled(now);
+        let flow = state.flow;
+        self.arm(Wake::Transaction(transaction));
+        let Some(invite) = self.request_of(transaction) else { return };
+        let to = invite.head.headers().all_bytes(HeaderName::To).next().unwrap_or_default();
+        let mut writer = companion(&invite, &Method::Cancel, to);
+        writer.headers(&headers);
+        let branch = invite.head.via().branch().unwrap_or_default().into_owned();
+        self.start_client(&Method::Cancel, &branch, writer.finish(b""), flow, Owner::Nobody, now);
+    }
+}
+
+/// CANCEL, or the ACK of a refusal: the INVITE's Request-URI, top Via, Route, From, Call-ID and CSeq number.
+fn companion(invite: &Request, method: &Method, to: &[u8]) -> Writer {
+    let headers = invite.head.headers();
+    let mut writer = Writer::request(method, &invite.uri);
+    for name in
+        [HeaderName::Via, HeaderName::MaxForwards, HeaderName::Route, HeaderName::From, HeaderName::CallId]
+    {
+        for value in headers.all_bytes(name) {
+            writer.line(name.as_str(), value);
+        }
+    }
+    writer.line(HeaderName::To.as_str(), to);
+    writer.header_fmt(HeaderName::CSeq, format_args!("{} {method}", invite.head.cseq().number));
+    writer
+}
+
+/// The user's headers and body.
+pub(super) fn finish(mut writer: Writer, headers: &Headers, body: Option<&Body>) -> Vec<u8> {
+    writer.headers(headers);
+    match body {
+        Some(body) => {
+            writer.header(HeaderName::ContentType, body.content_type);
+            writer.finish(&body.bytes)
+        }
+        None => writer.finish(b""),
+    }
+}

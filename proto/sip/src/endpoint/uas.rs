@@ -1,0 +1,386 @@
+//! The server's side: requests that come in, and our answers (RFC 3261 §8.2, §13.3).
+
+use std::time::Instant;
+
+use super::call::{Call, Exchange, Phase};
+use super::event::{CallHandle, EndReason, Event, RequestHandle};
+use super::ledger::{Extras, Owner, ServerSide, Transaction, Wake};
+use super::reply::{self, Template};
+use super::{CallError, Endpoint, MAX_QUEUED, RETRY_AFTER_FULL_S};
+use crate::dialog::Dialog;
+use crate::flow::Flow;
+use crate::headers::HeaderName;
+use crate::message::{Body, Method, Reply, Request};
+use crate::table::Id;
+use crate::timer::PROVISIONAL_REPEAT;
+use crate::transaction::Machine;
+use crate::transaction::invite_server::{InviteServer, OnAck};
+use crate::transaction::key::Key;
+use crate::transaction::server::Server;
+use crate::uri::Scheme;
+
+impl Endpoint {
+    // --- verbs ---
+
+    /// 180 Ringing.
+    pub fn ring(&mut self, call: CallHandle, now: Instant) -> Result<(), CallError> {
+        self.respond(call, Reply::new(180), now)
+    }
+
+    /// 200 OK with our answer (or offer, if the INVITE had none) to the pending INVITE or re-INVITE. Repeated until
+    /// the ACK comes.
+    pub fn answer(&mut self, call: CallHandle, body: Body, now: Instant) -> Result<(), CallError> {
+        self.respond(call, Reply::new(200).body(body), now)
+    }
+
+    /// A final refusal (300..=699) of the pending INVITE or re-INVITE. A refused INVITE ends the call at once.
+    pub fn reject(&mut self, call: CallHandle, reply: Reply, now: Instant) -> Result<(), CallError> {
+        if reply.status < 300 {
+            return Err(CallError::State("refusing with a status below 300"));
+        }
+        self.respond(call, reply, now)
+    }
+
+    /// Any response to the pending INVITE or re-INVITE: provisional (with SDP: early media) or final.
+    pub fn respond(&mut self, call: CallHandle, reply: Reply, now: Instant) -> Result<(), CallError> {
+        let id = Id::from(call);
+        let state = self.calls.get(id).ok_or(CallError::Unknown)?;
+        let Some(invite) = state.invite_in else { return Err(CallError::State(state.doing())) };
+        let status = reply.status;
+        let extras = if status > 100 && status < 300 { Extras::Dialog } else { Extras::Plain };
+        let answered = self.respond_on(invite, &reply, extras, now);
+        let Some(state) = self.calls.get_mut(id) else { return Err(CallError::Unknown) };
+        if status >= 200 {
+            state.invite_in = None;
+        }
+        match (status, &mut state.phase) {
+            (..=199, Phase::Incoming { repeat_at }) => *repeat_at = Some(now + PROVISIONAL_REPEAT),
+            (200..=299, phase) => {
+                *phase = Phase::Confirmed;
+                state.unacked = answered;
+            }
+            (300.., Phase::Incoming { .. }) => self.end_call(id, EndReason::Rejected { status }),
+            _ => {}
+        }
+        self.arm(Wake::Call(id));
+        Ok(())
+    }
+
+    /// Answers an [`Event::Request`]. After a final reply the handle is dead.
+    pub fn reply(&mut self, request: RequestHandle, reply: Reply, now: Instant) -> Result<(), CallError> {
+        let id = Id::from(request);
+        let exchange = self.exchanges.get(id).ok_or(CallError::Unknown)?;
+        let transaction = exchange.transaction;
+        let is_server =
+            self.transactions.get(transaction).is_some_and(|transaction| transaction.server.is_some());
+        if !is_server {
+            return Err(CallError::State("the request is our own"));
+        }
+        let keeps_dialog = exchange.call.is_some() && reply.status < 300;
+        self.respond_on(transaction, &reply, if keeps_dialog { Extras::Dialog } else { Extras::Plain }, now);
+        if reply.status >= 200 {
+            self.exchanges.remove(id);
+        }
+        Ok(())
+    }
+
+    // --- requests ---
+
+    pub(super) fn handle_request(&mut self, request: Request, flow: Flow, now: Instant) {
+        let key = Key::server(&request);
+        if let Some(&id) = self.index.get(&key) {
+            return self.handle_repeated(id, request, flow, now);
+        }
+        match request.method {
+            Method::Ack => self.handle_ack(request, now),
+            Method::Cancel => self.handle_cancel(&request, key, flow, now),
+            _ => self.handle_new(request, key, flow, now),
+        }
+    }
+
+    /// A request of a transaction that we have: its ACK, or a retransmission.
+    fn handle_repeated(&mut self, id: Id, request: Request, flow: Flow, now: Instant) {
+        let Some(transaction) = self.transactions.get_mut(id) else { return };
+        let resend = match &mut transaction.machine {
+            Machine::InviteServer(machine) if request.method == Method::Ack => {
+                let pass = machine.handle_ack(now) == OnAck::Pass;
+                self.arm(Wake::Transaction(id));
+                if pass {
+                    self.handle_ack(request, now);
+                }
+                return;
+            }
+            Machine::InviteServer(machine) => machine.handle_retransmission(),
+            Machine::Server(_) => true,
+            Machine::InviteClient(_) | Machine::Client(_) => false,
+        };
+        self.counters.retransmits_in += 1;
+        // The peer may have come back by a new connection.
+        if flow.connection.is_some() {
+            transaction.flow = flow;
+        }
+        let (flow, bytes) = (transaction.flow, transaction.message.clone());
+        if resend && !bytes.is_empty() {
+            self.counters.retransmits_out += 1;
+            self.transmit(flow, bytes);
+        }
+    }
+
+    /// The ACK of a 2xx: it belongs to the dialog.
+    fn handle_ack(&mut self, ack: Request, now: Instant) {
+        let Some(id) = self.call_of(&ack) else {
+            self.counters.stray_acks += 1;
+            return;
+        };
+        let Some(call) = self.calls.get_mut(id) else { return };
+        if call.unacked.take_if(|unacked| unacked.cseq == ack.head.cseq().number).is_none() {
+            self.counters.retransmits_in += 1;
+            return;
+        }
+        let bye = call.bye_wanted.take();
+        self.events.push_back(Event::Acknowledged { call: id.into(), ack: Box::new(ack) });
+        if let Some(headers) = bye {
+            self.send_bye(id, &headers, now);
+        }
+    }
+
+    /// CANCEL (§9.2): 200 to it whenever its INVITE is known, 487 to the INVITE if that is still unanswered.
+    fn handle_cancel(&mut self, cancel: &Request, key: Key, flow: Flow, now: Instant) {
+        let Some(&invite) = self.index.get(&Key::cancelled(&cancel.head)) else {
+            return self.refuse(cancel, key, flow, &Reply::new(481), Extras::Plain, now);
+        };
+        let transaction = self.transactions.get(invite);
+        let tag = transaction.and_then(|invite| invite.server.as_ref()).map(|server| server.tag.clone());
+        let owner = transaction.map(|invite| invite.owner);
+        let Some(own) = self.open_server(cancel, key, flow, Owner::Nobody, tag, now) else { return };
+        self.respond_on(own, &Reply::new(200), Extras::Plain, now);
+        let Some(Owner::Call(id)) = owner else { return };
+        let Some(call) = self.calls.get_mut(id).filter(|call| call.invite_in == Some(invite)) else { return };
+        call.invite_in = None;
+        let was_incoming = matches!(call.phase, Phase::Incoming { .. });
+        self.respond_on(invite, &Reply::new(487), Extras::Plain, now);
+        if was_incoming {
+            let reason = cancel.header(HeaderName::Reason).map(str::to_owned);
+            self.end_call(id, EndReason::Cancelled { reason });
+        } else {
+            self.events.push_back(Event::ReinviteCancelled { call: id.into() });
+        }
+    }
+
+    /// The checks of §8.2 in their order, then dispatch.
+    fn handle_new(&mut self, request: Request, key: Key, flow: Flow, now: Instant) {
+        if self.is_full() {
+            self.counters.refused_full += 1;
+            return self.refuse_stateless(&request, flow, &Reply::new(503).retry_after_s(RETRY_AFTER_FULL_S));
+        }
+        if let Some((reply, extras)) = self.objection(&request) {
+            return self.refuse(&request, key, flow, &reply, extras, now);
+        }
+        if request.head.to().tag().is_some() {
+            return match self.call_of(&request) {
+                Some(call) => self.handle_in_call(call, request, key, flow, now),
+                None => self.refuse(&request, key, flow, &Reply::new(481), Extras::Plain, now),
+            };
+        }
+        match request.method {
+            Method::Invite => self.handle_invite(request, key, flow, now),
+            Method::Options => self.refuse(&request, key, flow, &Reply::new(200), Extras::Capabilities, now),
+            Method::Bye | Method::Info | Method::Update | Method::Prack => {
+                self.refuse(&request, key, flow, &Reply::new(481), Extras::Plain, now);
+            }
+            _ => self.surface(request, None, key, flow, now),
+        }
+    }
+
+    /// What is wrong with a request before anybody looks at its meaning.
+    fn objection(&self, request: &Request) -> Option<(Reply, Extras)> {
+        let plain = |status| Some((Reply::new(status), Extras::Plain));
+        match &request.method {
+            Method::Other(_) => return Some((Reply::new(501), Extras::Capabilities)),
+            method if !self.allow.split(", ").any(|known| known == method.as_str()) => {
+                return Some((Reply::new(405), Extras::Capabilities));
+            }
+            _ => {}
+        }
+        if !matches!(request.uri.scheme(), Scheme::Sip | Scheme::Sips) {
+            return plain(416);
+        }
+        if request.head.to().tag().is_none() && self.merged.contains_key(&Key::merged(&request.head)) {
+            return plain(482);
+        }
+        let unsupported: Vec<&str> = request
+            .head
+            .headers()
+            .items(HeaderName::Require)
+            .filter(|tag| !self.config.supported.iter().any(|ours| ours.eq_ignore_ascii_case(tag)))
+            .collect();
+        if !unsupported.is_empty() {
+            let mut reply = Reply::new(420);
+            reply.headers.push_raw(b"Unsupported", unsupported.join(", ").as_bytes());
+            return Some((reply, Extras::Plain));
+        }
+        if request.method == Method::Invite { invite_objection(request) } else { None }
+    }
+
+    /// A new call.
+    fn handle_invite(&mut self, invite: Request, key: Key, flow: Flow, now: Instant) {
+        if self.calls.len() >= self.config.max_calls {
+            self.counters.refused_full += 1;
+            let reply = Reply::new(503).retry_after_s(RETRY_AFTER_FULL_S);
+            return self.refuse(&invite, key, flow, &reply, Extras::Plain, now);
+        }
+        let tag: Box<str> = self.random.token("").into();
+        let Some(dialog) = Dialog::uas(&invite, &tag) else {
+            let reply = Reply::new(400).reason("Bad Request: missing Contact");
+            return self.refuse(&invite, key, flow, &reply, Extras::Plain, now);
+        };
+        let mut call = Call::new(Phase::Incoming { repeat_at: None }, tag.clone(), flow);
+        call.natted = invite.head.via().is_natted(flow.remote);
+        call.dialog = Some(dialog);
+        let id = self.calls.insert(call);
+        let Some(transaction) = self.open_server(&invite, key, flow, Owner::Call(id), Some(tag.clone()), now)
+        else {
+            self.calls.remove(id);
+            return;
+        };
+        self.tags.insert(tag, id);
+        if let Some(call) = self.calls.get_mut(id) {
+            call.invite_in = Some(transaction);
+        }
+        self.respond_on(transaction, &Reply::new(100), Extras::Plain, now);
+        self.events.push_back(Event::IncomingInvite { call: id.into(), request: Box::new(invite), flow });
+    }
+
+    /// Hands a request to the user.
+    pub(super) fn surface(&mut self, request: Request, call: Option<Id>, key: Key, flow: Flow, now: Instant) {
+        let tag = call.and_then(|call| self.calls.get(call)).map(|call| call.local_tag.clone());
+        let Some(transaction) = self.open_server(&request, key, flow, Owner::Nobody, tag, now) else {
+            return;
+        };
+        let exchange = self.exchanges.insert(Exchange { transaction, call, credentials: None });
+        if let Some(transaction) = self.transactions.get_mut(transaction) {
+            transaction.owner = Owner::Exchange(exchange);
+        }
+        self.events.push_back(Event::Request {
+            handle: exchange.into(),
+            call: call.map(Into::into),
+            request: Box::new(request),
+            flow,
+        });
+    }
+
+    // --- server transactions ---
+
+    /// Whether there is no room for another transaction, or the shell does not drain us.
+    pub(super) fn is_full(&self) -> bool {
+        self.transactions.len() >= self.config.max_transactions
+            || self.transmits.len() >= MAX_QUEUED
+            || self.events.len() >= MAX_QUEUED
+    }
+
+    /// A new server transaction. `None`: no room, and 503 has left.
+    pub(super) fn open_server(
+        &mut self,
+        request: &Request,
+        key: Key,
+        flow: Flow,
+        owner: Owner,
+        tag: Option<Box<str>>,
+        now: Instant,
+    ) -> Option<Id> {
+        if self.is_full() {
+            self.counters.refused_full += 1;
+            self.refuse_stateless(request, flow, &Reply::new(503).retry_after_s(RETRY_AFTER_FULL_S));
+            return None;
+        }
+        let (reliable, timers) = (flow.transport.is_reliable(), self.config.timers);
+        let is_invite = request.method == Method::Invite;
+        let machine = if is_invite {
+            Machine::InviteServer(InviteServer::new(reliable, timers))
+        } else {
+            Machine::Server(Server::new(reliable, timers, now))
+        };
+        let merged = (request.head.to().tag().is_none() && request.method != Method::Cancel)
+            .then(|| Key::merged(&request.head))
+            .filter(|merged| !self.merged.contains_key(merged));
+        let server = ServerSide {
+            template: self.template(request, flow),
+            tag: tag.unwrap_or_else(|| self.random.token("").into()),
+            merged: merged.clone(),
+            cseq: request.head.cseq().number,
+            sent_by_port: request.head.via().port_or_default(),
+        };
+        let id = self.transactions.insert(Transaction {
+            machine,
+            key: key.clone(),
+            flow: reply::response_flow(request.head.via(), flow),
+            message: Vec::new(),
+            owner,
+            server: Some(server),
+            acks: Vec::new(),
+            wake: None,
+        });
+        self.index.insert(key, id);
+        if let Some(merged) = merged {
+            self.merged.insert(merged, id);
+        }
+        self.arm(Wake::Transaction(id));
+        Some(id)
+    }
+
+    fn template(&self, request: &Request, flow: Flow) -> Template {
+        let head = &request.head;
+        Template::new(head.headers(), head.via(), head.to().tag().is_some(), flow.remote)
+    }
+
+    /// Answers a request at once and for good, in a transaction of its own that absorbs retransmissions.
+    pub(super) fn refuse(
+        &mut self,
+        request: &Request,
+        key: Key,
+        flow: Flow,
+        reply: &Reply,
+        extras: Extras,
+        now: Instant,
+    ) {
+        if let Some(id) = self.open_server(request, key, flow, Owner::Nobody, None, now) {
+            self.respond_on(id, reply, extras, now);
+        }
+    }
+
+    fn refuse_stateless(&mut self, request: &Request, flow: Flow, reply: &Reply) {
+        let template = self.template(request, flow);
+        self.respond_stateless(&template, reply, reply::response_flow(request.head.via(), flow));
+    }
+
+    /// The call to whose dialog a request belongs.
+    fn call_of(&self, request: &Request) -> Option<Id> {
+        let tag = request.head.to().tag()?;
+        let id = *self.tags.get(&*tag)?;
+        let dialog = self.calls.get(id)?.dialog.as_ref()?;
+        dialog.matches(&request.head).then_some(id)
+    }
+}
+
+/// What is wrong with an INVITE's body: its type or coding (415), or that the caller takes no SDP (406).
+fn invite_objection(invite: &Request) -> Option<(Reply, Extras)> {
+    let head = &invite.head;
+    let coding = head.headers().get(HeaderName::ContentEncoding);
+    if coding.is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
+        let mut reply = Reply::new(415);
+        reply.headers.push_raw(b"Accept-Encoding", b"identity");
+        return Some((reply, Extras::Capabilities));
+    }
+    if !invite.body.is_empty() && invite.sdp().is_none() {
+        return Some((Reply::new(415), Extras::Capabilities));
+    }
+    let mut accepted = head.headers().items(HeaderName::Accept).peekable();
+    let takes_sdp = |kind: &str| {
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        ["application/sdp", "application/*", "*/*"].iter().any(|ours| ours.eq_ignore_ascii_case(kind))
+    };
+    if accepted.peek().is_some() && !accepted.any(takes_sdp) {
+        return Some((Reply::new(406), Extras::Capabilities));
+    }
+    None
+}
