@@ -50,12 +50,18 @@ impl SessionDescription {
         if session.medias.len() > MEDIA_MAX {
             return Err(ParseError::TooManyMedia(session.medias.len()));
         }
+        let media: Vec<Media> = session.medias.into_iter().map(media).collect();
+        if let Some(empty) = media.iter().position(|media| media.formats.is_empty()) {
+            let mut numbered = (1..).zip(&lines).filter(|(_, line)| line.starts_with(b"m="));
+            let line = numbered.nth(empty).map_or(0, |(number, _)| number);
+            return Err(ParseError::Line { line, what: "media without a format".to_owned() });
+        }
         Ok(SessionDescription {
             origin: value(&lines, b"o=").and_then(|text| origin(&text)),
             name: value(&lines, b"s=").unwrap_or_default(),
             connection: session.connection.map(connection),
             attributes: session.attributes.into_iter().map(attribute).collect(),
-            media: session.medias.into_iter().map(media).collect(),
+            media,
         })
     }
 }
@@ -184,6 +190,13 @@ mod tests {
     fn more_media_than_anyone_needs_are_refused() {
         let body = format!("v=0\n{}", "m=audio 1 RTP/AVP 0\n".repeat(MEDIA_MAX + 1));
         assert_eq!(SessionDescription::parse(body.as_bytes()), Err(ParseError::TooManyMedia(MEDIA_MAX + 1)));
+    }
+
+    #[test]
+    fn media_without_a_format_is_named_by_its_line() {
+        let error = SessionDescription::parse(b"v=0\nm=audio 1 RTP/AVP 0\na=x\nm=audio 1 RTP/AVP \x0C\n")
+            .unwrap_err();
+        assert_eq!(error, ParseError::Line { line: 4, what: "media without a format".to_owned() });
     }
 
     #[test]
