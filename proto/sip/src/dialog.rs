@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Here are the identity, both sequence numbers, the route set and the remote target, and how requests are written from
-//! them. The state itself is the endpoint's call; [`Unacked`] repeats its 2xx until the ACK comes.
+//! them. The state itself is the endpoint's call; `Unacked` repeats its 2xx until the ACK comes.
 
 use std::time::Instant;
 

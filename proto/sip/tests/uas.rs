@@ -313,3 +313,10 @@ fn secrets_are_in_no_debug_text() {
     );
     assert!(!text.contains("demo-key") && !text.contains("0badc0de"), "{text}");
 }
+
+#[test]
+fn endpoint_can_move_between_threads() {
+    fn is_send<T: Send>() {}
+    is_send::<Endpoint>();
+    is_send::<Event>();
+}

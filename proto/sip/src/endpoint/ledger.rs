@@ -114,12 +114,14 @@ impl Endpoint {
             _ => Machine::Client(Client::new(reliable, timers, now)),
         };
         let key = Key::client(branch, method);
-        self.transmit(flow, bytes.clone());
+        // The copy that stays is only as large as it must be.
+        let message = bytes.clone();
+        self.transmit(flow, bytes);
         let transaction = Transaction {
             machine,
             key: key.clone(),
             flow,
-            message: bytes,
+            message,
             owner,
             server: None,
             acks: Vec::new(),
@@ -147,14 +149,21 @@ impl Endpoint {
         let mut writer =
             server.template.respond(reply.status, reply.reason.as_deref(), &server.tag, with_routes);
         self.write_extras(&mut writer, extras, flow);
-        let bytes = finish_reply(writer, reply);
-        self.transmit(flow, bytes.clone());
+        let sent = finish_reply(writer, reply);
+        let bytes = sent.clone();
+        self.transmit(flow, sent);
         let transaction = self.transactions.get_mut(id)?;
+        if reply.status >= 200
+            && let Some(server) = &mut transaction.server
+        {
+            server.template = Template::default();
+        }
         let mut for_dialog = None;
         match &mut transaction.machine {
             Machine::InviteServer(machine) => {
                 machine.respond(reply.status, now);
                 if (200..300).contains(&reply.status) {
+                    transaction.message = Vec::new();
                     for_dialog = Some(Unacked::new(cseq, bytes, flow, &self.config.timers, now));
                 } else {
                     transaction.message = bytes;

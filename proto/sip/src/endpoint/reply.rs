@@ -11,7 +11,7 @@ use crate::message::reason_phrase;
 use crate::write::Writer;
 
 /// What a request's responses begin with.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Template {
     /// Via, From, Call-ID, CSeq and Timestamp lines.
     lines: Vec<u8>,
