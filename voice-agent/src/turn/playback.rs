@@ -77,8 +77,16 @@ impl Playback {
 
     /// The engine played past the turn's end mark.
     pub fn marked(&mut self, turn: u32, heard_ms: u64) -> Option<Heard> {
-        self.open.filter(|open| open.turn == turn)?;
-        self.close(heard_ms)
+        match self.open {
+            Some(open) if open.turn == turn => self.close(heard_ms),
+            Some(open) if open.turn < turn => None,
+            // The mark of a turn that was closed by estimate, which was wrong (a call that rings for long plays
+            // nothing): what is open, or comes next, begins here.
+            _ => {
+                self.base_ms = heard_ms;
+                None
+            }
+        }
     }
 
     /// The engine emptied its queue.
@@ -164,11 +172,16 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_of_another_turn_changes_nothing() {
+    fn a_late_mark_puts_a_wrong_estimate_right() {
         let (mut playback, t0) = (Playback::default(), Instant::now());
-        playback.sent(2, 1_000, t0);
-        assert_eq!(playback.marked(1, 900), None);
-        assert_eq!(playback.playing(), Some(2));
+        playback.sent(1, 2_000, t0);
+        playback.complete(1);
+        assert!(playback.estimate(t0 + ms(6_000)).is_some());
+        playback.sent(2, 1_000, t0 + ms(7_000));
+        assert_eq!(playback.marked(1, 1_500), None);
+        assert_eq!(playback.marked(3, 9_999), None, "there is no such turn yet");
+        playback.complete(2);
+        assert_eq!(playback.marked(2, 2_500).map(|heard| heard.heard_ms), Some(1_000));
     }
 
     #[test]

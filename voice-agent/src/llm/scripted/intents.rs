@@ -63,6 +63,7 @@ const EXAMPLES: &[(Wish, &str, &[&str])] = &[
             "Pardon?",
             "I did not hear you",
             "What did you say?",
+            "Sorry, what was that?",
         ],
     ),
     (
@@ -74,20 +75,25 @@ const EXAMPLES: &[(Wish, &str, &[&str])] = &[
             "Bye bye",
             "That is all, thank you",
             "No thanks, that was everything",
+            "Okay, see you then",
         ],
     ),
     (Wish::Yes, "yes", &["Yes", "Yes, please", "That is right", "Correct"]),
-    (Wish::No, "no", &["No", "No, that is wrong", "No, thank you", "Not really"]),
+    (Wish::No, "no", &["No", "No, that is wrong", "No, thank you", "Not really", "No, that's it"]),
     (
         Wish::Person,
         "person",
         &["Can I talk to a person?", "I want to speak to a human", "Connect me to somebody, please"],
     ),
-    (Wish::Help, "help", &["What can you do?", "Help", "Who are you?", "How does this work?"]),
+    (
+        Wish::Help,
+        "help",
+        &["What can you do?", "Help", "Who are you?", "How does this work?", "What is this?"],
+    ),
 ];
 
 /// Below this the nearest example is not near enough.
-const SCORE_MIN: f64 = 0.45;
+const SCORE_MIN: f64 = 0.47;
 
 /// What was found, if anything was near enough.
 pub type Intent = Option<Wish>;
