@@ -16,6 +16,7 @@ RATE = 16000
 UTTERANCE_MAX_S = 60  # more is not a turn of a conversation
 PARTIAL_EVERY_MS = 1000  # a partial in work delays a final: not too often
 PADDING = numpy.zeros(RATE * 3 // 10, numpy.float32)  # a sentence that ends in silence gets its full stop
+NO_SPEECH = {"you"}  # what the model says to noise; nobody says that alone
 SHORTEST_MS = 100  # the encoder wants some frames; less than that holds no word
 
 
@@ -33,8 +34,10 @@ class SpeechModel:
         samples = numpy.frombuffer(pcm, "<i2").astype(numpy.float32) / 32768.0
         samples = numpy.concatenate((samples, PADDING))
         transcript = self._transcriber.transcribe_without_streaming(samples.tolist(), RATE)
-        text = " ".join(line.text.strip() for line in transcript.lines if line.text)
-        return text.strip(), round((time.perf_counter() - started) * 1000)
+        text = " ".join(line.text.strip() for line in transcript.lines if line.text).strip()
+        if text.lower().rstrip(".!?, ") in NO_SPEECH:
+            text = ""
+        return text, round((time.perf_counter() - started) * 1000)
 
 
 class Utterance:

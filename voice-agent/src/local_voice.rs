@@ -180,6 +180,8 @@ async fn start(config: &LocalVoiceConfig) -> Result<(Child, u16), StartError> {
         .env_remove("TANDEM_LLM_KEY")
         .env_remove("TANDEM_SERVICE_TOKEN")
         .env_remove("TANDEM_MASTER_KEY")
+        // Ctrl-C in a terminal is for us; the child ends when we close its stdin.
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(|source| StartError::Spawn { python: config.python.display().to_string(), source })?;

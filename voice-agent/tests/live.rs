@@ -173,7 +173,7 @@ async fn the_recorded_caller_books_a_table() {
     }
     assert!(messages.iter().all(|message| !message.interrupted));
     // Generous: other tests may have both cores. The report above has the figures.
-    assert!(latencies_ms.iter().all(|ms| *ms < 4_000), "{latencies_ms:?}");
+    assert!(latencies_ms.iter().all(|ms| *ms < 6_000), "{latencies_ms:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

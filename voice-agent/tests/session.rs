@@ -16,7 +16,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use voice_agent::Server;
 use voice_agent::agent::{Agent, Vendors};
-use voice_agent::config::Behaviour;
+use voice_agent::config::{Behaviour, LlmConfig};
+use voice_agent::llm::openai::OpenAi;
 use voice_agent::llm::{Dialogue, LanguageModel, LlmEvent, Request};
 use voice_agent::record::Recorder;
 use voice_agent::stt::{SpeechToText, SttEvent, SttInput, SttStream};
@@ -106,12 +107,17 @@ struct Stage {
 }
 
 async fn stage(answers: &'static [&'static str], max_conversations: usize) -> Stage {
-    let requests = Arc::default();
-    let vendors = Vendors {
-        stt: Arc::new(PaperStt("I want a table.")),
-        llm: Arc::new(PaperLlm(Arc::clone(&requests), answers)),
-        tts: Arc::new(PaperTts),
-    };
+    let requests: Arc<Mutex<Vec<Request>>> = Arc::default();
+    let llm = Arc::new(PaperLlm(Arc::clone(&requests), answers));
+    stage_with(llm, requests, max_conversations).await
+}
+
+async fn stage_with(
+    llm: Arc<dyn LanguageModel>,
+    requests: Arc<Mutex<Vec<Request>>>,
+    max_conversations: usize,
+) -> Stage {
+    let vendors = Vendors { stt: Arc::new(PaperStt("I want a table.")), llm, tts: Arc::new(PaperTts) };
     let control = record::ControlPlane::start().await;
     let behaviour = Behaviour { greeting: "Hello, caller.".into(), ..Behaviour::default() };
     let mut agent = Agent::with_vendors(vendors, behaviour);
@@ -190,6 +196,23 @@ async fn barge_in_stops_the_agent_and_the_record_has_what_was_heard() {
     let cut = &messages[2];
     assert!(cut.interrupted && u64::from(cut.heard_ms) == heard_ms - greeted_ms, "{cut:?}");
     assert!(cut.text.starts_with("I could tell") && cut.text.len() < 40, "{cut:?}");
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_language_model_that_is_not_there_is_apologised_for() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let llm = OpenAi::new(LlmConfig { url, model: "m".into(), key: None }).unwrap();
+    let stage = stage_with(Arc::new(llm), Arc::default(), 4).await;
+    let mut engine = Engine::dial(stage.addr, "call-8").await.unwrap();
+    assert!(engine.until(SECONDS(3), |engine| engine.heard_ms > 500 && !engine.hears()).await);
+    engine.say("book.wav");
+    assert!(engine.until(SECONDS(6), |engine| !engine.is_saying() && engine.hears()).await, "no apology");
+    assert!(engine.until(SECONDS(10), |engine| !engine.hears()).await);
+    let messages = stage.control.messages(3).await;
+    assert!(messages[2].text.starts_with("Sorry, something went wrong"), "{:?}", messages[2]);
     engine.stop().await;
 }
 

@@ -25,7 +25,7 @@ use crate::config::Behaviour;
 use playback::{Heard, Playback};
 
 /// Speech-to-text owes its result this soon after the end of speech; later the agent apologises.
-const FINAL_WAIT: Duration = Duration::from_secs(4);
+const FINAL_WAIT: Duration = Duration::from_secs(6);
 /// The answer's first audio must come this soon; later the agent apologises.
 const ANSWER_WAIT: Duration = Duration::from_secs(15);
 /// After the maximum session the closing line may take this long; then the call is cut.

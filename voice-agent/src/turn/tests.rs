@@ -401,7 +401,7 @@ fn speech_to_text_that_does_not_answer_is_apologised_for() {
     let mut scene = Scene::greeted();
     scene.caller_begins();
     scene.turns.handle_speech_ended(scene.now, scene.now);
-    scene.pass(ms(3_999));
+    scene.pass(ms(5_999));
     assert!(lines(&scene.actions()).is_empty());
     scene.pass(ms(1));
     assert_eq!(lines(&scene.actions()), [Line::Error]);
