@@ -100,6 +100,8 @@ pub struct Calls {
     actions: VecDeque<Action>,
     wall: Wall,
     rng: StdRng,
+    /// Milliseconds and count of the last call id.
+    last_id: (u64, u16),
     draining: bool,
     store_behind: bool,
 }
@@ -116,6 +118,7 @@ impl Calls {
             actions: VecDeque::new(),
             wall: Wall { instant: now, epoch_ms },
             rng: StdRng::seed_from_u64(settings.seed),
+            last_id: (0, 0),
             draining: false,
             store_behind: false,
             settings,
@@ -412,11 +415,21 @@ impl Calls {
         }
     }
 
+    /// A UUID of version 7, above the last one: lists rely on the order.
     fn new_call_id(&mut self, now: Instant) -> Uuid {
-        let mut random = [0; 10];
-        self.rng.fill_bytes(&mut random);
         let epoch_ms = u64::try_from(self.wall.at(now)).unwrap_or_default();
-        uuid::Builder::from_unix_timestamp_millis(epoch_ms, &random).into_uuid()
+        let (last_ms, last_count) = self.last_id;
+        self.last_id = match last_count {
+            _ if epoch_ms > last_ms => (epoch_ms, 0),
+            // The 12 bits behind the time count; a full millisecond borrows the next.
+            0xfff => (last_ms + 1, 0),
+            count => (last_ms, count + 1),
+        };
+        let (epoch_ms, count) = self.last_id;
+        let mut rest = [0; 10];
+        self.rng.fill_bytes(&mut rest[2..]);
+        rest[..2].copy_from_slice(&count.to_be_bytes());
+        uuid::Builder::from_unix_timestamp_millis(epoch_ms, &rest).into_uuid()
     }
 }
 
@@ -428,4 +441,22 @@ fn surroundings<'a>(
     now: Instant,
 ) -> Surroundings<'a> {
     Surroundings { actions, settings, now, setup: None, wall, rng }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn call_ids_rise_even_within_a_millisecond_and_when_the_clock_steps_back() {
+        let settings =
+            Settings { limits: Limits::default(), talker_url: String::new(), engines: Vec::new(), seed: 1 };
+        let now = Instant::now();
+        let mut calls = Calls::new(settings, now, 1_763_812_800_000);
+        let mut ids: Vec<Uuid> = (0..5_000).map(|_| calls.new_call_id(now)).collect();
+        calls.handle_clock(now, 1_763_812_000_000);
+        ids.push(calls.new_call_id(now));
+        assert!(ids.is_sorted_by(|a, b| a < b));
+        assert!(ids.iter().all(|id| id.get_version_num() == 7));
+    }
 }

@@ -1,0 +1,10 @@
+//! The whole control plane in this process, on ports of the system's choice: real SIP, HTTP and gRPC, a real phone,
+//! and an engine that only says it carries media.
+#![allow(clippy::unwrap_used)] // a test that cannot go on fails
+
+mod api;
+mod calls;
+mod engine;
+mod lifecycle;
+mod stage;
+mod wire;
