@@ -477,3 +477,6 @@ fn policy(agent: &Agent) -> Policy {
         _ => Policy::Spoken,
     }
 }
+
+#[cfg(test)]
+mod tests;
