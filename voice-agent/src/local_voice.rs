@@ -1,6 +1,6 @@
 //! The child process with the offline models: started, watched, started again, ended with us.
 //!
-//! It prints its port when its models are loaded ([`LocalVoice::port`] follows it) and ends when its stdin closes, so a
+//! It prints its port when its models are loaded (the handle follows it) and ends when its stdin closes, so a
 //! killed talker leaves no orphan. Its protocol is in `local-voice/PROTOCOL.md`.
 
 use std::process::Stdio;

@@ -1,6 +1,6 @@
 //! What is to be sent to the engine: audio and events in order, with two privileges.
 //!
-//! Audio goes out at most [`LEAD`] ahead of its playing, so that little is in the connection when the caller
+//! Audio goes out at most 2.5 s ahead of its playing, so that little is in the connection when the caller
 //! interrupts; and `clear` overtakes and removes all audio that waits here.
 
 use std::collections::VecDeque;
