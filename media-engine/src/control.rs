@@ -17,12 +17,13 @@ use std::collections::HashMap;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_api::engine::v1 as proto;
 use tandem_api::engine::v1::engine_service_server::EngineServiceServer;
 use tokio::sync::{OnceCell, broadcast, oneshot};
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Status;
 
 use crate::config::Config;
 use crate::mailbox::{Command, Commands, Inbox, Opened};
@@ -31,6 +32,9 @@ use crate::ring::{DriverKind, Waker};
 
 /// Events that may wait for one subscriber: twice a thousand calls that end at once.
 pub const SUBSCRIBER_EVENTS_MAX: usize = 4_096;
+
+/// A worker answers within a turn, a millisecond or so; one that takes longer than this has died.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// One worker, as the control thread sees it.
 #[derive(Debug)]
@@ -41,6 +45,8 @@ pub struct Core {
     /// Sessions that were given to it.
     sessions: AtomicUsize,
     load: Mutex<Load>,
+    /// Set by its thread when it stopped without being told to.
+    dead: Arc<AtomicBool>,
 }
 
 /// Share of time spent working, over the last second.
@@ -53,7 +59,7 @@ struct Load {
 
 impl Core {
     /// A worker that has no session yet.
-    pub fn new(number: usize, commands: Commands, metrics: Arc<CoreMetrics>) -> Self {
+    pub fn new(number: usize, commands: Commands, metrics: Arc<CoreMetrics>, dead: Arc<AtomicBool>) -> Self {
         let load = Load { at: Instant::now(), busy_ns: 0, share: 0.0 };
         Self {
             number,
@@ -61,6 +67,7 @@ impl Core {
             metrics,
             sessions: AtomicUsize::new(0),
             load: Mutex::new(load),
+            dead,
         }
     }
 
@@ -74,9 +81,26 @@ impl Core {
         &self.metrics
     }
 
-    /// Hands it a command; false when its queue is full.
+    /// It stopped without being told to, and carries nothing any more.
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    /// Hands it a command; false when its queue is full, or it is dead.
     pub fn send(&self, command: Command) -> bool {
-        lock(&self.commands).send(command).is_ok()
+        !self.is_dead() && lock(&self.commands).send(command).is_ok()
+    }
+
+    /// Asks it something and waits for the answer.
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Status> {
+        let (reply, answer) = oneshot::channel();
+        if !self.send(command(reply)) {
+            return Err(Status::unavailable(format!("core {} takes no commands", self.number)));
+        }
+        match tokio::time::timeout(ANSWER_WITHIN, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) | Err(_) => Err(Status::unavailable(format!("core {} does not answer", self.number))),
+        }
     }
 
     fn measure(&self, now: Instant) {
@@ -177,9 +201,9 @@ impl Control {
         self.controllers.load(Ordering::Relaxed)
     }
 
-    /// Whether new sessions are refused.
+    /// Whether new sessions are refused: because it was asked to drain, or because no worker is left.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.load(Ordering::Relaxed) || self.cores.iter().all(Core::is_dead)
     }
 
     /// Refuses new sessions from now on.
@@ -214,7 +238,10 @@ impl Control {
 
     /// The core with the fewest sessions.
     fn least_loaded(&self) -> usize {
-        let load = |index: &usize| self.cores[*index].sessions.load(Ordering::Relaxed);
+        let load = |index: &usize| {
+            let core = &self.cores[*index];
+            (core.is_dead(), core.sessions.load(Ordering::Relaxed))
+        };
         (0..self.cores.len()).min_by_key(load).unwrap_or(0)
     }
 
@@ -226,11 +253,7 @@ impl Control {
     async fn list(&self) -> Vec<proto::SessionSummary> {
         let mut all = Vec::new();
         for core in &self.cores {
-            let (reply, answer) = oneshot::channel();
-            if !core.send(Command::List { reply }) {
-                continue;
-            }
-            let Ok(summaries) = answer.await else { continue };
+            let Ok(summaries) = core.ask(|reply| Command::List { reply }).await else { continue };
             all.extend(summaries.into_iter().map(|summary| proto::SessionSummary {
                 session_id: summary.id.to_string(),
                 call_id: summary.call_id.to_string(),

@@ -9,7 +9,9 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -101,7 +103,9 @@ impl Engine {
             let waker = Waker::new()?;
             let ((commands, inbox), (queue, outbox)) = mailbox::pair(waker.clone(), bell.clone());
             let metrics = Arc::new(CoreMetrics::default());
-            cores.push(Core::new(core, commands, Arc::clone(&metrics)));
+            let dead = Arc::new(AtomicBool::new(false));
+            cores.push(Core::new(core, commands, Arc::clone(&metrics), Arc::clone(&dead)));
+            let last_bell = bell.clone();
             inboxes.push(inbox);
             let sessions_max = config.sessions_per_core();
             let ports = Ports::new(share(config.rtp_ports, index, config.cores.len()));
@@ -114,9 +118,14 @@ impl Engine {
                 let worker = Worker::new(ring, sessions_max, ports, queue, outbox, metrics);
                 // Nobody listens only when the start has failed elsewhere; then a stop is on its way.
                 let _ = ready.send(Ok(()));
-                if let Err(error) = worker.run() {
-                    tracing::error!(core, %error, "worker stopped: its ring failed");
+                // Its sessions are lost with it, but not those of other cores: the control thread tells their end.
+                match std::panic::catch_unwind(AssertUnwindSafe(|| worker.run())) {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => tracing::error!(core, %error, "worker stopped: its ring failed"),
+                    Err(_) => tracing::error!(core, "worker stopped: it panicked"),
                 }
+                dead.store(true, Ordering::Release);
+                last_bell.wake();
             })?;
             workers.push(thread);
             let outcome = is_ready.recv().map_err(|_| io::Error::other("worker died at start"));

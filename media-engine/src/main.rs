@@ -15,7 +15,7 @@ const ABOUT: &str = "Carries the audio of telephone calls: one thread a core on 
 commanded over gRPC by a control plane (`tandem serve`).";
 
 const LONG_HELP: &str = "Each setting is taken from its flag, else from its environment variable, else from tandem.toml \
-(--config FILE, or ./tandem.toml), where it stands as engine_NAME = VALUE or as NAME = VALUE in a table [engine].
+(--config FILE, or ./tandem.toml), where it stands as engine_NAME = VALUE with _ for -.
 
 SIGTERM or SIGINT: refuses new sessions, /readyz answers 503, waits drain-seconds for calls to end, ends the rest, exits.
 

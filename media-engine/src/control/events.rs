@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::{Broadcast, Control};
 use crate::contract;
-use crate::leg::event::{EndReason, Event};
+use crate::leg::event::{EndReason, Event, Stats};
 use crate::mailbox::{Command, Inbox};
 use crate::ring::Waker;
 
@@ -51,6 +51,7 @@ pub(super) async fn pump(
                 bell.get_ref().drain();
                 ready.clear_ready();
                 pump.move_events(&mut inboxes).await;
+                pump.bury();
             },
             _ = heartbeat.tick() => pump.beat(Instant::now()),
             _ = &mut stopped => break,
@@ -83,6 +84,26 @@ impl Pump {
                     .control
                     .events
                     .send(Broadcast::End("events were lost; connect again for a snapshot"));
+            }
+        }
+    }
+
+    /// Tells the end of sessions whose worker died, and forgets them.
+    fn bury(&mut self) {
+        for index in 0..self.control.cores.len() {
+            if !self.control.cores[index].is_dead() {
+                continue;
+            }
+            let lost: Vec<String> = super::lock(&self.control.sessions)
+                .iter()
+                .filter(|(_, entry)| entry.core == index)
+                .map(|(id, _)| id.clone())
+                .collect();
+            for id in lost {
+                let event = Event::Ended { reason: EndReason::EngineFault, stats: Stats::default() };
+                self.keep_registry(&id, &event);
+                log(&id, &event);
+                self.tell(id, contract::event(&event));
             }
         }
     }
@@ -216,4 +237,68 @@ pub(super) async fn subscribe(control: Arc<Control>, controller_id: String) -> E
         tracing::info!(controller_id, "controller is gone");
     });
     Box::pin(ReceiverStream::new(stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use tokio_stream::StreamExt;
+
+    use super::*;
+    use crate::config::{Config, PortRange};
+    use crate::control::{Core, SUBSCRIBER_EVENTS_MAX};
+    use crate::mailbox;
+    use crate::metrics::CoreMetrics;
+    use crate::ring::DriverKind;
+
+    fn pump(cores: Vec<Core>) -> Pump {
+        let config = Config::for_tests(PortRange { min: 2_000, max: 2_001 });
+        let control = Control::new(config, DriverKind::Epoll, String::new(), cores);
+        Pump { control: Arc::new(control), sequence: 0, orphaned_since: None }
+    }
+
+    #[tokio::test]
+    async fn a_slow_subscriber_loses_its_stream_and_nobody_waits_for_it() {
+        let mut pump = pump(Vec::new());
+        let mut slow = subscribe(Arc::clone(&pump.control), "slow".into()).await;
+        tokio::task::yield_now().await;
+        for _ in 0..2 * SUBSCRIBER_EVENTS_MAX {
+            pump.beat(Instant::now());
+        }
+        let mut told = 0;
+        let last = loop {
+            match slow.next().await.expect("an end that says why") {
+                Ok(_) => told += 1,
+                Err(status) => break status,
+            }
+        };
+        assert_eq!(last.code(), tonic::Code::DataLoss);
+        assert!(slow.next().await.is_none());
+        assert!(told < SUBSCRIBER_EVENTS_MAX, "{told}");
+        let mut again = subscribe(Arc::clone(&pump.control), "slow".into()).await;
+        let first = again.next().await.expect("a stream").expect("an event");
+        assert!(matches!(first.event, Some(proto::event::Event::Snapshot(_))));
+    }
+
+    #[tokio::test]
+    async fn the_sessions_of_a_dead_worker_end_with_it() {
+        let waker = Waker::new().expect("an eventfd");
+        let ((commands, _inbox), _worker) = mailbox::pair(waker.clone(), waker);
+        let dead = Arc::new(AtomicBool::new(false));
+        let core = Core::new(3, commands, Arc::new(CoreMetrics::default()), Arc::clone(&dead));
+        let mut pump = pump(vec![core]);
+        pump.control.reserve("a", 0);
+        pump.bury();
+        assert_eq!(pump.control.sessions(), 1);
+        let mut events = pump.control.events.subscribe();
+        dead.store(true, Ordering::Release);
+        pump.bury();
+        assert_eq!(pump.control.sessions(), 0);
+        let Ok(Broadcast::Event(event)) = events.recv().await else { panic!("an event") };
+        let Some(proto::event::Event::SessionEnded(ended)) = &event.event else { panic!("{event:?}") };
+        assert_eq!(ended.reason(), proto::session_ended::Reason::EngineFault);
+        assert!(pump.control.is_draining(), "no worker is left");
+        assert!(!pump.control.cores[0].send(Command::Stop));
+    }
 }

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use tandem_api::engine::v1 as proto;
 use tandem_api::engine::v1::engine_service_server::EngineService;
-use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
 
 use super::events::{self, EventStream};
-use super::{Control, Core, Entry};
+use super::{Control, Entry};
 use crate::contract::{self, Invalid, Target};
 use crate::leg::agent::{AgentParameters, WebSocketParameters};
 use crate::leg::rtp::RtpParameters;
@@ -60,15 +59,6 @@ impl From<OpenError> for Status {
             OpenError::Agent(_) => Status::invalid_argument(text),
         }
     }
-}
-
-/// Asks a worker something and waits for the answer.
-async fn ask<T>(core: &Core, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Status> {
-    let (reply, answer) = oneshot::channel();
-    if !core.send(command(reply)) {
-        return Err(Status::unavailable(format!("core {} is overloaded", core.number())));
-    }
-    answer.await.map_err(|_| Status::internal(format!("core {} is gone", core.number())))
 }
 
 /// A request to open a session, checked.
@@ -170,7 +160,7 @@ async fn open(control: Arc<Control>, checked: Checked) -> Result<(Arc<Entry>, Op
     let opened = entry
         .opened
         .get_or_try_init(|| async {
-            let opened = ask(core, |reply| Command::Open { open, reply }).await??;
+            let opened = core.ask(|reply| Command::Open { open, reply }).await??;
             if opened.agent_ready {
                 entry.is_agent_ready.store(true, Ordering::Relaxed);
             }
@@ -240,7 +230,7 @@ impl EngineService for Service {
     ) -> Result<Response<proto::StartSessionResponse>, Status> {
         let id = request.into_inner().session_id;
         let (entry, key) = self.find(&id)?;
-        match ask(&self.control.cores[entry.core], |reply| Command::Start { key, reply }).await? {
+        match self.control.cores[entry.core].ask(|reply| Command::Start { key, reply }).await? {
             true => Ok(Response::new(proto::StartSessionResponse {})),
             false => Err(Status::not_found(format!("no session {id}"))),
         }
@@ -254,7 +244,7 @@ impl EngineService for Service {
         let (rtp, _) = contract::rtp(rtp)?;
         check_family(&self.control, &rtp)?;
         let (entry, key) = self.find(&id)?;
-        match ask(&self.control.cores[entry.core], |reply| Command::Update { key, rtp, reply }).await? {
+        match self.control.cores[entry.core].ask(|reply| Command::Update { key, rtp, reply }).await? {
             true => Ok(Response::new(proto::UpdateSessionResponse {})),
             false => Err(Status::not_found(format!("no session {id}"))),
         }
@@ -267,7 +257,7 @@ impl EngineService for Service {
         let proto::CloseSessionRequest { session_id: id, reason } = request.into_inner();
         let (entry, key) = self.find(&id)?;
         let core = &self.control.cores[entry.core];
-        let stats = ask(core, |reply| Command::Close { key, reason: reason.clone(), reply }).await?;
+        let stats = core.ask(|reply| Command::Close { key, reason: reason.clone(), reply }).await?;
         self.control.forget(&id);
         let Some(stats) = stats else {
             return Err(Status::not_found(format!("no session {id}")));

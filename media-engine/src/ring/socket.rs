@@ -3,11 +3,15 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// DSCP "expedited forwarding" (RFC 3246), as it stands in the TOS octet: what voice is marked with.
 const TOS_EXPEDITED: u32 = 0xB8;
+
+/// A peer that acknowledges nothing for so long is gone: sound goes out all the time, so a dead agent shows quickly.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
 /// A non-blocking UDP socket bound to `address`, marked as voice. Errors are those of bind(2): `AddrInUse` when
 /// somebody else has the port.
@@ -22,10 +26,11 @@ pub fn bind_udp(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// A TCP socket for talking to `to`, without Nagle's delay. Not connected yet.
+/// A TCP socket for talking to `to`, without Nagle's delay, that gives a dead peer up. Not connected yet.
 pub fn tcp_socket(to: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
     Ok(socket.into())
 }
 
