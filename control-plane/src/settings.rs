@@ -66,6 +66,8 @@ pub const SETTINGS: &[Setting] = &[
     setting("engine_metrics_listen", "127.0.0.1:9101", "Prometheus, /healthz, /readyz"),
     setting("engine_driver", "", "io_uring or epoll"),
     setting("engine_media_dir", "", "folder of the file agent's recordings"),
+    setting("engine_drain_seconds", "10", "how long a stopping engine lets calls go on"),
+    setting("engine_orphan_seconds", "600", "how long calls go on while no control plane listens"),
     setting("engine_sessions_max", "", "sessions an engine carries at most"),
     setting("tls_cert", "", "certificate of tls:, wss and https listeners"),
     setting("tls_key", "", "its key"),
