@@ -150,7 +150,7 @@ fn refusal(status: &Status) -> EngineRefusal {
 }
 
 /// An event in our words; `None` for what we do not know (a newer engine) or whose session is no UUID.
-fn read(event: engine::Event) -> Option<News> {
+pub fn read(event: engine::Event) -> Option<News> {
     let session_event = match event.event? {
         Body::Snapshot(snapshot) => {
             let ids = snapshot.sessions.iter().filter_map(|session| session.session_id.parse().ok());

@@ -112,11 +112,11 @@ impl Bed {
     // --- the caller ---
 
     pub(crate) fn invite(&mut self, uri: &str, sdp: Option<&str>) -> CallHandle {
-        let from = NameAddr::new(Uri::parse("sip:anna@example.com").unwrap());
+        let from = NameAddr::new(Uri::parse("sip:anna@example.com").expect("a URI"));
         let flow = Flow::udp(addr(CALLERS), addr(OURS));
-        let mut invite = InviteRequest::new(Uri::parse(uri).unwrap(), from, flow);
+        let mut invite = InviteRequest::new(Uri::parse(uri).expect("a URI"), from, flow);
         invite.body = sdp.map(|text| Body::sdp(text.to_owned()));
-        let call = self.caller.invite(invite, self.now).unwrap();
+        let call = self.caller.invite(invite, self.now).expect("a call can be made");
         self.run();
         call
     }
