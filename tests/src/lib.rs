@@ -15,10 +15,13 @@ pub mod baresip;
 pub mod bot;
 pub mod caller;
 pub mod media;
+pub mod network;
 pub mod peer;
+pub mod planes;
 pub mod sipp;
 pub mod sound;
 pub mod stack;
+pub mod world;
 
 use std::time::{Duration, Instant};
 

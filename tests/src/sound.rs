@@ -3,7 +3,8 @@
 use std::f64::consts::TAU;
 use std::path::Path;
 
-/// A sweep from 300 to 3 000 Hz, again and again with another slope, so that it resembles itself at no other moment.
+/// A sweep from 300 to 1 200 Hz, again and again with another slope, so that it resembles itself at no other moment.
+/// No higher, since a resampler on the way may delay by half a sample, and at 8 kHz that is much for a high tone.
 pub fn sweep(rate_hz: u32, seconds: f64) -> Vec<i16> {
     let rate = f64::from(rate_hz);
     let samples = (rate * seconds) as usize;
@@ -12,7 +13,7 @@ pub fn sweep(rate_hz: u32, seconds: f64) -> Vec<i16> {
         .map(|n| {
             let at = n as f64 / rate;
             let slope = 0.37 + 0.11 * at.floor();
-            let frequency = 300.0 + 2_700.0 * (0.5 - 0.5 * (TAU * slope * at).cos());
+            let frequency = 300.0 + 900.0 * (0.5 - 0.5 * (TAU * slope * at).cos());
             phase += TAU * frequency / rate;
             (8_000.0 * phase.sin()) as i16
         })

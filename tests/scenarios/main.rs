@@ -1,0 +1,5 @@
+//! Whole calls in virtual time: both planes, a seeded network, no socket, no sleep. `make sim` runs them.
+
+mod ending;
+mod hold;
+mod inbound;

@@ -1,0 +1,307 @@
+//! Both planes in one process and in virtual time: the SIP endpoint, the core of call handling, and the engine's
+//! sessions, with nothing between them but function calls. What is left out is what has its own tests: sockets, gRPC,
+//! the database, the ring.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use control_plane::call::action::{Action, EngineCommand, EngineReply, Refusal};
+use control_plane::call::agent::{Agent, Dialect};
+use control_plane::call::registry::{Calls, Settings};
+use control_plane::config::Limits;
+use control_plane::media::{EngineId, News, client};
+use control_plane::sip::Verb;
+use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
+use media_engine::contract::{self, Target};
+use media_engine::leg::agent::AgentParameters;
+use media_engine::session::{Session, SessionParameters};
+use tandem_api::engine::v1 as engine;
+use tandem_api::v1::Call;
+use tandem_sip::{Endpoint, EndpointConfig, Flow};
+use uuid::Uuid;
+
+use crate::network::{Datagram, Network};
+
+/// The only engine.
+const ENGINE: EngineId = EngineId(0);
+const ENGINE_ADDRESS: [u8; 4] = [192, 0, 2, 20];
+const FIRST_RTP_PORT: u16 = 20_000;
+/// Where the stack hears SIP.
+const SIP: ([u8; 4], u16) = ([192, 0, 2, 10], 5_060);
+
+/// Both planes.
+pub struct Planes {
+    endpoint: Endpoint,
+    calls: Calls,
+    sessions: BTreeMap<Uuid, Open>,
+    next_port: u16,
+    engine_is_up: bool,
+    /// The newest record of each call, by its id.
+    pub records: BTreeMap<String, Call>,
+    /// Refusals, in order.
+    pub refusals: Vec<Refusal>,
+}
+
+struct Open {
+    session: Session,
+    address: SocketAddr,
+}
+
+impl Planes {
+    /// A stack that knows the demo key and the assistants `echo`, `tone` and `pcm` (whose agent never answers).
+    pub fn new(limits: Limits, network: &mut Network) -> Self {
+        let seed = network.random();
+        let settings = Settings {
+            limits,
+            talker_url: "ws://192.0.2.30:8767/v1/talk".to_owned(),
+            engines: vec!["http://192.0.2.20:7070".to_owned()],
+            seed,
+        };
+        let config = EndpointConfig { seed: network.random(), ..EndpointConfig::default() };
+        let mut planes = Self {
+            endpoint: Endpoint::new(config),
+            calls: Calls::new(settings, network.now(), 0),
+            sessions: BTreeMap::new(),
+            next_port: FIRST_RTP_PORT,
+            engine_is_up: true,
+            records: BTreeMap::new(),
+            refusals: Vec::new(),
+        };
+        let up = News::Up { instance_id: "first".to_owned(), sessions: Default::default() };
+        planes.calls.handle_news(ENGINE, up, network.now());
+        planes
+    }
+
+    /// Where SIP is heard.
+    pub fn sip() -> SocketAddr {
+        SocketAddr::from(SIP)
+    }
+
+    /// RTP ports that are open: one a session.
+    pub fn ports_in_use(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Calls that are alive.
+    pub fn live_calls(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// The engine dies: its sessions, its ports and its event stream are gone.
+    pub fn kill_engine(&mut self, network: &mut Network) {
+        self.engine_is_up = false;
+        self.sessions.clear();
+        self.calls.handle_news(ENGINE, News::Down, network.now());
+        self.drain(network);
+    }
+
+    /// Another engine comes up in its place.
+    pub fn restart_engine(&mut self, network: &mut Network) {
+        self.engine_is_up = true;
+        let up = News::Up { instance_id: "second".to_owned(), sessions: Default::default() };
+        self.calls.handle_news(ENGINE, up, network.now());
+        self.drain(network);
+    }
+
+    /// Ends all calls, as a shutdown does.
+    pub fn end_all(&mut self, network: &mut Network) {
+        self.calls.end_all(network.now());
+        self.drain(network);
+    }
+
+    /// A datagram has arrived here. False: it is for somebody else.
+    pub fn handle_datagram(&mut self, datagram: &Datagram, network: &mut Network) -> bool {
+        let now = network.now();
+        if datagram.to == Self::sip() {
+            self.endpoint.handle_input(&datagram.bytes, Flow::udp(datagram.to, datagram.from), now);
+        } else if let Some(open) = self.sessions.values_mut().find(|open| open.address == datagram.to) {
+            open.session.handle_datagram(datagram.from, &datagram.bytes, now);
+        } else {
+            return datagram.to.ip() == SocketAddr::from((ENGINE_ADDRESS, 0)).ip();
+        }
+        self.drain(network);
+        true
+    }
+
+    /// The earliest deadline of all parts.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let sessions = self.sessions.values().filter_map(|open| open.session.poll_timeout());
+        sessions.chain(self.endpoint.poll_timeout()).chain(self.calls.poll_timeout()).min()
+    }
+
+    /// Deadlines may have passed.
+    pub fn handle_timeout(&mut self, network: &mut Network) {
+        let now = network.now();
+        self.endpoint.handle_timeout(now);
+        self.calls.handle_timeout(now);
+        for open in self.sessions.values_mut() {
+            open.session.handle_timeout(now);
+        }
+        self.drain(network);
+    }
+
+    /// Empties every part until none has anything left to say: the drain contract, for all at once.
+    fn drain(&mut self, network: &mut Network) {
+        loop {
+            let mut quiet = true;
+            while let Some(transmit) = self.endpoint.poll_transmit() {
+                network.send(transmit.flow.local, transmit.flow.remote, transmit.bytes);
+            }
+            while let Some(event) = self.endpoint.poll_event() {
+                quiet = false;
+                self.calls.handle_sip(event, network.now());
+            }
+            while let Some(action) = self.calls.poll_action() {
+                quiet = false;
+                self.perform(action, network);
+            }
+            quiet &= !self.drain_sessions(network);
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn drain_sessions(&mut self, network: &mut Network) -> bool {
+        let now = network.now();
+        let mut news = Vec::new();
+        let mut packet = [0; 1_472];
+        for (id, open) in &mut self.sessions {
+            while let Some(transmit) = open.session.poll_transmit(now, &mut packet) {
+                network.send(open.address, transmit.to, packet[..transmit.len].to_vec());
+            }
+            while let Some(event) = open.session.poll_event() {
+                // Across the border and back: in the words of engine.proto.
+                let event = Some(contract::event(&event));
+                news.extend(client::read(engine::Event { sequence: 0, session_id: id.to_string(), event }));
+            }
+        }
+        let any = !news.is_empty();
+        for item in news {
+            self.calls.handle_news(ENGINE, item, now);
+        }
+        any
+    }
+
+    fn perform(&mut self, action: Action, network: &mut Network) {
+        let now = network.now();
+        match action {
+            Action::Sip(verb) => {
+                // A verb may come too late: the peer was faster, and the event that says so is on its way.
+                let _ = match verb {
+                    Verb::Ring(call) => self.endpoint.ring(call, now),
+                    Verb::Answer(call, body) => self.endpoint.answer(call, body, now),
+                    Verb::Reject(call, reply) => self.endpoint.reject(call, reply, now),
+                    Verb::HangUp(call, headers) => self.endpoint.hang_up(call, headers, now),
+                    Verb::Reply(request, reply) => self.endpoint.reply(request, reply, now),
+                };
+            }
+            Action::Engine { call_id, command, .. } => {
+                // A dead engine answers nothing; the call hears of it through the event stream.
+                if self.engine_is_up {
+                    let reply = self.command(call_id, command, network);
+                    self.calls.handle_reply(call_id, reply, now);
+                }
+            }
+            Action::Lookup { call_id, credential } => {
+                let found = find(credential.key, &credential.assistant_id);
+                self.calls.handle_found(call_id, &credential, Ok(found), now);
+            }
+            Action::Record(record) => {
+                self.records.insert(record.call.call_id.clone(), record.call);
+            }
+            Action::Refused(refusal) => self.refusals.push(*refusal),
+            Action::Remember(_) | Action::Forget(_) | Action::Changed(_) => {}
+        }
+    }
+
+    /// What the engine's control thread does with a command.
+    fn command(&mut self, id: Uuid, command: EngineCommand, network: &mut Network) -> EngineReply {
+        let now = network.now();
+        match command {
+            EngineCommand::Open(request) => {
+                EngineReply::Opened(Ok(Box::new(self.open(id, *request, network))))
+            }
+            EngineCommand::Start => {
+                if let Some(open) = self.sessions.get_mut(&id) {
+                    open.session.start(now + Duration::from_millis(5), now);
+                }
+                EngineReply::Started(Ok(()))
+            }
+            EngineCommand::Update(rtp) => {
+                if let Some(open) = self.sessions.get_mut(&id) {
+                    let (rtp, _) =
+                        contract::rtp(Some(*rtp)).expect("the control plane sends what can be carried");
+                    open.session.update(rtp, now + Duration::from_millis(5), now);
+                }
+                EngineReply::Updated(Ok(()))
+            }
+            EngineCommand::Close { reason } => {
+                let closed = self.sessions.remove(&id).map(|mut open| {
+                    open.session.close(reason);
+                    Box::new(contract::stats(&open.session.stats(now)))
+                });
+                EngineReply::Closed(closed)
+            }
+        }
+    }
+
+    fn open(
+        &mut self,
+        id: Uuid,
+        request: engine::OpenSessionRequest,
+        network: &mut Network,
+    ) -> engine::OpenSessionResponse {
+        let (rtp, _) = contract::rtp(request.rtp).expect("the control plane sends what can be carried");
+        let agent = match contract::agent(request.agent).expect("the control plane sends what can be carried")
+        {
+            Target::Echo | Target::File { .. } => AgentParameters::Echo,
+            Target::Tone { frequency_hz } => AgentParameters::Tone { frequency_hz },
+            // Its connection is never made: nobody is there.
+            Target::WebSocket(parameters) => AgentParameters::WebSocket(parameters),
+        };
+        let parameters = SessionParameters {
+            call: contract::call(request.call, &request.session_id),
+            rtp,
+            agent,
+            media_timeout: contract::media_timeout(request.media_timeout_ms),
+            max_session: contract::max_session(request.max_session_ms),
+            seed: network.random(),
+        };
+        let session = Session::new(parameters, network.now()).expect("an upgrade request can be written");
+        let agent_ready = session.is_agent_ready();
+        let address = SocketAddr::from((ENGINE_ADDRESS, self.next_port));
+        self.next_port += 2;
+        self.sessions.insert(id, Open { session, address });
+        engine::OpenSessionResponse {
+            instance_id: "first".to_owned(),
+            local_address: address.ip().to_string(),
+            local_port: address.port().into(),
+            core: 0,
+            agent_ready,
+        }
+    }
+}
+
+/// What the database of a demo holds.
+fn find(key: KeyHash, assistant: &str) -> Found {
+    if key != KeyHash::of("demo-key") {
+        return Found::default();
+    }
+    let agent = match assistant {
+        "echo" => Some(Agent::Echo),
+        "tone" => Some(Agent::Tone { frequency_hz: 440.0 }),
+        "pcm" => Some(Agent::WebSocket {
+            url: "ws://192.0.2.40:8766/".to_owned(),
+            dialect: Dialect::Pcm,
+            headers: Default::default(),
+            custom: Default::default(),
+        }),
+        _ => None,
+    };
+    Found {
+        principal: Some(Principal { tenant_id: "demo".into(), key_id: "demo".into() }),
+        assistant: agent.map(|agent| Assistant { assistant_id: assistant.into(), agent: Ok(agent) }),
+    }
+}
