@@ -120,6 +120,15 @@ pub enum ConfigError {
         /// What works today.
         instead: &'static str,
     },
+    /// A listener on every address, and nobody says which one peers should use.
+    #[error(
+        "{listener} listens on every address: set TANDEM_SIP_PUBLIC to the host or address that SIP peers reach, \
+         or listen on one address"
+    )]
+    PublicUnknown {
+        /// The listener.
+        listener: String,
+    },
     /// Demo data would be reachable from outside.
     #[error(
         "--demo opens a well-known API key, so every listener must be on loopback; {listener} is not. \
@@ -166,6 +175,7 @@ impl Config {
             },
         };
         config.check_demo()?;
+        config.check_public()?;
         Ok(config)
     }
 
@@ -186,6 +196,17 @@ impl Config {
             talker_url: "ws://127.0.0.1:8767/v1/talk".to_owned(),
             demo: true,
             limits: Limits::default(),
+        }
+    }
+
+    /// Contact must name an address that peers can reach; 0.0.0.0 is none.
+    fn check_public(&self) -> Result<(), ConfigError> {
+        let everywhere = self.sip_listen.iter().find(|listen| listen.address.ip().is_unspecified());
+        match everywhere {
+            Some(listen) if self.sip_public.is_none() => {
+                Err(ConfigError::PublicUnknown { listener: listen.to_string() })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -358,6 +379,14 @@ mod tests {
         assert!(error.to_string().contains("udp:0.0.0.0:4573 is not"), "{error}");
         let error = config(&[("demo", "true"), ("http_listen", "0.0.0.0:8080")]).unwrap_err();
         assert!(error.to_string().contains("http 0.0.0.0:8080 is not"), "{error}");
+    }
+
+    #[test]
+    fn listener_on_every_address_needs_to_know_its_public_name() {
+        let error = config(&[("sip_listen", "udp:0.0.0.0:5060")]).unwrap_err();
+        assert!(error.to_string().contains("set TANDEM_SIP_PUBLIC"), "{error}");
+        let named = config(&[("sip_listen", "udp:0.0.0.0:5060"), ("sip_public", "sip.example.com")]).unwrap();
+        assert_eq!(named.sip_public.as_deref(), Some("sip.example.com"));
     }
 
     #[test]

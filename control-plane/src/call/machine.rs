@@ -17,7 +17,7 @@ use tandem_api::engine::v1 as engine;
 use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::v1 as api;
 use tandem_sdp::SessionDescription;
-use tandem_sip::message::{Body, Reply};
+use tandem_sip::message::Body;
 use tandem_sip::{CallHandle, EndReason, Request};
 use uuid::Uuid;
 
@@ -35,6 +35,10 @@ use crate::sip::Verb;
 use crate::store::accounts::Found;
 use crate::store::contexts::CallContext;
 
+mod change;
+
+use change::ChangeRequest;
+
 /// The engine's own limit on a session lies this much above ours: it matters only when nobody is left to end the call.
 const ENGINE_LIMIT_SLACK_MS: u32 = 60_000;
 /// The engine is told to give an agent up this much before our ring timer does, so that its reason is known.
@@ -47,8 +51,8 @@ pub struct Call {
     sip: CallHandle,
     /// The SIP side has had its last word.
     sip_is_over: bool,
-    /// A re-INVITE waits for our response.
-    reinvite_waits: bool,
+    /// A change of the session that waits for the engine, and for our response.
+    change: Option<ChangeRequest>,
     source: SocketAddr,
     from: String,
     to: String,
@@ -92,7 +96,7 @@ impl Call {
             id,
             sip,
             sip_is_over: false,
-            reinvite_waits: false,
+            change: None,
             source,
             from: request.head.from().uri.redacted().to_string(),
             to: request.uri.without_password().as_str().to_owned(),
@@ -429,60 +433,6 @@ impl Call {
         self.life.hold(self.negotiation.is_held());
     }
 
-    /// The caller wants to change the session.
-    pub fn handle_reinvite(&mut self, request: &Request, around: &mut Surroundings<'_>) {
-        if self.life.is_ending() {
-            return;
-        }
-        let Some(body) = request.sdp() else {
-            // It wants our offer; the answer comes with the ACK.
-            let verb = match self.negotiation.offer() {
-                Some(text) => Verb::Answer(self.sip, Body::sdp(text)),
-                None => Verb::Reject(self.sip, Reply::new(488)),
-            };
-            return around.actions.push_back(Action::Sip(verb));
-        };
-        let proposed = SessionDescription::parse(body)
-            .map_err(NegotiationError::from)
-            .and_then(|offer| self.negotiation.propose(&offer));
-        match proposed {
-            Ok(negotiated) => {
-                self.reinvite_waits = true;
-                self.session.update(rtp_parameters(&negotiated));
-            }
-            // The call goes on as it was (RFC 3261 §14.2).
-            Err(_) => around.actions.push_back(Action::Sip(Verb::Reject(self.sip, Reply::new(488)))),
-        }
-    }
-
-    /// The caller has taken its re-INVITE back.
-    pub fn handle_reinvite_cancelled(&mut self) {
-        self.negotiation.abandon();
-        if std::mem::take(&mut self.reinvite_waits)
-            && let Some(current) = self.negotiation.current()
-        {
-            self.session.update(rtp_parameters(current));
-        }
-    }
-
-    fn handle_updated(&mut self, result: Result<(), EngineRefusal>, around: &mut Surroundings<'_>) {
-        if self.life.is_ending() || !std::mem::take(&mut self.reinvite_waits) {
-            return self.handle_done(result, around);
-        }
-        let verb = match &result {
-            Ok(()) => self.negotiation.commit().map(|text| Verb::Answer(self.sip, Body::sdp(text))),
-            Err(_) => None,
-        };
-        self.negotiation.abandon();
-        let verb = verb.unwrap_or_else(|| Verb::Reject(self.sip, Reply::new(488)));
-        around.actions.push_back(Action::Sip(verb));
-        self.life.hold(self.negotiation.is_held());
-        // What the engine cannot carry leaves the call as it was; an engine that is gone ends it.
-        if let Err(refusal @ (EngineRefusal::Gone | EngineRefusal::Unreachable(_))) = result {
-            self.handle_done(Err(refusal), around);
-        }
-    }
-
     // --- the end ---
 
     /// The SIP side is over.
@@ -506,6 +456,10 @@ impl Call {
     pub fn handle_timeout(&mut self, around: &mut Surroundings<'_>) {
         match self.life.handle_timeout(around.now) {
             None => {}
+            Some(Expired::Ring) if self.tenant_id.is_none() => {
+                self.trace.push(refused_by("store", "database", "an answer in time", "none"));
+                self.end(Ending::new(Cause::StoreFailed), around);
+            }
             Some(Expired::Ring) => {
                 self.trace.push(refused_by("agent", "agent", "a connection in time", "none"));
                 self.end(Ending::new(Cause::AgentTimeout), around);

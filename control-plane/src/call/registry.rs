@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tandem_api::v1 as api;
-use tandem_sip::message::Reply;
+use tandem_sip::message::{Method, Reply};
 use tandem_sip::{CallHandle, Event, Flow, Request};
 use uuid::Uuid;
 
@@ -194,9 +194,17 @@ impl Calls {
             Event::Ended { call, why } => {
                 self.on_sip(call, now, |call, around| call.handle_sip_ended(why, around));
             }
-            // INFO, UPDATE and others in a dialog: not served yet, and said so.
-            Event::Request { handle, .. } => {
-                self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(501))));
+            Event::Request { handle, call: Some(call), request, .. } if request.method == Method::Update => {
+                self.on_sip(call, now, |call, around| call.handle_update(handle, &request, around));
+            }
+            Event::Request { handle, request, .. } => {
+                // An empty INFO only asks whether we are alive (RFC 2976 §2.2); what others carry is not served yet.
+                let status = match request.method {
+                    Method::Info if request.body.is_empty() => 200,
+                    Method::Info => 415,
+                    _ => 501,
+                };
+                self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(status))));
             }
             // We place no calls and send no requests of our own; connections are the shell's.
             Event::Provisional { .. }

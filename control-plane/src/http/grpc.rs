@@ -1,7 +1,5 @@
 //! gRPC: the services of `tandem.v1`.
 
-use std::net::SocketAddr;
-
 use axum::extract::ConnectInfo;
 use secrecy::ExposeSecret;
 use subtle::ConstantTimeEq;
@@ -11,6 +9,7 @@ use tandem_api::v1::conversation_service_server::{ConversationService, Conversat
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use super::listener::Peer;
 use super::{ApiError, Shared};
 use crate::store::accounts::Principal;
 use crate::store::conversations;
@@ -58,9 +57,9 @@ impl Service {
     /// Our own processes: by the service token, or, when there is none, by coming from this machine.
     fn check_service<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let Some(token) = &self.0.service_token else {
-            let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+            let peer = request.extensions().get::<ConnectInfo<Peer>>();
             return match peer {
-                Some(ConnectInfo(peer)) if peer.ip().to_canonical().is_loopback() => Ok(()),
+                Some(ConnectInfo(Peer(peer))) if peer.ip().to_canonical().is_loopback() => Ok(()),
                 _ => Err(Status::permission_denied(
                     "without TANDEM_SERVICE_TOKEN only processes on this machine may write conversations",
                 )),

@@ -8,7 +8,6 @@
 //!
 //! An unknown path is 404; gRPC clients read that as "unimplemented", as they should.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -27,8 +26,11 @@ use crate::store::writer::Writer;
 use crate::store::{StoreError, calls, conversations};
 
 mod grpc;
+mod listener;
 mod rest;
 pub mod view;
+
+use listener::{Bounded, Peer};
 
 /// What every handler may use.
 #[derive(Clone)]
@@ -57,8 +59,8 @@ pub async fn serve(
     shared: Shared,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let service = router(shared).await.into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service).with_graceful_shutdown(shutdown).await
+    let service = router(shared).await.into_make_service_with_connect_info::<Peer>();
+    axum::serve(Bounded::new(listener), service).with_graceful_shutdown(shutdown).await
 }
 
 async fn router(shared: Shared) -> Router {

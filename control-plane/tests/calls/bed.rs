@@ -13,9 +13,10 @@ use control_plane::media::{EngineId, News, SessionEvent};
 use control_plane::sip::Verb;
 use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
 use tandem_api::engine::v1 as engine;
-use tandem_sip::message::Body;
+use tandem_sip::message::{Body, Method};
 use tandem_sip::{
-    CallHandle, EndReason, Endpoint, EndpointConfig, Event, Flow, InviteRequest, NameAddr, Response, Uri,
+    CallHandle, EndReason, Endpoint, EndpointConfig, Event, Flow, Headers, InviteRequest, NameAddr, Response,
+    Uri,
 };
 use uuid::Uuid;
 
@@ -68,6 +69,7 @@ pub(crate) enum Heard {
     ReinviteAnswered(String),
     ReinviteRefused(u16),
     Bye { reason: Option<String> },
+    Response(u16, String),
     Other(String),
 }
 
@@ -144,6 +146,16 @@ impl Bed {
         let body = sdp.map(|text| Body::sdp(text.to_owned()));
         self.caller.reinvite(call, body, self.now).unwrap();
         self.run();
+    }
+
+    /// A request in the call's dialog; gives the status of its answer and the body.
+    pub(crate) fn request(&mut self, call: CallHandle, method: Method, body: Option<Body>) -> (u16, String) {
+        self.caller.request_in_call(call, method, Headers::new(), body, self.now).unwrap();
+        self.run();
+        match self.heard.last() {
+            Some(Heard::Response(status, body)) => (*status, body.clone()),
+            other => panic!("{other:?}"),
+        }
     }
 
     // --- the engines ---
@@ -319,6 +331,7 @@ impl Bed {
                 retry_after_s: response.head.retry_after_s(),
             },
             Event::Ended { why: EndReason::RemoteBye { reason }, .. } => Heard::Bye { reason },
+            Event::Response { result: Ok(response), .. } => Heard::Response(response.status, text(&response)),
             other => Heard::Other(format!("{other:?}")),
         };
         self.heard.push(heard);

@@ -2,7 +2,7 @@
 
 use control_plane::call::action::EngineRefusal;
 use tandem_api::engine::v1::Direction;
-use tandem_sip::message::Body;
+use tandem_sip::message::{Body, Method};
 
 use crate::bed::{Bed, Heard, offer, version};
 
@@ -82,4 +82,28 @@ fn reinvite_without_an_offer_gets_ours_and_the_answer_in_its_ack_holds() {
     bed.run();
     assert_eq!(bed.last_update().direction(), Direction::Inactive);
     assert_eq!(bed.state(call_id), "on_hold");
+}
+
+#[test]
+fn update_holds_like_a_reinvite_and_refreshes_without_a_body() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    let first = answer(&bed);
+    assert_eq!(bed.request(call, Method::Update, None), (200, String::new()));
+    let (status, held) = bed.request(call, Method::Update, Some(Body::sdp(offer("sendonly", "0"))));
+    assert_eq!((status, version(&held)), (200, version(&first) + 1));
+    assert_eq!(bed.last_update().direction(), Direction::Recvonly);
+    assert_eq!(bed.state(call_id), "on_hold");
+    let (status, _) = bed.request(call, Method::Update, Some(Body::sdp(offer("sendrecv", "18"))));
+    assert_eq!((status, bed.state(call_id).as_str()), (488, "on_hold"));
+}
+
+#[test]
+fn info_is_answered_but_what_it_carries_is_not_served() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    assert_eq!(bed.request(call, Method::Info, None).0, 200);
+    let relay = Body { content_type: "application/dtmf-relay", bytes: b"Signal=5".to_vec() };
+    assert_eq!(bed.request(call, Method::Info, Some(relay)).0, 415);
+    assert_eq!(bed.state(call_id), "connected");
 }

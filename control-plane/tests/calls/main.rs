@@ -9,3 +9,4 @@ mod ending;
 mod engines;
 mod hold;
 mod refusal;
+mod storm;

@@ -1,0 +1,117 @@
+//! The caller changes the session of a live call: re-INVITE and UPDATE (RFC 3261 §14, RFC 3311).
+//!
+//! ```text
+//!   offer ─▶ propose ─▶ engine: Update ─▶ commit ─▶ 200 with our description, Connected ⇄ OnHold
+//!                └── no agreement, or the engine cannot ─▶ 488, and the call goes on as it was
+//! ```
+
+use tandem_sdp::SessionDescription;
+use tandem_sip::message::{Body, Reply};
+use tandem_sip::{Request, RequestHandle};
+
+use super::Call;
+use crate::call::action::{Action, EngineRefusal};
+use crate::call::negotiation::{NegotiationError, rtp_parameters};
+use crate::call::registry::Surroundings;
+use crate::sip::Verb;
+
+/// Retry-After of an UPDATE that comes before the answer: RFC 3311 §5.2 wants 0 to 10 s.
+const RETRY_UPDATE_S: u32 = 3;
+/// By which request the caller changes the session.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum ChangeRequest {
+    Reinvite,
+    Update(RequestHandle),
+}
+
+impl Call {
+    /// The caller wants to change the session.
+    pub fn handle_reinvite(&mut self, request: &Request, around: &mut Surroundings<'_>) {
+        if self.life.is_ending() {
+            return;
+        }
+        let Some(body) = request.sdp() else {
+            // It wants our offer; the answer comes with the ACK.
+            let verb = match self.negotiation.offer() {
+                Some(text) => Verb::Answer(self.sip, Body::sdp(text)),
+                None => Verb::Reject(self.sip, Reply::new(488)),
+            };
+            return around.actions.push_back(Action::Sip(verb));
+        };
+        self.propose(ChangeRequest::Reinvite, body, around);
+    }
+
+    /// The caller wants to change or refresh the session by UPDATE (RFC 3311).
+    pub fn handle_update(&mut self, handle: RequestHandle, request: &Request, around: &mut Surroundings<'_>) {
+        if self.life.is_ending() {
+            return around.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(481))));
+        }
+        let Some(body) = request.sdp() else {
+            let status = if request.body.is_empty() { 200 } else { 415 };
+            return around.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(status))));
+        };
+        // An offer while the first one, or another, has no answer yet (§5.2).
+        let is_early = self.life.is_before_answer();
+        if is_early || self.change.is_some() || self.negotiation.awaits_answer() {
+            let reply =
+                if is_early { Reply::new(500).retry_after_s(RETRY_UPDATE_S) } else { Reply::new(491) };
+            return around.actions.push_back(Action::Sip(Verb::Reply(handle, reply)));
+        }
+        self.propose(ChangeRequest::Update(handle), body, around);
+    }
+
+    fn propose(&mut self, change: ChangeRequest, offer: &[u8], around: &mut Surroundings<'_>) {
+        let proposed = SessionDescription::parse(offer)
+            .map_err(NegotiationError::from)
+            .and_then(|offer| self.negotiation.propose(&offer));
+        match proposed {
+            Ok(negotiated) => {
+                self.change = Some(change);
+                self.session.update(rtp_parameters(&negotiated));
+            }
+            // The call goes on as it was (RFC 3261 §14.2).
+            Err(_) => self.answer_change(change, None, around),
+        }
+    }
+
+    /// 200 with our description, or 488.
+    fn answer_change(&self, change: ChangeRequest, text: Option<String>, around: &mut Surroundings<'_>) {
+        let verb = match (change, text.map(Body::sdp)) {
+            (ChangeRequest::Reinvite, Some(body)) => Verb::Answer(self.sip, body),
+            (ChangeRequest::Reinvite, None) => Verb::Reject(self.sip, Reply::new(488)),
+            (ChangeRequest::Update(handle), Some(body)) => Verb::Reply(handle, Reply::new(200).body(body)),
+            (ChangeRequest::Update(handle), None) => Verb::Reply(handle, Reply::new(488)),
+        };
+        around.actions.push_back(Action::Sip(verb));
+    }
+
+    /// The caller has taken its re-INVITE back.
+    pub fn handle_reinvite_cancelled(&mut self) {
+        if !matches!(self.change, Some(ChangeRequest::Reinvite)) {
+            return;
+        }
+        self.change = None;
+        self.negotiation.abandon();
+        if let Some(current) = self.negotiation.current() {
+            self.session.update(rtp_parameters(current));
+        }
+    }
+
+    pub(super) fn handle_updated(
+        &mut self,
+        result: Result<(), EngineRefusal>,
+        around: &mut Surroundings<'_>,
+    ) {
+        let Some(change) = self.change.take().filter(|_| !self.life.is_ending()) else {
+            return self.handle_done(result, around);
+        };
+        let text = if result.is_ok() { self.negotiation.commit() } else { None };
+        self.negotiation.abandon();
+        self.answer_change(change, text, around);
+        self.life.hold(self.negotiation.is_held());
+        // What the engine cannot carry leaves the call as it was; an engine that is gone ends it.
+        if let Err(refusal @ (EngineRefusal::Gone | EngineRefusal::Unreachable(_))) = result {
+            self.handle_done(Err(refusal), around);
+        }
+    }
+}
