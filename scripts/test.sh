@@ -12,7 +12,7 @@ cargo fmt --all --check
 step "clippy"
 cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 step "docs"
-RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
+RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 step "build"
 cargo build --locked --workspace --bins --tests
 step "doc tests"

@@ -63,7 +63,7 @@ pub struct Counters {
     pub send_refused: u64,
 }
 
-/// A received datagram. Its slot returns to the kernel by [`UdpRing::release`] or after [`UdpRing::send_back`].
+/// A received datagram. Its slot returns to the kernel after the reap, or after the submit if it was sent back.
 #[derive(Debug, Clone, Copy)]
 pub struct Received {
     /// Which socket, as given to [`UdpRing::arm`].
