@@ -144,7 +144,7 @@ impl Driver {
         if counters.bad_requests > self.seen.bad_requests {
             tracing::warn!(
                 step = "syntax",
-                rule = "sip_message",
+                rule = "malformed_request",
                 field = "request",
                 expected = "a request of RFC 3261",
                 got = "one that does not parse",
