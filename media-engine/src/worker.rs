@@ -19,6 +19,7 @@
 //! something came, and packets of one millisecond are handled together. With many, every millisecond has somebody due.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,8 @@ struct Slot {
     generation: u32,
     session: Session,
     udp: Option<SocketId>,
+    /// What the RTP socket is connected to.
+    peer: Option<SocketAddr>,
     stream: Option<SocketId>,
     port: u16,
     phase: Option<Phase>,
@@ -267,6 +270,7 @@ impl Worker {
             generation: key.generation,
             session,
             udp: Some(udp),
+            peer: None,
             stream: None,
             port,
             phase: None,
@@ -460,8 +464,13 @@ impl Worker {
         for &index in &due {
             let Some(slot) = self.sessions.get_mut(index as usize) else { continue };
             let deadline = slot.deadline.take().unwrap_or(now);
-            let Slot { session, udp, .. } = slot;
+            let Slot { session, udp, peer, .. } = slot;
             if let Some(udp) = *udp {
+                let exclusive = session.exclusive_peer(now);
+                if exclusive != *peer {
+                    *peer = exclusive;
+                    self.ring.connect_udp(udp, exclusive);
+                }
                 let mut sent = 0;
                 while let Some(transmit) = session.poll_transmit(now, self.ring.datagram()) {
                     self.ring.send_datagram(udp, transmit.to, transmit.len);

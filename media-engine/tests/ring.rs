@@ -456,6 +456,57 @@ fn a_datagram_larger_than_a_buffer_is_dropped_and_counted() {
 }
 
 #[test]
+fn a_socket_tied_to_a_peer_hears_only_that_one_until_it_is_freed() {
+    on_both(|ring, _| {
+        // Bound by number, as the engine does: a port of the system's choosing would be lost with the tie.
+        let address = peer().local_addr().unwrap();
+        let socket = ring.add_udp(bind_udp(address).unwrap(), Owner(1)).unwrap();
+        let (friend, stranger) = (peer(), peer());
+        stranger.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let hear = |ring: &mut Ring| {
+            let mut heard = Vec::new();
+            for _ in 0..3 {
+                ring.turn(Wait {
+                    deadline: Some(Instant::now() + Duration::from_millis(5)),
+                    coalesce: Duration::ZERO,
+                })
+                .unwrap();
+                while let Some(completion) = ring.next() {
+                    if let Completion::Datagram { data, .. } = completion {
+                        heard.extend_from_slice(ring.bytes(&data));
+                        ring.give_back(data);
+                    }
+                }
+            }
+            heard
+        };
+        ring.connect_udp(socket, Some(friend.local_addr().unwrap()));
+        friend.send_to(b"f", address).unwrap();
+        stranger.send_to(b"s", address).unwrap();
+        assert_eq!(hear(ring), b"f");
+        for to in [&friend, &stranger] {
+            ring.datagram()[..1].copy_from_slice(b"x");
+            ring.send_datagram(socket, to.local_addr().unwrap(), 1);
+        }
+        assert_eq!(hear(ring), b"");
+        let mut got = [0; 8];
+        assert_eq!(friend.recv(&mut got).unwrap(), 1);
+        assert_eq!(stranger.recv(&mut got).unwrap(), 1, "an address overrides the tie");
+        ring.connect_udp(socket, None);
+        friend.send_to(b"f", address).unwrap();
+        stranger.send_to(b"s", address).unwrap();
+        let mut heard = hear(ring);
+        heard.sort_unstable();
+        assert_eq!(heard, b"fs");
+        ring.datagram()[..1].copy_from_slice(b"y");
+        ring.send_datagram(socket, stranger.local_addr().unwrap(), 1);
+        hear(ring);
+        assert_eq!(stranger.recv(&mut got).unwrap(), 1);
+        assert_eq!(ring.counters().send_failed, 0);
+    });
+}
+
+#[test]
 fn a_waker_ends_a_wait_without_a_deadline() {
     on_both(|ring, waker| {
         for _ in 0..3 {

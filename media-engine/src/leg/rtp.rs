@@ -16,7 +16,7 @@ use tandem_audio::format::{Codec, Ptime};
 use tandem_audio::tone::Digit;
 use tandem_rtp::event::{DigitEvent, EventDetector, EventSender};
 use tandem_rtp::jitter::{Placement, Release, ReorderBuffer};
-use tandem_rtp::latch::{Latching, SourceLatch};
+use tandem_rtp::latch::{Latching, SOURCE_SILENCE, SourceLatch};
 use tandem_rtp::packet::{HEADER_LEN, Packet, is_rtcp};
 use tandem_rtp::receiver::{Receiver, Verdict};
 use tandem_rtp::sender::Sender;
@@ -176,7 +176,8 @@ impl RtpLeg {
 
     /// When [`RtpLeg::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        match (self.reorder.poll_timeout(), self.digits.poll_timeout()) {
+        let reorder = if self.reorder.held() == 0 { None } else { self.reorder.poll_timeout() };
+        match (reorder, self.digits.poll_timeout()) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
@@ -230,6 +231,14 @@ impl RtpLeg {
             return None;
         }
         self.latch.remote()
+    }
+
+    /// The one address that can be heard now and is sent to, if there is no other: the signalled address, while it
+    /// speaks. The socket may be connected to it, which makes sending cheaper; from all else the latch must decide.
+    pub fn exclusive_peer(&self, now: Instant) -> Option<SocketAddr> {
+        let source = self.latch.source().filter(|source| Some(*source) == self.parameters.remote)?;
+        let quiet = now.saturating_duration_since(self.receiver.last_arrival()?);
+        (self.parameters.latching != Latching::Off && quiet < SOURCE_SILENCE).then_some(source)
     }
 
     /// A packet is due but cannot go: media time passes.

@@ -50,14 +50,16 @@ impl Arena {
     }
 
     /// Keeps the first `len` octets of the payload, to `to`, until the arena is reset.
-    pub(super) fn place(&mut self, to: SocketAddr, len: usize) -> Placed {
+    /// Without an address it goes to the peer of its socket.
+    pub(super) fn place(&mut self, to: Option<SocketAddr>, len: usize) -> Placed {
         let start = self.used;
         let len = len.min(DATAGRAM_OCTETS);
-        let address_len = KernelAddress::write(to, &mut self.octets[start..start + KernelAddress::ROOM]);
+        let room = &mut self.octets[start..start + KernelAddress::ROOM];
+        let address_len = to.map_or(0, |to| KernelAddress::write(to, room));
         self.used = (start + ADDRESS_ROOM + len).next_multiple_of(ALIGN);
         let base = self.octets[start..].as_ptr();
         Placed {
-            address: base.cast(),
+            address: if address_len == 0 { std::ptr::null() } else { base.cast() },
             address_len,
             data: self.octets[start + ADDRESS_ROOM..].as_ptr(),
             len: len as u32,

@@ -136,6 +136,10 @@ impl Epoll {
         self.add(fd, owner, Some(stream), libc::EPOLLOUT)
     }
 
+    pub(super) fn connect_udp(&mut self, id: SocketId, peer: Option<SocketAddr>) {
+        self.table.connect_udp(id, peer);
+    }
+
     pub(super) fn datagram(&mut self) -> &mut [u8] {
         &mut self.scratch
     }
@@ -145,7 +149,9 @@ impl Epoll {
             return;
         };
         let fd = socket.fd.as_raw_fd();
+        let is_peer = socket.peer == Some(to);
         let to = KernelAddress::from(to);
+        let (address, address_len) = if is_peer { (std::ptr::null(), 0) } else { (to.as_ptr(), to.len()) };
         let data = &self.scratch[..len.min(DATAGRAM_OCTETS)];
         self.counters.operations += 1;
         // SAFETY: `data` and `to` live through the call, which copies them.
@@ -155,8 +161,8 @@ impl Epoll {
                 data.as_ptr().cast(),
                 data.len(),
                 libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-                to.as_ptr(),
-                to.len(),
+                address,
+                address_len,
             )
         };
         if checked(outcome).is_err() {

@@ -82,18 +82,19 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Buffers for what arrives while one turn is handled and the thread may be held up: a session's packets of one
-    /// late tick of 5 ms (a quarter of a 20 ms ptime), both legs.
-    const ARRIVING_PER_SESSIONS: usize = 2;
+    /// A core with this many sessions per buffer gets what arrives in 4 ms, a late turn: a fifth of the 20 ms in which
+    /// each session sends one packet.
+    const SESSIONS_PER_ARRIVAL: usize = 5;
     /// Buffers for bursts: phones that send two frames at once, agents that speak faster than real time.
-    const BURST: usize = 256;
-    /// Buffers whose completion is reaped but not handled yet: one batch of a turn.
-    const IN_HAND: usize = 256;
+    const BURST: usize = 128;
+    /// Buffers whose completion is reaped and that are being handled: half of what a coalescing wait lets come.
+    const IN_HAND: usize = 96;
 
     /// The limits for so many sessions: two sockets each, some more that close, and buffers for each place that can
-    /// hold one. A dry ring loses nothing: packets wait in the sockets until buffers are back.
+    /// hold one. No more than that, since the kernel takes them in turn and all of them go through the cache. A dry ring
+    /// loses nothing: packets wait in the sockets until buffers are back.
     pub fn for_sessions(sessions: usize) -> Self {
-        let arriving = sessions / 4 * Self::ARRIVING_PER_SESSIONS;
+        let arriving = sessions / Self::SESSIONS_PER_ARRIVAL;
         Self {
             sockets: sessions * 2 + sessions / 4 + 16,
             receive_buffers: arriving + Self::BURST + Self::IN_HAND,
@@ -233,6 +234,13 @@ impl Ring {
     pub fn connect(&mut self, to: SocketAddr, owner: Owner) -> Result<SocketId, RingError> {
         let socket = tcp_socket(to).map_err(RingError::Socket)?;
         either!(self, driver => driver.connect(socket, to, owner))
+    }
+
+    /// Ties a UDP socket to one peer, or frees it. Sending to that peer then needs no look-up of the way; what others
+    /// send is refused by the kernel. Only for sockets that were bound to a port by its number: the kernel takes one of
+    /// its own choosing away when the tie is dissolved. A peer that cannot be tied to is no error: the socket stays as it was.
+    pub fn connect_udp(&mut self, socket: SocketId, peer: Option<SocketAddr>) {
+        either!(self, driver => driver.connect_udp(socket, peer))
     }
 
     /// Room of [`DATAGRAM_OCTETS`] for the next datagram. What [`Ring::send_datagram`] does not take is not sent.

@@ -83,8 +83,17 @@ pub struct Feature {
     pub note: String,
 }
 
-/// Why io_uring cannot be used: what was seen and what to do.
+/// Why io_uring cannot be used: what was seen and what to do. Asked on a thread of its own: a ring that goes away
+/// interrupts a later system call of the thread that made it (EINTR without a signal), which is not the caller's doing.
 fn obstacle() -> Option<String> {
+    let asked = std::thread::Builder::new().name("probe".into()).spawn(look_for_obstacle);
+    match asked.map(std::thread::JoinHandle::join) {
+        Ok(Ok(obstacle)) => obstacle,
+        Ok(Err(_)) | Err(_) => Some("the host could not be asked: no thread could be made".into()),
+    }
+}
+
+fn look_for_obstacle() -> Option<String> {
     let ring: io::Result<IoUring> =
         IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_submit_all().build(8);
     let ring = match ring {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -32,6 +32,21 @@ pub fn tcp_socket(to: SocketAddr) -> io::Result<OwnedFd> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
     Ok(socket.into())
+}
+
+/// Connects a UDP socket to `peer`; `None` dissolves the connection (connect(2) with AF_UNSPEC).
+pub(super) fn connect_udp(fd: &OwnedFd, peer: Option<SocketAddr>) -> io::Result<()> {
+    let address = match peer {
+        Some(peer) => KernelAddress::from(peer),
+        None => {
+            KernelAddress { octets: [0; KernelAddress::ROOM], len: KernelAddress::ROOM as libc::socklen_t }
+        }
+    };
+    // SAFETY: `address` lives through the call, which copies it. AF_UNSPEC is zero.
+    match unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr(), address.len()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Shuts the sending side of a stream.

@@ -17,7 +17,7 @@ use std::os::fd::OwnedFd;
 use slab::Slab;
 
 use super::STAGE_OCTETS;
-use super::socket::KernelAddress;
+use super::socket::{KernelAddress, connect_udp};
 
 /// Who a socket belongs to; chosen by the worker, handed back in each completion, meaningless to the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,6 +77,8 @@ pub(super) struct Socket {
     pub(super) generation: u32,
     pub(super) phase: Phase,
     pub(super) receive: InFlight,
+    /// UDP only: the peer it is connected to.
+    pub(super) peer: Option<SocketAddr>,
     /// TCP only. Boxed: the kernel reads its address and stage while the table may move.
     pub(super) stream: Option<Box<Stream>>,
 }
@@ -164,6 +166,7 @@ impl Table {
             generation,
             phase: Phase::Open,
             receive: InFlight::Completed,
+            peer: None,
             stream,
         });
         Some(SocketId { index: index as u32, generation })
@@ -176,6 +179,14 @@ impl Table {
     /// The socket, if its owner still wants to hear of it.
     pub(super) fn open_mut(&mut self, id: SocketId) -> Option<&mut Socket> {
         self.get_mut(id).filter(|s| s.phase == Phase::Open)
+    }
+
+    /// Connects a UDP socket, or dissolves its connection.
+    pub(super) fn connect_udp(&mut self, id: SocketId, peer: Option<SocketAddr>) {
+        if let Some(socket) = self.open_mut(id) {
+            // A socket that cannot be connected sends with the address in each datagram, as before.
+            socket.peer = connect_udp(&socket.fd, peer).ok().and(peer);
+        }
     }
 
     /// Takes a socket out; dropping it closes its descriptor.

@@ -152,6 +152,10 @@ impl Uring {
         Ok(id)
     }
 
+    pub(super) fn connect_udp(&mut self, id: SocketId, peer: Option<SocketAddr>) {
+        self.table.connect_udp(id, peer);
+    }
+
     pub(super) fn datagram(&mut self) -> &mut [u8] {
         if !self.arena.has_room() {
             self.submit();
@@ -169,6 +173,7 @@ impl Uring {
             return;
         };
         let fd = socket.fd.as_raw_fd();
+        let to = Some(to).filter(|to| socket.peer != Some(*to));
         if self.overflowing {
             self.counters.send_failed += 1;
             return;
@@ -456,22 +461,16 @@ impl Uring {
             let data = self.buffers.received(buffer, 0, filled);
             return Some(Completion::Stream { owner, data });
         }
-        let raw = self.buffers.raw(buffer, filled);
-        let parsed = types::RecvMsgOut::parse(raw, &self.header);
-        let (from, len) = match &parsed {
-            Ok(out) if !out.is_payload_truncated() => {
-                (KernelAddress::read(out.name_data()), out.payload_data().len())
-            }
-            _ => {
-                self.counters.truncated += 1;
-                (None, 0)
-            }
+        let Some((from, start)) = source_and_payload(self.buffers.raw(buffer, filled)) else {
+            self.counters.truncated += 1;
+            self.buffers.lend(buffer);
+            return None;
         };
         let Some(from) = from else {
             self.buffers.lend(buffer);
             return None;
         };
-        let data = self.buffers.received(buffer, filled - len, len);
+        let data = self.buffers.received(buffer, start, filled - start);
         Some(Completion::Datagram { owner, from, data })
     }
 
@@ -543,6 +542,16 @@ impl Uring {
         let (buffers_out, buffers_out_max) = self.buffers.out();
         RingCounters { buffers_out, buffers_out_max, sockets: self.table.len() as u64, ..self.counters }
     }
+}
+
+/// What a multishot recvmsg puts before the payload: struct io_uring_recvmsg_out, which is four 32-bit numbers (length
+/// of the source address, of control data, of the payload, flags), then room for the address.
+fn source_and_payload(filled: &[u8]) -> Option<(Option<SocketAddr>, usize)> {
+    const NUMBERS: usize = 16;
+    const START: usize = NUMBERS + KernelAddress::ROOM;
+    let flags = u32::from_ne_bytes(filled.get(12..NUMBERS)?.try_into().ok()?);
+    let address = filled.get(NUMBERS..START)?;
+    (flags & libc::MSG_TRUNC as u32 == 0).then(|| (KernelAddress::read(address), START))
 }
 
 impl Drop for Uring {

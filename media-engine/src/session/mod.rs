@@ -143,6 +143,11 @@ impl Session {
         self.rtp.parameters()
     }
 
+    /// The one address that the carrier leg's socket may be connected to now; see [`RtpLeg::exclusive_peer`].
+    pub fn exclusive_peer(&self, now: Instant) -> Option<SocketAddr> {
+        self.rtp.exclusive_peer(now)
+    }
+
     /// The playout queue.
     pub fn playout(&self) -> &Playout {
         &self.playout

@@ -764,3 +764,18 @@ fn a_stage_of_any_size_takes_the_stream_without_breaking_a_frame() {
         assert_eq!(messages, if room < 400 { 2 } else { 12 }, "room {room}");
     }
 }
+
+#[test]
+fn only_a_source_that_speaks_from_its_signalled_address_is_exclusive() {
+    let mut call = Call::started(with(AgentParameters::Echo));
+    assert_eq!(call.session.exclusive_peer(call.now), None, "nothing heard yet");
+    call.says(1);
+    assert_eq!(call.session.exclusive_peer(call.now), Some(at(PHONE)));
+    call.pass(2_000);
+    assert_eq!(call.session.exclusive_peer(call.now), None, "it fell silent: its address may move");
+    call.says(1);
+    assert_eq!(call.session.exclusive_peer(call.now), Some(at(PHONE)));
+    let mut call = Call::started(with(AgentParameters::Echo));
+    call.says_from(NAT, &[1; 160]);
+    assert_eq!(call.session.exclusive_peer(call.now), None, "the signalled address may still take over");
+}

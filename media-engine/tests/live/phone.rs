@@ -35,7 +35,11 @@ impl Phone {
     pub(crate) fn try_receive(&self, within: Duration) -> Option<Heard> {
         self.socket.set_read_timeout(Some(within)).unwrap();
         let mut octets = [0; 2_000];
-        let len = self.socket.recv(&mut octets).ok()?;
+        let len = match self.socket.recv(&mut octets) {
+            Ok(len) => len,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
+            Err(error) => panic!("{error}"),
+        };
         assert!(len >= 12 && octets[0] == 0x80);
         Some(Heard {
             marker: octets[1] & 0x80 != 0,
