@@ -100,7 +100,7 @@ fn unparsable_request_with_a_usable_via_gets_400() -> anyhow::Result<()> {
     peer.send(broken)?;
     let answer = peer.receive(SOON).ok_or_else(|| anyhow::anyhow!("no answer"))?;
     anyhow::ensure!(answer.status() == 400, "{}", answer.text);
-    one_line_says(&stack, "sip_message", 1)
+    one_line_says(&stack, "malformed_request", 1)
 }
 
 #[test]
