@@ -43,7 +43,9 @@ pub use buffers::{BUFFER_OCTETS, Received};
 pub use probe::{Choice, Decision, DriverKind, Feature, decide, explain};
 pub use socket::{bind_udp, tcp_socket};
 pub use table::{InFlight, Owner, SocketId};
-pub use thread::{Waker, allowed_cores, pin_to_core, raise_open_files, seconds_on_cpu, sharpen_timers};
+pub use thread::{
+    Waker, allowed_cores, pin_to_core, prefetch, raise_open_files, seconds_on_cpu, sharpen_timers,
+};
 
 /// Room for one outgoing datagram: an Ethernet frame less IP and UDP headers. Larger RTP would be cut up on the way.
 pub const DATAGRAM_OCTETS: usize = 1_472;

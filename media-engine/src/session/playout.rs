@@ -162,6 +162,12 @@ impl Playout {
         Some(Played { name: mark.name, heard_ms: self.ms(mark.position) })
     }
 
+    /// The memory of the next frame of so many samples.
+    pub fn next_frame(&self, samples: usize) -> &[i16] {
+        let front = self.queue.as_slices().0;
+        &front[..samples.min(front.len())]
+    }
+
     /// Nothing waits.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()
