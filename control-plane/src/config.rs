@@ -3,7 +3,7 @@
 //! Every error names the setting, where its value came from and what to write instead. Nothing below this module
 //! reads the environment.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -157,7 +157,7 @@ impl Config {
                 text.parse().ok()
             })?,
             sip_listen: sip_listeners(layers)?,
-            sip_public: layers.text("sip_public").map(str::to_owned),
+            sip_public: sip_public(layers)?,
             database: database(layers, &state_dir)?,
             engines: engines(layers)?,
             state_dir,
@@ -286,6 +286,24 @@ fn sip_listeners(layers: &Layers) -> Result<Vec<SipListen>, ConfigError> {
     Ok(listeners)
 }
 
+/// A host as it stands in a SIP URI: a name, an IPv4 address, or an IPv6 address, which gets its brackets.
+fn sip_public(layers: &Layers) -> Result<Option<String>, ConfigError> {
+    const KEY: &str = "sip_public";
+    const EXPECTED: &str = "a host or address without a port, such as sip.example.com or 203.0.113.7";
+    let Some(text) = layers.text(KEY).map(str::trim) else { return Ok(None) };
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let host = match bare.parse::<IpAddr>() {
+        Ok(ip) if ip.is_unspecified() => None,
+        Ok(IpAddr::V6(ip)) => Some(format!("[{ip}]")),
+        Ok(IpAddr::V4(_)) => (bare == text).then(|| text.to_owned()),
+        Err(_) => {
+            let is_name = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.');
+            (is_name && !text.is_empty()).then(|| text.to_owned())
+        }
+    };
+    host.map(Some).ok_or_else(|| invalid(layers, KEY, text, EXPECTED))
+}
+
 fn database(layers: &Layers, state_dir: &Path) -> Result<Database, ConfigError> {
     const KEY: &str = "database_url";
     let Some(url) = layers.text(KEY) else { return Ok(Database::File(state_dir.join("tandem.db"))) };
@@ -387,6 +405,16 @@ mod tests {
         assert!(error.to_string().contains("set TANDEM_SIP_PUBLIC"), "{error}");
         let named = config(&[("sip_listen", "udp:0.0.0.0:5060"), ("sip_public", "sip.example.com")]).unwrap();
         assert_eq!(named.sip_public.as_deref(), Some("sip.example.com"));
+    }
+
+    #[test]
+    fn public_sip_host_is_one_that_peers_can_use() {
+        let told = |host| config(&[("sip_public", host)]).map(|config| config.sip_public);
+        assert_eq!(told("2001:db8::1").unwrap().as_deref(), Some("[2001:db8::1]"));
+        assert_eq!(told("sip.example.com").unwrap().as_deref(), Some("sip.example.com"));
+        for wrong in ["0.0.0.0", "::", "[::]", "sip.example.com:5060", "sip:me@host", "a b"] {
+            assert!(told(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
