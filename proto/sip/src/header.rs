@@ -188,9 +188,12 @@ impl Via {
         self.port.unwrap_or(if self.transport.eq_ignore_ascii_case("TLS") { 5061 } else { 5060 })
     }
 
-    /// Whether the sender named itself by another address than `source`: it sits behind a NAT.
+    /// Whether the sender named itself by another address than `source`: it sits behind a NAT. Only over UDP are the
+    /// ports compared: a connection comes from a port of its own, which nobody listens on.
     pub fn is_natted(&self, source: SocketAddr) -> bool {
-        self.host_ip().is_some_and(|ip| ip != source.ip()) || self.port_or_default() != source.port()
+        let is_udp = self.known_transport() == Some(Transport::Udp);
+        self.host_ip().is_some_and(|ip| ip != source.ip())
+            || (is_udp && self.port_or_default() != source.port())
     }
 
     /// The transport, when it is one of ours.
@@ -354,6 +357,15 @@ mod tests {
         assert_eq!(via.host_ip(), "2001:db8::9:1".parse().ok());
         assert_eq!(via.known_transport(), None);
         assert_eq!(via.params.get("received").as_deref(), Some("[2001:db8::9:255]"));
+    }
+
+    #[test]
+    fn port_of_a_connection_says_nothing_of_a_nat() {
+        let natted = |via: &str, source: &str| Via::parse(via).unwrap().is_natted(source.parse().unwrap());
+        assert!(!natted("SIP/2.0/TCP 192.0.2.2:5060;branch=z9hG4bK1", "192.0.2.2:40000"));
+        assert!(natted("SIP/2.0/UDP 192.0.2.2:5060;branch=z9hG4bK1", "192.0.2.2:40000"));
+        assert!(natted("SIP/2.0/TCP 10.0.0.2:5060;branch=z9hG4bK1", "192.0.2.2:40000"));
+        assert!(!natted("SIP/2.0/UDP pc.example;branch=z9hG4bK1", "192.0.2.2:5060"));
     }
 
     #[test]
