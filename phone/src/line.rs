@@ -228,6 +228,6 @@ fn call_of(event: &Event) -> Option<CallHandle> {
         | Event::ReinviteRefused { call, .. }
         | Event::Ended { call, .. } => Some(*call),
         Event::Request { call, .. } | Event::Response { call, .. } => *call,
-        Event::CloseConnection { .. } => None,
+        Event::Refused { .. } | Event::CloseConnection { .. } => None,
     }
 }

@@ -212,6 +212,7 @@ impl Calls {
             | Event::ReinviteAnswered { .. }
             | Event::ReinviteRefused { .. }
             | Event::Response { .. }
+            | Event::Refused { .. }
             | Event::CloseConnection { .. } => {}
         }
     }

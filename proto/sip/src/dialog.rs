@@ -118,6 +118,11 @@ impl Dialog {
         }
     }
 
+    /// The same, taken from an UPDATE when it came: see [`target`].
+    pub(crate) fn set_target(&mut self, target: Uri) {
+        self.target = target;
+    }
+
     /// The sequence number for our next request.
     pub(crate) fn next_cseq(&mut self) -> u32 {
         self.local_cseq += 1;
@@ -177,7 +182,7 @@ fn text(head: &Head, name: HeaderName) -> String {
 }
 
 /// Contact as a Request-URI, in which headers may not stand.
-fn target(head: &Head) -> Option<Uri> {
+pub(crate) fn target(head: &Head) -> Option<Uri> {
     head.contact().filter(NameAddr::is_sip).map(|contact| contact.uri.without_headers())
 }
 

@@ -55,7 +55,7 @@ impl Transport {
 }
 
 /// The shell's name for an open connection. Never reused while the endpoint may still know it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
 /// One way between us and a peer (RFC 5626's word).

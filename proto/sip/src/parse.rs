@@ -76,6 +76,12 @@ pub enum ParseError {
     /// The endpoint frames no more connections than `MAX_CONNECTIONS`.
     #[error("too many connections")]
     TooManyConnections,
+    /// The rest of a message did not come in time.
+    #[error("message is not complete after {0} s")]
+    Slow(u64),
+    /// A stream without a call was silent for too long.
+    #[error("nothing heard for {0} s")]
+    Idle(u64),
     /// A field is missing, repeated or malformed.
     #[error(transparent)]
     Head(#[from] HeadError),

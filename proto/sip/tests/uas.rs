@@ -9,6 +9,8 @@ use tandem_sip::*;
 
 struct Uas {
     endpoint: Endpoint,
+    /// Status, rule and detail of what was refused.
+    refused: Vec<(u16, &'static str, String)>,
     flow: Flow,
     now: Instant,
 }
@@ -17,13 +19,30 @@ impl Uas {
     #[allow(clippy::disallowed_methods)]
     fn new() -> Uas {
         let flow = Flow::udp(([127, 0, 0, 1], 4573).into(), ([127, 0, 0, 9], 40_000).into());
-        Uas { endpoint: Endpoint::new(EndpointConfig::default()), flow, now: Instant::now() }
+        Uas {
+            endpoint: Endpoint::new(EndpointConfig::default()),
+            refused: Vec::new(),
+            flow,
+            now: Instant::now(),
+        }
     }
 
     /// Takes one message in, and what it says at once out.
     fn hear(&mut self, text: &str) -> Vec<String> {
         self.endpoint.handle_input(text.as_bytes(), self.flow, self.now);
         self.said()
+    }
+
+    /// The next event that is no refusal.
+    fn event(&mut self) -> Option<Event> {
+        loop {
+            match self.endpoint.poll_event() {
+                Some(Event::Refused { status, rule, detail, .. }) => {
+                    self.refused.push((status, rule, detail))
+                }
+                other => return other,
+            }
+        }
     }
 
     fn said(&mut self) -> Vec<String> {
@@ -43,7 +62,7 @@ impl Uas {
     /// A call that waits for its answer.
     fn incoming(&mut self) -> CallHandle {
         self.hear(&invite("1", ""));
-        let Some(Event::IncomingInvite { call, .. }) = self.endpoint.poll_event() else { panic!("no call") };
+        let Some(Event::IncomingInvite { call, .. }) = self.event() else { panic!("no call") };
         call
     }
 
@@ -54,7 +73,7 @@ impl Uas {
         let tag = self.endpoint.dialog(call).unwrap().local_tag().to_owned();
         self.said();
         self.hear(&request("ACK", 1, "ack", &tag, ""));
-        assert!(matches!(self.endpoint.poll_event(), Some(Event::Acknowledged { .. })));
+        assert!(matches!(self.event(), Some(Event::Acknowledged { .. })));
         (call, tag)
     }
 }
@@ -92,7 +111,7 @@ fn every_header_of_a_ringing_response_is_right() {
           CSeq: 1 INVITE\r\nTimestamp: 54\r\nTo: <sip:echo:demo-key@127.0.0.1:4573>\r\nServer: Tandem/0.1.0\r\n\
           Content-Length: 0\r\n\r\n"]
     );
-    let Some(Event::IncomingInvite { call, request, .. }) = uas.endpoint.poll_event() else { panic!() };
+    let Some(Event::IncomingInvite { call, request, .. }) = uas.event() else { panic!() };
     assert_eq!(request.uri.password().as_deref(), Some("demo-key"));
     uas.endpoint.ring(call, uas.now).unwrap();
     let tag = uas.endpoint.dialog(call).unwrap().local_tag().to_owned();
@@ -130,7 +149,7 @@ fn retransmitted_invite_gets_the_last_response_and_no_second_call() {
     uas.endpoint.ring(call, uas.now).unwrap();
     uas.said();
     assert_eq!(first(&uas.hear(&invite("1", ""))), "SIP/2.0 180 Ringing");
-    assert_eq!(uas.endpoint.poll_event(), None);
+    assert_eq!(uas.event(), None);
     assert_eq!(uas.endpoint.counters().retransmits_in, 2);
 }
 
@@ -139,7 +158,7 @@ fn same_invite_by_another_way_is_a_merged_one() {
     let mut uas = Uas::new();
     uas.incoming();
     assert_eq!(first(&uas.hear(&invite("2", ""))), "SIP/2.0 482 Loop Detected");
-    assert_eq!(uas.endpoint.poll_event(), None);
+    assert_eq!(uas.event(), None);
 }
 
 #[test]
@@ -177,7 +196,7 @@ fn second_reinvite_before_the_answer_gets_500_with_retry_after() {
     let mut uas = Uas::new();
     let (_, tag) = uas.up();
     assert_eq!(first(&uas.hear(&request("INVITE", 2, "a", &tag, ""))), "SIP/2.0 100 Trying");
-    assert!(matches!(uas.endpoint.poll_event(), Some(Event::Reinvite { .. })));
+    assert!(matches!(uas.event(), Some(Event::Reinvite { .. })));
     let said = uas.hear(&request("INVITE", 3, "b", &tag, ""));
     assert_eq!(first(&said), "SIP/2.0 500 Server Internal Error");
     assert!(said[0].contains("\r\nRetry-After: "), "{said:?}");
@@ -188,11 +207,11 @@ fn cancelled_reinvite_leaves_the_call_up() {
     let mut uas = Uas::new();
     let (call, tag) = uas.up();
     uas.hear(&request("INVITE", 2, "re", &tag, ""));
-    assert!(matches!(uas.endpoint.poll_event(), Some(Event::Reinvite { .. })));
+    assert!(matches!(uas.event(), Some(Event::Reinvite { .. })));
     let said = uas.hear(&request("CANCEL", 2, "re", &tag, ""));
     assert_eq!(first(&said), "SIP/2.0 200 OK");
     assert!(said[1].starts_with("SIP/2.0 487 "));
-    assert_eq!(uas.endpoint.poll_event(), Some(Event::ReinviteCancelled { call }));
+    assert_eq!(uas.event(), Some(Event::ReinviteCancelled { call }));
     assert_eq!(uas.endpoint.call_count(), 1);
 }
 
@@ -203,9 +222,9 @@ fn retransmitted_bye_gets_its_200_again() {
     let bye = request("BYE", 2, "bye", &tag, "Reason: Q.850;cause=16\r\n");
     assert_eq!(first(&uas.hear(&bye)), "SIP/2.0 200 OK");
     assert_eq!(uas.hear(&bye).len(), 1);
-    let Some(Event::Ended { why, .. }) = uas.endpoint.poll_event() else { panic!() };
+    let Some(Event::Ended { why, .. }) = uas.event() else { panic!() };
     assert_eq!(why, EndReason::RemoteBye { reason: Some("Q.850;cause=16".to_owned()) });
-    assert_eq!(uas.endpoint.poll_event(), None);
+    assert_eq!(uas.event(), None);
 }
 
 #[test]
@@ -228,7 +247,7 @@ fn request_that_the_user_forgets_is_let_go() {
     let mut uas = Uas::new();
     let (call, tag) = uas.up();
     uas.hear(&request("INFO", 2, "info", &tag, ""));
-    let Some(Event::Request { handle, call: Some(of), .. }) = uas.endpoint.poll_event() else { panic!() };
+    let Some(Event::Request { handle, call: Some(of), .. }) = uas.event() else { panic!() };
     assert_eq!(of, call);
     uas.pass(Duration::from_secs(33));
     assert_eq!(uas.endpoint.reply(handle, Reply::new(200), uas.now), Err(CallError::Unknown));
@@ -244,6 +263,218 @@ fn full_transaction_table_answers_503_without_state() {
     assert_eq!(first(&said), "SIP/2.0 503 Service Unavailable");
     assert!(said[0].contains("\r\nRetry-After: 5\r\n"));
     assert_eq!((uas.endpoint.transaction_count(), uas.endpoint.counters().refused_full), (1, 1));
+    assert_eq!(uas.event(), None);
+    assert_eq!(uas.refused, [(503, "transaction_table", "full".to_owned())]);
+}
+
+#[test]
+fn full_table_still_lets_calls_change_and_end() {
+    let mut uas = Uas::new();
+    uas.endpoint = Endpoint::new(EndpointConfig { max_transactions: 16, ..EndpointConfig::default() });
+    let (call, tag) = uas.up();
+    let mut calls = 1;
+    loop {
+        let branch = format!("n{calls}");
+        let said = uas.hear(&invite(&branch, "").replace("Call-ID: cid", &format!("Call-ID: other{calls}")));
+        if first(&said).starts_with("SIP/2.0 503 ") {
+            break;
+        }
+        calls += 1;
+    }
+    assert_eq!(calls, 14, "two of sixteen are for the calls that there are");
+    let cancel = invite("n5", "").replace("Call-ID: cid", "Call-ID: other5").replace("INVITE", "CANCEL");
+    assert_eq!(first(&uas.hear(&cancel)), "SIP/2.0 200 OK");
+    assert_eq!(uas.endpoint.call_count(), 13);
+    assert_eq!(first(&uas.hear(&request("INVITE", 2, "re", &tag, ""))), "SIP/2.0 100 Trying");
+    uas.endpoint.reject(call, Reply::new(488), uas.now).unwrap();
+    uas.said();
+    assert_eq!(first(&uas.hear(&request("INFO", 3, "info", &tag, ""))), "");
+    assert_eq!(uas.endpoint.transaction_count(), 16);
+    assert_eq!(first(&uas.hear(&request("BYE", 4, "bye", &tag, ""))), "SIP/2.0 200 OK", "full to the brim");
+    assert_eq!((uas.endpoint.transaction_count(), uas.endpoint.call_count()), (16, 12));
+}
+
+#[test]
+fn what_needs_no_state_gets_none_and_repetitions_the_same_answer() {
+    let mut uas = Uas::new();
+    let out_of_dialog = |method: &str| request(method, 1, method, "", "").replace(";tag=\r", "\r");
+    let tel = out_of_dialog("OPTIONS").replace("OPTIONS sip:tandem@127.0.0.1:4573", "OPTIONS tel:+15551234");
+    let cases = [
+        (out_of_dialog("OPTIONS"), 200),
+        (out_of_dialog("BREW"), 501),
+        (out_of_dialog("SUBSCRIBE"), 405),
+        (tel, 416),
+        (out_of_dialog("BYE"), 481),
+        (request("BYE", 1, "b", "unknown", ""), 481),
+        (request("INVITE", 1, "i", "unknown", ""), 481),
+        (invite("c", "").replace("INVITE", "CANCEL"), 481),
+        (invite("r", "Require: nothing\r\n"), 420),
+        (invite("s", "Content-Encoding: gzip\r\n"), 415),
+        (invite("t", "Accept: text/plain\r\n"), 406),
+        (invite("u", "").replace("Contact:", "X-Contact:"), 400),
+    ];
+    for (text, status) in cases {
+        let said = uas.hear(&text);
+        assert!(first(&said).starts_with(&format!("SIP/2.0 {status} ")), "{said:?} to {text}");
+        assert_eq!(uas.hear(&text), said, "and again, with the same tag");
+    }
+    assert_eq!(uas.endpoint.transaction_count(), 0);
+    assert_eq!(uas.event(), None);
+    let rules: Vec<_> = uas.refused.iter().step_by(2).map(|(status, rule, _)| (*status, *rule)).collect();
+    assert_eq!(
+        rules,
+        [
+            (501, "method_known"),
+            (405, "method_allowed"),
+            (416, "uri_scheme"),
+            (481, "dialog_known"),
+            (481, "dialog_known"),
+            (481, "dialog_known"),
+            (481, "dialog_known"),
+            (420, "required_extensions"),
+            (415, "body_coding"),
+            (406, "accepts_sdp"),
+            (400, "contact"),
+        ]
+    );
+}
+
+#[test]
+fn every_bad_message_of_one_piece_of_a_stream_is_reported_with_its_cause() {
+    let mut uas = Uas::new();
+    uas.flow = Flow::connected(Transport::Tcp, uas.flow.local, uas.flow.remote, ConnectionId(7));
+    let bad = invite("1", "").replace("Max-Forwards: 69", "Max-Forwards: x");
+    let old = invite("2", "").replace(" SIP/2.0\r\nVia", " SIP/3.0\r\nVia");
+    uas.hear(&[bad.clone(), old, bad].concat());
+    assert_eq!(uas.event(), None);
+    let expected = [(400, "bad Max-Forwards"), (505, "SIP version is not 2.0"), (400, "bad Max-Forwards")];
+    let expected = expected.map(|(status, detail)| (status, "malformed_request", detail.to_owned()));
+    assert_eq!(uas.refused, expected);
+}
+
+#[test]
+fn refusals_that_nobody_fetches_are_bounded() {
+    let mut uas = Uas::new();
+    for _ in 0..endpoint::MAX_REFUSALS_QUEUED + 10 {
+        uas.hear(&request("BYE", 1, "b", "unknown", ""));
+    }
+    assert_eq!(uas.event(), None);
+    assert_eq!(uas.refused.len(), endpoint::MAX_REFUSALS_QUEUED);
+    assert_eq!(uas.endpoint.counters().refused, endpoint::MAX_REFUSALS_QUEUED as u64 + 10);
+}
+
+#[test]
+fn allow_names_only_what_the_configuration_serves() {
+    let mut uas = Uas::new();
+    uas.endpoint = Endpoint::new(EndpointConfig {
+        in_dialog_methods: vec![Method::Update],
+        ..EndpointConfig::default()
+    });
+    let (_, tag) = uas.up();
+    let said = uas.hear(&request("INFO", 2, "info", &tag, ""));
+    assert_eq!(first(&said), "SIP/2.0 405 Method Not Allowed");
+    assert!(said[0].contains("\r\nAllow: INVITE, ACK, BYE, CANCEL, OPTIONS, UPDATE\r\n"), "{said:?}");
+}
+
+#[test]
+fn update_moves_the_target_only_when_it_is_accepted() {
+    for (status, target) in [(488, "sip:me@10.1.1.1:5062"), (200, "sip:me@10.9.9.9:5062")] {
+        let mut uas = Uas::new();
+        let (call, tag) = uas.up();
+        let update = request("UPDATE", 2, "up", &tag, "");
+        uas.hear(&update.replace("Contact: <sip:me@10.1.1.1:5062>", "Contact: <sip:me@10.9.9.9:5062>"));
+        let Some(Event::Request { handle, .. }) = uas.event() else { panic!() };
+        assert_eq!(uas.endpoint.dialog(call).unwrap().remote_target().as_str(), "sip:me@10.1.1.1:5062");
+        uas.endpoint.reply(handle, Reply::new(status), uas.now).unwrap();
+        assert_eq!(uas.endpoint.dialog(call).unwrap().remote_target().as_str(), target, "{status}");
+    }
+}
+
+/// A caller on TCP: its INVITE by connection 7, from a port that is not the one it listens on.
+fn tcp_caller(contact: &str) -> (Uas, CallHandle, String) {
+    let mut uas = Uas::new();
+    let remote = ([127, 0, 0, 9], 40_000).into();
+    uas.flow = Flow::connected(Transport::Tcp, uas.flow.local, remote, ConnectionId(7));
+    let text = request("INVITE", 1, "tcp", "", "")
+        .replace(";tag=\r", "\r")
+        .replace("SIP/2.0/UDP p;", "SIP/2.0/TCP 127.0.0.9:5080;")
+        .replace("<sip:me@10.1.1.1:5062>", contact);
+    uas.hear(&text);
+    let Some(Event::IncomingInvite { call, .. }) = uas.event() else { panic!("no call") };
+    uas.endpoint.answer(call, Body::sdp("v=0\r\n"), uas.now).unwrap();
+    let tag = uas.endpoint.dialog(call).unwrap().local_tag().to_owned();
+    uas.said();
+    (uas, call, tag)
+}
+
+#[test]
+fn bye_after_the_connection_is_gone_goes_where_the_caller_listens() {
+    for (contact, port) in [("<sip:me@127.0.0.9:5070;transport=tcp>", 5070), ("<sip:me@pc.example>", 5080)] {
+        let (mut uas, call, tag) = tcp_caller(contact);
+        uas.hear(&request("ACK", 1, "ack", &tag, ""));
+        uas.endpoint.handle_closed(ConnectionId(7), uas.now);
+        uas.endpoint.bye(call, Headers::new(), uas.now).unwrap();
+        let flow = uas.endpoint.poll_transmit().unwrap().flow;
+        assert_eq!((flow.connection, flow.remote), (None, ([127, 0, 0, 9], port).into()), "{contact}");
+    }
+}
+
+#[test]
+fn unacknowledged_200_follows_the_caller_when_its_connection_is_gone() {
+    let (mut uas, ..) = tcp_caller("<sip:me@127.0.0.9:5070;transport=tcp>");
+    uas.endpoint.handle_closed(ConnectionId(7), uas.now);
+    uas.now += Duration::from_millis(500);
+    uas.endpoint.handle_timeout(uas.now);
+    let flow = uas.endpoint.poll_transmit().unwrap().flow;
+    assert_eq!((flow.connection, flow.remote), (None, ([127, 0, 0, 9], 5080).into()));
+}
+
+fn closed(uas: &mut Uas) -> bool {
+    matches!(uas.event(), Some(Event::CloseConnection { connection: ConnectionId(7), .. }))
+}
+
+#[test]
+fn connection_that_never_finishes_its_message_is_closed() {
+    let mut uas = Uas::new();
+    uas.flow = Flow::connected(Transport::Tcp, uas.flow.local, uas.flow.remote, ConnectionId(7));
+    uas.hear("I");
+    for octet in ["N", "V", "I"] {
+        uas.pass(Duration::from_secs(10));
+        assert!(!closed(&mut uas));
+        uas.hear(octet);
+    }
+    uas.pass(Duration::from_secs(2));
+    assert!(closed(&mut uas), "32 s after its first octet, however it drips");
+}
+
+#[test]
+fn connection_without_a_call_must_be_heard_from_time_to_time() {
+    let mut uas = Uas::new();
+    uas.flow = Flow::connected(Transport::Tcp, uas.flow.local, uas.flow.remote, ConnectionId(7));
+    uas.hear("\r\n\r\n");
+    for keep_alive in ["\r\n\r\n", "\r\n"] {
+        uas.pass(Duration::from_secs(120));
+        assert!(!closed(&mut uas));
+        uas.hear(keep_alive);
+    }
+    uas.pass(endpoint::IDLE_MAX);
+    assert!(closed(&mut uas));
+}
+
+#[test]
+fn silent_connection_with_a_call_stays_open() {
+    let (mut uas, call, tag) = tcp_caller("<sip:me@127.0.0.9:5070;transport=tcp>");
+    uas.hear(&request("ACK", 1, "ack", &tag, ""));
+    uas.event();
+    for _ in 0..20 {
+        uas.pass(endpoint::IDLE_MAX);
+        assert!(!closed(&mut uas));
+    }
+    uas.endpoint.bye(call, Headers::new(), uas.now).unwrap();
+    uas.pass(Duration::from_secs(33));
+    assert!(matches!(uas.event(), Some(Event::Ended { .. })));
+    uas.pass(endpoint::IDLE_MAX);
+    assert!(closed(&mut uas), "and is closed when the call is over");
 }
 
 #[test]
@@ -269,14 +500,11 @@ fn stream_is_pinged_framed_and_closed_when_it_is_no_sip() {
     assert_eq!(uas.hear("\r\n\r\n"), ["\r\n"]);
     let bad = invite("1", "").replace("Max-Forwards: 69", "Max-Forwards: x");
     assert_eq!(first(&uas.hear(&bad)), "SIP/2.0 400 Bad Request: bad Max-Forwards");
-    assert_eq!(uas.endpoint.poll_event(), None, "a bad message alone does not close");
+    assert_eq!(uas.event(), None, "a bad message alone does not close");
     let endless =
         request("OPTIONS", 1, "o", "", "").replace("Content-Length: 0\r\n", "").replace(";tag=\r", "\r");
     assert_eq!(first(&uas.hear(&endless)), "SIP/2.0 400 Bad Request: missing Content-Length");
-    assert!(matches!(
-        uas.endpoint.poll_event(),
-        Some(Event::CloseConnection { connection: ConnectionId(7), .. })
-    ));
+    assert!(matches!(uas.event(), Some(Event::CloseConnection { connection: ConnectionId(7), .. })));
 }
 
 #[test]
@@ -303,7 +531,7 @@ fn keep_alives_and_noise_on_udp_get_no_answer() {
 fn secrets_are_in_no_debug_text() {
     let mut uas = Uas::new();
     uas.hear(&invite("1", "Authorization: Digest username=\"u\", response=\"0badc0de\"\r\n"));
-    let event = uas.endpoint.poll_event().unwrap();
+    let event = uas.event().unwrap();
     let text = format!(
         "{event:?} {:?}",
         uas.endpoint.dialog(match event {

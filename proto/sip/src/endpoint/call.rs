@@ -5,9 +5,10 @@ use std::time::Instant;
 use super::event::RequestHandle;
 use crate::dialog::{Dialog, Unacked};
 use crate::digest::Credentials;
-use crate::flow::Flow;
+use crate::flow::{ConnectionId, Flow};
 use crate::headers::{HeaderName, Headers};
 use crate::table::Id;
+use crate::uri::Uri;
 
 /// How far a call is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,9 @@ pub(crate) struct Call {
     pub(crate) called: bool,
     /// How the peer was reached last.
     pub(crate) flow: Flow,
+    /// sent-by's port of the peer's last request: where it listens, when its connection is gone. `None`: it sent none,
+    /// and `flow` is where we called it.
+    pub(crate) sent_by_port: Option<u16>,
     /// The peer's Via or Contact shows another address than its packets: requests go to the packets' source.
     pub(crate) natted: bool,
     /// Their INVITE or re-INVITE that waits for our answer.
@@ -72,6 +76,7 @@ impl Call {
             phase,
             local_tag,
             flow,
+            sent_by_port: None,
             natted: false,
             invite_in: None,
             unacked: None,
@@ -82,6 +87,18 @@ impl Call {
             credentials: None,
             authorization: Vec::new(),
             wake: None,
+        }
+    }
+
+    /// A connection is gone: from now on we go where the peer listens, not to the port it had connected from.
+    pub(crate) fn connection_closed(&mut self, connection: ConnectionId) {
+        let port = self.sent_by_port;
+        let flows = [Some(&mut self.flow), self.unacked.as_mut().map(|unacked| &mut unacked.flow)];
+        for flow in flows.into_iter().flatten().filter(|flow| flow.connection == Some(connection)) {
+            flow.connection = None;
+            if let Some(port) = port {
+                flow.remote.set_port(port);
+            }
         }
     }
 
@@ -129,6 +146,8 @@ pub(crate) struct Exchange {
     pub(crate) call: Option<Id>,
     /// For 401 and 407 outside a dialog.
     pub(crate) credentials: Option<Credentials>,
+    /// UPDATE of theirs: the dialog's target once we have accepted it.
+    pub(crate) new_target: Option<Uri>,
 }
 
 impl From<RequestHandle> for Id {

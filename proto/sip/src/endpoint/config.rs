@@ -15,8 +15,20 @@ use crate::uri::Uri;
 /// second. Full: new requests get 503 with Retry-After, ours are refused with an error.
 pub const MAX_TRANSACTIONS: usize = 65_536;
 
+/// One transaction of so many is kept for requests in the dialogs that there are: a flood of new ones must not keep a
+/// call from being changed or ended.
+pub const RESERVED_PART: usize = 8;
+
 /// Calls held at once, early and confirmed: far above what one node's media engines carry. Full: 503.
 pub const MAX_CALLS: usize = 20_000;
+
+/// How long the rest of a message that has begun may take over a stream (64·T1: its sender would have given up). Then
+/// the connection is closed.
+pub const PARTIAL_MAX: Duration = Duration::from_secs(32);
+
+/// How long a stream without a call may be silent: longer than the two minutes at most between the keep-alives of RFC
+/// 5626 §4.4.1. Then the connection is closed; the peer may come back by another.
+pub const IDLE_MAX: Duration = Duration::from_secs(180);
 
 /// Connections with a framer. Full: the connection is closed.
 pub const MAX_CONNECTIONS: usize = 10_000;
@@ -47,6 +59,8 @@ pub struct EndpointConfig {
     pub max_calls: usize,
     /// Methods outside a dialog that become [`super::Event::Request`]; other known ones get 405 with Allow.
     pub accepted_methods: Vec<Method>,
+    /// Methods that become [`super::Event::Request`] in a dialog, besides `accepted_methods`; others get 405 with Allow.
+    pub in_dialog_methods: Vec<Method>,
     /// Option tags of Require that we understand; others get 420.
     pub supported: Vec<String>,
     /// How long our INVITE may ring before we cancel it. Above timer C of a proxy (RFC 3261 §16.6).
@@ -64,6 +78,7 @@ impl Default for EndpointConfig {
             max_transactions: MAX_TRANSACTIONS,
             max_calls: MAX_CALLS,
             accepted_methods: Vec::new(),
+            in_dialog_methods: vec![Method::Info, Method::Update],
             supported: Vec::new(),
             ring_timeout: Duration::from_secs(200),
         }
@@ -192,7 +207,9 @@ pub struct Counters {
     pub stray_responses: u64,
     /// ACKs that belong to nothing.
     pub stray_acks: u64,
-    /// Requests refused with 503 because a table was full.
+    /// Requests that the endpoint refused by itself, for whatever reason.
+    pub refused: u64,
+    /// Of those, with 503 because a table was full.
     pub refused_full: u64,
     /// Transactions that ended by timer B, F or H, or by a failed transport.
     pub transactions_failed: u64,

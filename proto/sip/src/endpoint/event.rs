@@ -113,7 +113,18 @@ pub enum Event {
         /// The final response, or why there is none.
         result: Result<Box<Response>, NoResponse>,
     },
-    /// Close this connection: its bytes are no SIP.
+    /// The endpoint has refused a request by itself. For the log: nothing is to be done.
+    Refused {
+        /// How the request came.
+        flow: Flow,
+        /// The status of the answer.
+        status: u16,
+        /// A stable word for the rule that it broke.
+        rule: &'static str,
+        /// What was wrong, at most [`super::MAX_DETAIL_LEN`] octets; never a URI or a secret.
+        detail: String,
+    },
+    /// Close this connection: its bytes are no SIP, or it does nothing for too long.
     CloseConnection {
         /// Which.
         connection: ConnectionId,

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use super::call::Phase;
 use super::event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
 use super::ledger::{Extras, Owner};
+use super::refusal::Refusal;
 use super::uac::finish;
 use super::{CallError, Endpoint};
+use crate::dialog;
 use crate::flow::Flow;
 use crate::headers::{HeaderName, Headers};
 use crate::message::{Body, Method, Reply, Request};
@@ -62,7 +64,7 @@ impl Endpoint {
         if !is_idle {
             return Err(CallError::State(state.doing()));
         }
-        if self.is_full() {
+        if self.is_full_in_dialog() {
             return Err(CallError::Full("transaction"));
         }
         let Some((branch, bytes, flow)) =
@@ -95,7 +97,7 @@ impl Endpoint {
         if state.dialog.is_none() || state.phase == Phase::Closing {
             return Err(CallError::State(state.doing()));
         }
-        if self.is_full() {
+        if self.is_full_in_dialog() {
             return Err(CallError::Full("transaction"));
         }
         let Some((branch, bytes, flow)) = self.write_in_call(id, &method, &headers, body.as_ref()) else {
@@ -149,30 +151,37 @@ impl Endpoint {
         let Some(call) = self.calls.get_mut(id) else { return };
         let Some(dialog) = &mut call.dialog else { return };
         if !dialog.accept(request.head.cseq().number) {
-            return self.refuse(&request, key, flow, &Reply::new(500), Extras::Plain, now);
+            let refusal = Refusal::new(500, "cseq_order", request.head.cseq().number);
+            return self.refuse(&request, key, flow, refusal, now);
         }
         call.flow = flow;
+        call.sent_by_port = Some(request.head.via().port_or_default());
         let is_closing = call.phase == Phase::Closing;
         match request.method {
             Method::Bye => self.handle_bye(id, &request, key, flow, now),
-            Method::Options => self.refuse(&request, key, flow, &Reply::new(200), Extras::Capabilities, now),
-            _ if is_closing => self.refuse(&request, key, flow, &Reply::new(481), Extras::Plain, now),
+            Method::Options => {
+                self.finish_at_once(&request, key, flow, &Reply::new(200), Extras::Capabilities, now);
+            }
+            _ if is_closing => {
+                let refusal = Refusal::unknown_dialog(&request.method);
+                self.refuse(&request, key, flow, refusal, now);
+            }
             Method::Invite => self.handle_reinvite(id, request, key, flow, now),
             Method::Update
                 if !request.body.is_empty() && (call.invite_in.is_some() || call.invite_out.is_some()) =>
             {
-                self.refuse(&request, key, flow, &Reply::new(491), Extras::Plain, now);
+                self.refuse(&request, key, flow, Refusal::new(491, "one_offer", "UPDATE"), now);
             }
             Method::Update => {
-                dialog.refresh_target(&request.head);
-                self.surface(request, Some(id), key, flow, now);
+                let new_target = dialog::target(&request.head);
+                self.surface(request, Some(id), new_target, key, flow, now);
             }
-            _ => self.surface(request, Some(id), key, flow, now),
+            _ => self.surface(request, Some(id), None, key, flow, now),
         }
     }
 
     fn handle_bye(&mut self, id: Id, bye: &Request, key: Key, flow: Flow, now: Instant) {
-        self.refuse(bye, key, flow, &Reply::new(200), Extras::Plain, now);
+        self.finish_at_once(bye, key, flow, &Reply::new(200), Extras::Plain, now);
         self.refuse_pending(id, now);
         let Some(call) = self.calls.get(id) else { return };
         let reason = bye.header(HeaderName::Reason).map(str::to_owned);
@@ -189,11 +198,12 @@ impl Endpoint {
         if call.invite_in.is_some() {
             // §14.2: a second INVITE before our answer to the first.
             let wait_s = self.random.duration(Duration::ZERO, Duration::from_secs(10)).as_secs() as u32;
-            let reply = Reply::new(500).retry_after_s(wait_s);
-            return self.refuse(&request, key, flow, &reply, Extras::Plain, now);
+            let mut refusal = Refusal::new(500, "one_invite", "INVITE");
+            refusal.reply = refusal.reply.retry_after_s(wait_s);
+            return self.refuse(&request, key, flow, refusal, now);
         }
         if call.invite_out.is_some() || call.unacked.is_some() || call.ack_wanted.is_some() {
-            return self.refuse(&request, key, flow, &Reply::new(491), Extras::Plain, now);
+            return self.refuse(&request, key, flow, Refusal::new(491, "one_offer", "INVITE"), now);
         }
         if let Some(dialog) = &mut call.dialog {
             dialog.refresh_target(&request.head);

@@ -8,7 +8,7 @@ use super::call::Phase;
 use super::event::{Event, NoResponse};
 use super::reply::Template;
 use crate::dialog::Unacked;
-use crate::flow::{Flow, Transmit};
+use crate::flow::{ConnectionId, Flow, Transmit};
 use crate::headers::HeaderName;
 use crate::message::{Method, Reply};
 use crate::table::Id;
@@ -72,6 +72,7 @@ pub(crate) struct Transaction {
 pub(crate) enum Wake {
     Transaction(Id),
     Call(Id),
+    Connection(ConnectionId),
 }
 
 /// Which headers of ours a response gets besides Server.
@@ -179,14 +180,22 @@ impl Endpoint {
         for_dialog
     }
 
-    /// A response outside any transaction: to what does not parse or finds no room.
-    pub(super) fn respond_stateless(&mut self, template: &Template, reply: &Reply, flow: Flow) {
+    /// A response outside any transaction: to what does not parse, finds no room or is of no dialog. Without `tag`,
+    /// repetitions of a request get the same one (§8.2.7).
+    pub(super) fn respond_stateless(
+        &mut self,
+        template: &Template,
+        reply: &Reply,
+        extras: Extras,
+        tag: Option<&str>,
+        flow: Flow,
+    ) {
         if self.transmits.len() >= super::MAX_QUEUED {
             return;
         }
-        let tag = self.random.token("");
+        let tag = tag.map_or_else(|| template.stateless_tag(self.tag_secret), str::to_owned);
         let mut writer = template.respond(reply.status, reply.reason.as_deref(), &tag, false);
-        self.write_extras(&mut writer, Extras::Plain, flow);
+        self.write_extras(&mut writer, extras, flow);
         self.transmit(flow, finish_reply(writer, reply));
     }
 
@@ -219,6 +228,10 @@ impl Endpoint {
                 Some(call) => (call.deadline(), &mut call.wake),
                 None => return,
             },
+            Wake::Connection(id) => match self.streams.get_mut(&id) {
+                Some(stream) => (stream.deadline(), &mut stream.wake),
+                None => return,
+            },
         };
         let Some(at) = deadline else { return };
         if queued.is_none_or(|earlier| at < earlier) {
@@ -239,6 +252,7 @@ impl Endpoint {
                     self.transactions.get_mut(id).map(|transaction| &mut transaction.wake)
                 }
                 Wake::Call(id) => self.calls.get_mut(id).map(|call| &mut call.wake),
+                Wake::Connection(id) => self.streams.get_mut(&id).map(|stream| &mut stream.wake),
             };
             // Gone, or an entry that an earlier one has overtaken.
             let Some(queued) = queued.filter(|queued| **queued == Some(at)) else { continue };
@@ -246,6 +260,7 @@ impl Endpoint {
             match wake {
                 Wake::Transaction(id) => self.wake_transaction(id, now),
                 Wake::Call(id) => self.wake_call(id, now),
+                Wake::Connection(id) => self.wake_connection(id, now),
             }
             self.arm(wake);
         }

@@ -17,7 +17,9 @@ mod config;
 mod event;
 mod in_call;
 mod ledger;
+mod refusal;
 mod reply;
+mod stream;
 mod uac;
 mod uas;
 
@@ -26,17 +28,19 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Instant;
 
 pub use config::{
-    CallError, Counters, EndpointConfig, InviteRequest, MAX_CALLS, MAX_CONNECTIONS, MAX_QUEUED,
-    MAX_TRANSACTIONS, OutgoingRequest, RETRY_AFTER_FULL_S,
+    CallError, Counters, EndpointConfig, IDLE_MAX, InviteRequest, MAX_CALLS, MAX_CONNECTIONS, MAX_QUEUED,
+    MAX_TRANSACTIONS, OutgoingRequest, PARTIAL_MAX, RESERVED_PART, RETRY_AFTER_FULL_S,
 };
 pub use event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
+pub use refusal::{MAX_DETAIL_LEN, MAX_REFUSALS_QUEUED};
 
 use call::{Call, Exchange};
-use ledger::{Transaction, Wake};
+use ledger::{Extras, Transaction, Wake};
+use refusal::Refusal;
+use stream::Stream;
 
 use crate::dialog::Dialog;
 use crate::flow::{ConnectionId, Flow, Transmit};
-use crate::framing::{Frame, StreamFramer};
 use crate::message::{Message, Method, Reply};
 use crate::parse::{ParseError, parse, salvage};
 use crate::random::Random;
@@ -49,6 +53,8 @@ pub struct Endpoint {
     config: EndpointConfig,
     counters: Counters,
     random: Random,
+    /// Makes the tags of answers without state.
+    tag_secret: u64,
     /// Value of Allow.
     allow: String,
     transactions: Table<Transaction>,
@@ -59,7 +65,7 @@ pub struct Endpoint {
     /// Calls by our tag.
     tags: HashMap<Box<str>, Id>,
     exchanges: Table<Exchange>,
-    framers: HashMap<ConnectionId, StreamFramer>,
+    streams: HashMap<ConnectionId, Stream>,
     wakes: BinaryHeap<Reverse<(Instant, Wake)>>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
@@ -68,15 +74,17 @@ pub struct Endpoint {
 impl Endpoint {
     /// An endpoint without calls.
     pub fn new(config: EndpointConfig) -> Endpoint {
-        let mut allow = "INVITE, ACK, BYE, CANCEL, OPTIONS, INFO, UPDATE".to_owned();
-        for method in &config.accepted_methods {
+        let mut allow = "INVITE, ACK, BYE, CANCEL, OPTIONS".to_owned();
+        for method in config.in_dialog_methods.iter().chain(&config.accepted_methods) {
             if !allow.split(", ").any(|known| known == method.as_str()) {
                 allow += ", ";
                 allow += method.as_str();
             }
         }
+        let mut random = Random::new(config.seed);
         Endpoint {
-            random: Random::new(config.seed),
+            tag_secret: random.next_u64(),
+            random,
             config,
             counters: Counters::default(),
             allow,
@@ -86,7 +94,7 @@ impl Endpoint {
             calls: Table::new(),
             tags: HashMap::new(),
             exchanges: Table::new(),
-            framers: HashMap::new(),
+            streams: HashMap::new(),
             wakes: BinaryHeap::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -134,19 +142,20 @@ impl Endpoint {
     /// connection announce it too.
     pub fn handle_connected(&mut self, flow: Flow) {
         if let Some(connection) = flow.connection.filter(|_| flow.transport.is_stream()) {
-            self.open_framer(connection);
+            self.open_stream(connection);
         }
     }
 
     /// A connection is gone. Calls survive: their next request asks for a new one, to the peer's own address.
     pub fn handle_closed(&mut self, connection: ConnectionId, _now: Instant) {
-        self.framers.remove(&connection);
+        self.streams.remove(&connection);
         for (_, call) in self.calls.iter_mut() {
-            if call.flow.connection == Some(connection) {
-                call.flow.connection = None;
-            }
+            call.connection_closed(connection);
         }
         for (_, transaction) in self.transactions.iter_mut() {
+            for ack in transaction.acks.iter_mut().filter(|ack| ack.flow.connection == Some(connection)) {
+                ack.flow.connection = None;
+            }
             if transaction.flow.connection == Some(connection) {
                 transaction.flow.connection = None;
                 if let Some(server) = &transaction.server {
@@ -192,36 +201,6 @@ impl Endpoint {
 
     // --- bytes to messages ---
 
-    /// False if there are too many connections.
-    fn open_framer(&mut self, connection: ConnectionId) -> bool {
-        let room = self.framers.len() < MAX_CONNECTIONS || self.framers.contains_key(&connection);
-        if room {
-            self.framers.entry(connection).or_default();
-        }
-        room
-    }
-
-    fn handle_stream(&mut self, bytes: &[u8], flow: Flow, connection: ConnectionId, now: Instant) {
-        if !self.open_framer(connection) {
-            let why = ParseError::TooManyConnections;
-            return self.events.push_back(Event::CloseConnection { connection, why });
-        }
-        let mut framer = self.framers.remove(&connection).unwrap_or_default();
-        framer.feed(bytes);
-        loop {
-            match framer.next_frame() {
-                Ok(Some(Frame::Message(message))) => self.handle_message(message, flow, now),
-                Ok(Some(Frame::Ping)) => self.transmit(flow, b"\r\n".to_vec()),
-                Ok(None) => break,
-                Err(why) => {
-                    self.handle_unparsable(framer.remainder(), flow, why);
-                    return self.events.push_back(Event::CloseConnection { connection, why });
-                }
-            }
-        }
-        self.framers.insert(connection, framer);
-    }
-
     fn handle_message(&mut self, bytes: &[u8], flow: Flow, now: Instant) {
         // Keep-alives (RFC 5626 §4.4.1); over WebSocket the double CRLF wants an answer (RFC 7118 §6).
         if bytes.iter().all(|&b| b == b'\r' || b == b'\n') {
@@ -255,7 +234,9 @@ impl Endpoint {
         let status = why.status();
         let answer = Reply::new(status);
         let answer = if status == 400 { answer.reason(&format!("Bad Request: {why}")) } else { answer };
-        self.respond_stateless(&template, &answer, reply::response_flow(&salvaged.via, flow));
+        let response_flow = reply::response_flow(&salvaged.via, flow);
+        self.respond_stateless(&template, &answer, Extras::Plain, None, response_flow);
+        self.report(flow, Refusal::new(status, "malformed_request", why));
     }
 
     // --- our addresses ---

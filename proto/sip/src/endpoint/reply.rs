@@ -1,6 +1,7 @@
 //! The headers that every response copies from its request (RFC 3261 §8.2.6), written once.
 
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 
 use crate::flow::Flow;
@@ -48,6 +49,13 @@ impl Template {
             }
         }
         template
+    }
+
+    /// A To tag for an answer without state: the same for a request and its repetitions, unknown beforehand.
+    pub(crate) fn stateless_tag(&self, secret: u64) -> String {
+        let mut hasher = DefaultHasher::new();
+        (secret, &self.lines).hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
     }
 
     /// Begins a response. `tag` goes to To unless it has one; a 100 has none of ours.

@@ -123,7 +123,7 @@ impl Endpoint {
         now: Instant,
     ) -> RequestHandle {
         let transaction = self.start_client(method, branch, bytes, flow, Owner::Nobody, now);
-        let exchange = self.exchanges.insert(Exchange { transaction, call, credentials });
+        let exchange = self.exchanges.insert(Exchange { transaction, call, credentials, new_target: None });
         if let Some(transaction) = self.transactions.get_mut(transaction) {
             transaction.owner = Owner::Exchange(exchange);
         }

@@ -5,8 +5,9 @@ use std::time::Instant;
 use super::call::{Call, Exchange, Phase};
 use super::event::{CallHandle, EndReason, Event, RequestHandle};
 use super::ledger::{Extras, Owner, ServerSide, Transaction, Wake};
+use super::refusal::Refusal;
 use super::reply::{self, Template};
-use super::{CallError, Endpoint, MAX_QUEUED, RETRY_AFTER_FULL_S};
+use super::{CallError, Endpoint, MAX_QUEUED, RESERVED_PART, RETRY_AFTER_FULL_S};
 use crate::dialog::Dialog;
 use crate::flow::Flow;
 use crate::headers::HeaderName;
@@ -17,7 +18,7 @@ use crate::transaction::Machine;
 use crate::transaction::invite_server::{InviteServer, OnAck};
 use crate::transaction::key::Key;
 use crate::transaction::server::Server;
-use crate::uri::Scheme;
+use crate::uri::{Scheme, Uri};
 
 impl Endpoint {
     // --- verbs ---
@@ -70,16 +71,21 @@ impl Endpoint {
     pub fn reply(&mut self, request: RequestHandle, reply: Reply, now: Instant) -> Result<(), CallError> {
         let id = Id::from(request);
         let exchange = self.exchanges.get(id).ok_or(CallError::Unknown)?;
-        let transaction = exchange.transaction;
+        let (transaction, call) = (exchange.transaction, exchange.call);
         let is_server =
             self.transactions.get(transaction).is_some_and(|transaction| transaction.server.is_some());
         if !is_server {
             return Err(CallError::State("the request is our own"));
         }
-        let keeps_dialog = exchange.call.is_some() && reply.status < 300;
+        let keeps_dialog = call.is_some() && reply.status < 300;
         self.respond_on(transaction, &reply, if keeps_dialog { Extras::Dialog } else { Extras::Plain }, now);
-        if reply.status >= 200 {
-            self.exchanges.remove(id);
+        if reply.status < 200 {
+            return Ok(());
+        }
+        let new_target = self.exchanges.remove(id).and_then(|exchange| exchange.new_target);
+        let dialog = call.and_then(|id| self.calls.get_mut(id)).and_then(|call| call.dialog.as_mut());
+        if let (200..=299, Some(target), Some(dialog)) = (reply.status, new_target, dialog) {
+            dialog.set_target(target);
         }
         Ok(())
     }
@@ -93,7 +99,7 @@ impl Endpoint {
         }
         match request.method {
             Method::Ack => self.handle_ack(request, now),
-            Method::Cancel => self.handle_cancel(&request, key, flow, now),
+            Method::Cancel => self.handle_cancel(&request, flow, now),
             _ => self.handle_new(request, key, flow, now),
         }
     }
@@ -118,6 +124,13 @@ impl Endpoint {
         // The peer may have come back by a new connection.
         if flow.connection.is_some() {
             transaction.flow = flow;
+            let cseq = request.head.cseq().number;
+            if let Owner::Call(call) = transaction.owner
+                && let Some(call) = self.calls.get_mut(call)
+                && let Some(unacked) = call.unacked.as_mut().filter(|unacked| unacked.cseq == cseq)
+            {
+                unacked.flow = flow;
+            }
         }
         let (flow, bytes) = (transaction.flow, transaction.message.clone());
         if resend && !bytes.is_empty() {
@@ -144,17 +157,17 @@ impl Endpoint {
         }
     }
 
-    /// CANCEL (§9.2): 200 to it whenever its INVITE is known, 487 to the INVITE if that is still unanswered.
-    fn handle_cancel(&mut self, cancel: &Request, key: Key, flow: Flow, now: Instant) {
-        let Some(&invite) = self.index.get(&Key::cancelled(&cancel.head)) else {
-            return self.refuse(cancel, key, flow, &Reply::new(481), Extras::Plain, now);
+    /// CANCEL (§9.2): 200 to it whenever its INVITE is known, 487 to the INVITE if that is still unanswered. A repeated
+    /// one gets the same 200, so it needs no transaction, and works when there is no room for one.
+    fn handle_cancel(&mut self, cancel: &Request, flow: Flow, now: Instant) {
+        let invite = self.index.get(&Key::cancelled(&cancel.head)).copied();
+        let Some((invite, transaction)) = invite.and_then(|id| Some((id, self.transactions.get(id)?))) else {
+            return self.turn_away(cancel, flow, Refusal::unknown_dialog(&cancel.method));
         };
-        let transaction = self.transactions.get(invite);
-        let tag = transaction.and_then(|invite| invite.server.as_ref()).map(|server| server.tag.clone());
-        let owner = transaction.map(|invite| invite.owner);
-        let Some(own) = self.open_server(cancel, key, flow, Owner::Nobody, tag, now) else { return };
-        self.respond_on(own, &Reply::new(200), Extras::Plain, now);
-        let Some(Owner::Call(id)) = owner else { return };
+        let owner = transaction.owner;
+        let tag = transaction.server.as_ref().map(|server| server.tag.clone());
+        self.answer_stateless(cancel, flow, &Reply::new(200), Extras::Plain, tag.as_deref());
+        let Owner::Call(id) = owner else { return };
         let Some(call) = self.calls.get_mut(id).filter(|call| call.invite_in == Some(invite)) else { return };
         call.invite_in = None;
         let was_incoming = matches!(call.phase, Phase::Incoming { .. });
@@ -167,46 +180,51 @@ impl Endpoint {
         }
     }
 
-    /// The checks of §8.2 in their order, then dispatch.
+    /// The checks of §8.2 in their order, then dispatch. Whoever is refused outside a dialog is refused without state:
+    /// a repetition gets the same answer.
     fn handle_new(&mut self, request: Request, key: Key, flow: Flow, now: Instant) {
-        if self.is_full() {
-            self.counters.refused_full += 1;
-            return self.refuse_stateless(&request, flow, &Reply::new(503).retry_after_s(RETRY_AFTER_FULL_S));
-        }
-        if let Some((reply, extras)) = self.objection(&request) {
-            return self.refuse(&request, key, flow, &reply, extras, now);
-        }
-        if request.head.to().tag().is_some() {
-            return match self.call_of(&request) {
-                Some(call) => self.handle_in_call(call, request, key, flow, now),
-                None => self.refuse(&request, key, flow, &Reply::new(481), Extras::Plain, now),
+        let call = self.call_of(&request);
+        if let Some(refusal) = self.objection(&request) {
+            return match call {
+                Some(_) => self.refuse(&request, key, flow, refusal, now),
+                None => self.turn_away(&request, flow, refusal),
             };
         }
-        match request.method {
-            Method::Invite => self.handle_invite(request, key, flow, now),
-            Method::Options => self.refuse(&request, key, flow, &Reply::new(200), Extras::Capabilities, now),
-            Method::Bye | Method::Info | Method::Update | Method::Prack => {
-                self.refuse(&request, key, flow, &Reply::new(481), Extras::Plain, now);
+        match call {
+            Some(call) => return self.handle_in_call(call, request, key, flow, now),
+            None if request.head.to().tag().is_some() => {
+                return self.turn_away(&request, flow, Refusal::unknown_dialog(&request.method));
             }
-            _ => self.surface(request, None, key, flow, now),
+            None => {}
+        }
+        if self.merged.contains_key(&Key::merged(&request.head)) {
+            // With state: the INVITE that it is a copy of may be forgotten before the last repetition of this one.
+            let refusal = Refusal::new(482, "merged_request", request.head.call_id());
+            return self.refuse(&request, key, flow, refusal, now);
+        }
+        match &request.method {
+            Method::Invite => self.handle_invite(request, key, flow, now),
+            Method::Options => {
+                self.answer_stateless(&request, flow, &Reply::new(200), Extras::Capabilities, None);
+            }
+            method if self.config.accepted_methods.contains(method) => {
+                self.surface(request, None, None, key, flow, now);
+            }
+            method => self.turn_away(&request, flow, Refusal::unknown_dialog(method)),
         }
     }
 
     /// What is wrong with a request before anybody looks at its meaning.
-    fn objection(&self, request: &Request) -> Option<(Reply, Extras)> {
-        let plain = |status| Some((Reply::new(status), Extras::Plain));
+    fn objection(&self, request: &Request) -> Option<Refusal> {
         match &request.method {
-            Method::Other(_) => return Some((Reply::new(501), Extras::Capabilities)),
+            Method::Other(name) => return Some(Refusal::new(501, "method_known", name).with_capabilities()),
             method if !self.allow.split(", ").any(|known| known == method.as_str()) => {
-                return Some((Reply::new(405), Extras::Capabilities));
+                return Some(Refusal::new(405, "method_allowed", method).with_capabilities());
             }
             _ => {}
         }
         if !matches!(request.uri.scheme(), Scheme::Sip | Scheme::Sips) {
-            return plain(416);
-        }
-        if request.head.to().tag().is_none() && self.merged.contains_key(&Key::merged(&request.head)) {
-            return plain(482);
+            return Some(Refusal::new(416, "uri_scheme", "neither sip nor sips"));
         }
         let unsupported: Vec<&str> = request
             .head
@@ -215,9 +233,10 @@ impl Endpoint {
             .filter(|tag| !self.config.supported.iter().any(|ours| ours.eq_ignore_ascii_case(tag)))
             .collect();
         if !unsupported.is_empty() {
-            let mut reply = Reply::new(420);
-            reply.headers.push_raw(b"Unsupported", unsupported.join(", ").as_bytes());
-            return Some((reply, Extras::Plain));
+            let unsupported = unsupported.join(", ");
+            let mut refusal = Refusal::new(420, "required_extensions", &unsupported);
+            refusal.reply.headers.push_raw(b"Unsupported", unsupported.as_bytes());
+            return Some(refusal);
         }
         if request.method == Method::Invite { invite_objection(request) } else { None }
     }
@@ -225,17 +244,17 @@ impl Endpoint {
     /// A new call.
     fn handle_invite(&mut self, invite: Request, key: Key, flow: Flow, now: Instant) {
         if self.calls.len() >= self.config.max_calls {
-            self.counters.refused_full += 1;
-            let reply = Reply::new(503).retry_after_s(RETRY_AFTER_FULL_S);
-            return self.refuse(&invite, key, flow, &reply, Extras::Plain, now);
+            return self.turn_away_full(&invite, flow, "call_table");
         }
         let tag: Box<str> = self.random.token("").into();
         let Some(dialog) = Dialog::uas(&invite, &tag) else {
-            let reply = Reply::new(400).reason("Bad Request: missing Contact");
-            return self.refuse(&invite, key, flow, &reply, Extras::Plain, now);
+            let mut refusal = Refusal::new(400, "contact", "no usable Contact");
+            refusal.reply = refusal.reply.reason("Bad Request: missing Contact");
+            return self.turn_away(&invite, flow, refusal);
         };
         let mut call = Call::new(Phase::Incoming { repeat_at: None }, tag.clone(), flow);
         call.natted = invite.head.via().is_natted(flow.remote);
+        call.sent_by_port = Some(invite.head.via().port_or_default());
         call.dialog = Some(dialog);
         let id = self.calls.insert(call);
         let Some(transaction) = self.open_server(&invite, key, flow, Owner::Call(id), Some(tag.clone()), now)
@@ -251,13 +270,21 @@ impl Endpoint {
         self.events.push_back(Event::IncomingInvite { call: id.into(), request: Box::new(invite), flow });
     }
 
-    /// Hands a request to the user.
-    pub(super) fn surface(&mut self, request: Request, call: Option<Id>, key: Key, flow: Flow, now: Instant) {
+    /// Hands a request to the user. `new_target` becomes the dialog's with a 2xx.
+    pub(super) fn surface(
+        &mut self,
+        request: Request,
+        call: Option<Id>,
+        new_target: Option<Uri>,
+        key: Key,
+        flow: Flow,
+        now: Instant,
+    ) {
         let tag = call.and_then(|call| self.calls.get(call)).map(|call| call.local_tag.clone());
         let Some(transaction) = self.open_server(&request, key, flow, Owner::Nobody, tag, now) else {
             return;
         };
-        let exchange = self.exchanges.insert(Exchange { transaction, call, credentials: None });
+        let exchange = self.exchanges.insert(Exchange { transaction, call, credentials: None, new_target });
         if let Some(transaction) = self.transactions.get_mut(transaction) {
             transaction.owner = Owner::Exchange(exchange);
         }
@@ -271,9 +298,20 @@ impl Endpoint {
 
     // --- server transactions ---
 
-    /// Whether there is no room for another transaction, or the shell does not drain us.
+    /// Whether there is no room for a transaction that begins something new, or the shell does not drain us. The last
+    /// part of the table is kept for the calls that there are.
     pub(super) fn is_full(&self) -> bool {
-        self.transactions.len() >= self.config.max_transactions
+        let max = self.config.max_transactions;
+        self.has_no_room_below(max - max / RESERVED_PART)
+    }
+
+    /// The same for a transaction in a dialog.
+    pub(super) fn is_full_in_dialog(&self) -> bool {
+        self.has_no_room_below(self.config.max_transactions)
+    }
+
+    fn has_no_room_below(&self, transactions: usize) -> bool {
+        self.transactions.len() >= transactions
             || self.transmits.len() >= MAX_QUEUED
             || self.events.len() >= MAX_QUEUED
     }
@@ -288,9 +326,9 @@ impl Endpoint {
         tag: Option<Box<str>>,
         now: Instant,
     ) -> Option<Id> {
-        if self.is_full() {
-            self.counters.refused_full += 1;
-            self.refuse_stateless(request, flow, &Reply::new(503).retry_after_s(RETRY_AFTER_FULL_S));
+        let in_dialog = request.head.to().tag().is_some();
+        if if in_dialog { self.is_full_in_dialog() } else { self.is_full() } {
+            self.turn_away_full(request, flow, "transaction_table");
             return None;
         }
         let (reliable, timers) = (flow.transport.is_reliable(), self.config.timers);
@@ -300,7 +338,7 @@ impl Endpoint {
         } else {
             Machine::Server(Server::new(reliable, timers, now))
         };
-        let merged = (request.head.to().tag().is_none() && request.method != Method::Cancel)
+        let merged = (!in_dialog)
             .then(|| Key::merged(&request.head))
             .filter(|merged| !self.merged.contains_key(merged));
         let server = ServerSide {
@@ -333,8 +371,9 @@ impl Endpoint {
         Template::new(head.headers(), head.via(), head.to().tag().is_some(), flow.remote)
     }
 
-    /// Answers a request at once and for good, in a transaction of its own that absorbs retransmissions.
-    pub(super) fn refuse(
+    /// Answers a request in a dialog at once and for good, in a transaction of its own that absorbs retransmissions;
+    /// without one if there is no room.
+    pub(super) fn finish_at_once(
         &mut self,
         request: &Request,
         key: Key,
@@ -343,14 +382,45 @@ impl Endpoint {
         extras: Extras,
         now: Instant,
     ) {
+        if self.is_full_in_dialog() {
+            return self.answer_stateless(request, flow, reply, extras, None);
+        }
         if let Some(id) = self.open_server(request, key, flow, Owner::Nobody, None, now) {
             self.respond_on(id, reply, extras, now);
         }
     }
 
-    fn refuse_stateless(&mut self, request: &Request, flow: Flow, reply: &Reply) {
+    /// Refuses a request with state: in a dialog.
+    pub(super) fn refuse(&mut self, request: &Request, key: Key, flow: Flow, refusal: Refusal, now: Instant) {
+        self.finish_at_once(request, key, flow, &refusal.reply, refusal.extras, now);
+        self.report(flow, refusal);
+    }
+
+    /// Refuses a request without state: outside any dialog (§8.2.7). An ACK to it is a stray one.
+    fn turn_away(&mut self, request: &Request, flow: Flow, refusal: Refusal) {
+        self.answer_stateless(request, flow, &refusal.reply, refusal.extras, None);
+        self.report(flow, refusal);
+    }
+
+    /// 503: a table has no room.
+    fn turn_away_full(&mut self, request: &Request, flow: Flow, rule: &'static str) {
+        self.counters.refused_full += 1;
+        let mut refusal = Refusal::new(503, rule, "full");
+        refusal.reply = refusal.reply.retry_after_s(RETRY_AFTER_FULL_S);
+        self.turn_away(request, flow, refusal);
+    }
+
+    fn answer_stateless(
+        &mut self,
+        request: &Request,
+        flow: Flow,
+        reply: &Reply,
+        extras: Extras,
+        tag: Option<&str>,
+    ) {
         let template = self.template(request, flow);
-        self.respond_stateless(&template, reply, reply::response_flow(request.head.via(), flow));
+        let flow = reply::response_flow(request.head.via(), flow);
+        self.respond_stateless(&template, reply, extras, tag, flow);
     }
 
     /// The call to whose dialog a request belongs.
@@ -363,16 +433,17 @@ impl Endpoint {
 }
 
 /// What is wrong with an INVITE's body: its type or coding (415), or that the caller takes no SDP (406).
-fn invite_objection(invite: &Request) -> Option<(Reply, Extras)> {
+fn invite_objection(invite: &Request) -> Option<Refusal> {
     let head = &invite.head;
     let coding = head.headers().get(HeaderName::ContentEncoding);
     if coding.is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
-        let mut reply = Reply::new(415);
-        reply.headers.push_raw(b"Accept-Encoding", b"identity");
-        return Some((reply, Extras::Capabilities));
+        let mut refusal = Refusal::new(415, "body_coding", coding.unwrap_or_default()).with_capabilities();
+        refusal.reply.headers.push_raw(b"Accept-Encoding", b"identity");
+        return Some(refusal);
     }
     if !invite.body.is_empty() && invite.sdp().is_none() {
-        return Some((Reply::new(415), Extras::Capabilities));
+        let kind = head.headers().get(HeaderName::ContentType).unwrap_or("no Content-Type");
+        return Some(Refusal::new(415, "body_type", kind).with_capabilities());
     }
     let mut accepted = head.headers().items(HeaderName::Accept).peekable();
     let takes_sdp = |kind: &str| {
@@ -380,7 +451,7 @@ fn invite_objection(invite: &Request) -> Option<(Reply, Extras)> {
         ["application/sdp", "application/*", "*/*"].iter().any(|ours| ours.eq_ignore_ascii_case(kind))
     };
     if accepted.peek().is_some() && !accepted.any(takes_sdp) {
-        return Some((Reply::new(406), Extras::Capabilities));
+        return Some(Refusal::new(406, "accepts_sdp", "Accept without application/sdp").with_capabilities());
     }
     None
 }
