@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
 use sqlx::SqlitePool;
-use tandem_sip::{EndpointConfig, Transport};
+use tandem_sip::{EndpointConfig, Method, Transport};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -99,6 +99,8 @@ impl App {
         let endpoint = EndpointConfig {
             advertised_host: config.sip_public.clone(),
             seed: rand::random(),
+            // Nobody reads an INFO yet, so Allow does not invite them.
+            in_dialog_methods: vec![Method::Update],
             ..EndpointConfig::default()
         };
         let sip = sip::start(&config.sip_listen, endpoint).await?;

@@ -152,6 +152,7 @@ fn render_sip(out: &mut Text, sip: &SharedCounters) {
         ("garbage", "Bytes that are no SIP, dropped in silence.", sip.garbage),
         ("stray_responses", "Responses to nothing of ours.", sip.stray_responses),
         ("stray_acks", "ACKs to nothing of ours.", sip.stray_acks),
+        ("refused", "Requests that the endpoint refused by itself.", sip.refused),
         ("refused_full", "Requests refused because a table was full.", sip.refused_full),
         ("transactions_failed", "Transactions without an answer.", sip.transactions_failed),
     ] {

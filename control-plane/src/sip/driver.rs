@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use tandem_sip::{CallError, Counters, Endpoint, EndpointConfig, Event, Flow};
+use tandem_sip::{CallError, Endpoint, EndpointConfig, Event, Flow, Reply};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
+use super::refusal_log::{RefusalLog, Refused};
 use super::transport::{Arrival, Transports};
 use super::{SharedCounters, Verb};
 
@@ -13,6 +14,8 @@ use super::{SharedCounters, Verb};
 const DATAGRAMS_A_TURN: usize = 64;
 /// After the last verb, how long answers to our BYEs and ACKs to our refusals are still handled.
 const LINGER: Duration = Duration::from_millis(500);
+/// Seconds in the Retry-After of a 503 by a process that goes down: about as long as its successor takes to start.
+const RETRY_AFTER_SHUTDOWN_S: u32 = 5;
 /// The longest datagram of UDP.
 const DATAGRAM_MAX: usize = 65_535;
 
@@ -25,7 +28,7 @@ pub struct Driver {
     /// An event that found the channel full.
     waiting: Option<Event>,
     counters: SharedCounters,
-    seen: Counters,
+    refusals: RefusalLog,
 }
 
 impl Driver {
@@ -38,8 +41,8 @@ impl Driver {
         counters: SharedCounters,
     ) -> Self {
         let endpoint = Endpoint::new(config);
-        let seen = *endpoint.counters();
-        Self { endpoint, transports, verbs, events, waiting: None, counters, seen }
+        let refusals = RefusalLog::default();
+        Self { endpoint, transports, verbs, events, waiting: None, counters, refusals }
     }
 
     /// Runs until every sender of verbs is gone, and a moment longer.
@@ -51,7 +54,8 @@ impl Driver {
         loop {
             self.drain();
             let has_room = self.waiting.is_none();
-            let has_alarm = set_alarm(alarm.as_mut(), self.endpoint.poll_timeout(), last_turn);
+            let deadlines = [self.endpoint.poll_timeout(), self.refusals.poll_timeout(), last_turn];
+            let has_alarm = set_alarm(alarm.as_mut(), deadlines);
             let turn = tokio::select! {
                 biased;
                 verb = self.verbs.recv(), if last_turn.is_none() => Turn::Verb(verb),
@@ -72,6 +76,7 @@ impl Driver {
                     if last_turn.is_some_and(|at| at <= now) {
                         break;
                     }
+                    self.refusals.handle_timeout(now);
                     self.endpoint.handle_timeout(now);
                 }
             }
@@ -102,7 +107,6 @@ impl Driver {
         for _ in 0..DATAGRAMS_A_TURN {
             let Some((len, flow)) = self.transports.try_receive(listener, datagram) else { return };
             self.endpoint.handle_input(&datagram[..len], flow, Instant::now());
-            self.note_bad_request(flow);
             self.drain();
             if self.waiting.is_some() {
                 return;
@@ -119,8 +123,10 @@ impl Driver {
             }
             Arrival::Opened(flow) => self.endpoint.handle_connected(flow),
             Arrival::Bytes(flow, bytes) => {
-                self.endpoint.handle_input(&bytes, flow, Instant::now());
-                self.note_bad_request(flow);
+                // Pieces that were under way when we closed the connection: the rest of a stream without its beginning.
+                if flow.connection.is_some_and(|connection| self.transports.knows(connection)) {
+                    self.endpoint.handle_input(&bytes, flow, Instant::now());
+                }
             }
             Arrival::Closed(flow) => {
                 if let Some(connection) = flow.connection {
@@ -137,50 +143,56 @@ impl Driver {
         }
     }
 
-    /// A request that cannot be parsed has been answered with 400: that is a refusal, so it gets its line. Bytes that
-    /// are no request at all are only counted.
-    fn note_bad_request(&mut self, flow: Flow) {
-        let counters = *self.endpoint.counters();
-        if counters.bad_requests > self.seen.bad_requests {
-            tracing::warn!(
-                step = "syntax",
-                rule = "malformed_request",
-                field = "request",
-                expected = "a request of RFC 3261",
-                got = "one that does not parse",
-                sip_status = 400,
-                source = %flow.remote,
-                "request refused"
-            );
-        }
-        self.seen = counters;
-    }
-
     /// Empties what the endpoint wants out: the drain contract.
     fn drain(&mut self) {
-        while let Some(transmit) = self.endpoint.poll_transmit() {
-            let flow = transmit.flow;
-            if self.transports.send(transmit).is_err() {
-                self.endpoint.handle_transport_error(flow, Instant::now());
-            }
-        }
-        while let Some(event) = self.waiting.take().or_else(|| self.endpoint.poll_event()) {
-            if let Event::CloseConnection { connection, why } = &event {
-                tracing::debug!(%why, "closing a connection that speaks no SIP");
-                self.transports.close(*connection);
-                continue;
-            }
-            match self.events.try_send(event) {
-                Ok(()) => {}
-                Err(mpsc::error::TrySendError::Full(event)) => {
-                    self.waiting = Some(event);
-                    break;
+        loop {
+            while let Some(transmit) = self.endpoint.poll_transmit() {
+                let flow = transmit.flow;
+                if self.transports.send(transmit).is_err() {
+                    self.endpoint.handle_transport_error(flow, Instant::now());
                 }
-                // Call handling is gone; calls end with the process.
-                Err(mpsc::error::TrySendError::Closed(_)) => {}
+            }
+            let Some(event) = self.waiting.take().or_else(|| self.endpoint.poll_event()) else { break };
+            self.deliver(event);
+            if self.waiting.is_some() {
+                break;
             }
         }
         self.counters.write(*self.endpoint.counters());
+    }
+
+    fn deliver(&mut self, event: Event) {
+        let event = match event {
+            Event::CloseConnection { connection, why } => {
+                tracing::debug!(%why, "closing a SIP connection");
+                return self.transports.close(connection);
+            }
+            Event::Refused { flow, status, rule, detail } => {
+                return self.refusals.write(&Refused { flow, status, rule, detail }, Instant::now());
+            }
+            event => event,
+        };
+        match self.events.try_send(event) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(event)) => self.waiting = Some(event),
+            Err(mpsc::error::TrySendError::Closed(event)) => self.decline(&event),
+        }
+    }
+
+    /// Call handling is gone, and the process goes down: whoever still wants something is sent elsewhere.
+    fn decline(&mut self, event: &Event) {
+        let now = Instant::now();
+        let reply = Reply::new(503).retry_after_s(RETRY_AFTER_SHUTDOWN_S);
+        let declined = match event {
+            Event::IncomingInvite { call, .. } | Event::Reinvite { call, .. } => {
+                self.endpoint.reject(*call, reply, now)
+            }
+            Event::Request { handle, .. } => self.endpoint.reply(*handle, reply, now),
+            _ => return,
+        };
+        if let Err(error) = declined {
+            tracing::debug!(%error, "a SIP request went away before it was declined");
+        }
     }
 }
 
@@ -192,12 +204,80 @@ enum Turn {
     Deadline,
 }
 
-/// Sets the alarm to the earlier of two instants; `false`: there is none.
-fn set_alarm(alarm: std::pin::Pin<&mut Sleep>, first: Option<Instant>, second: Option<Instant>) -> bool {
-    let Some(at) = [first, second].into_iter().flatten().min() else { return false };
+/// Sets the alarm to the earliest of these instants; `false`: there is none.
+fn set_alarm(alarm: std::pin::Pin<&mut Sleep>, deadlines: [Option<Instant>; 3]) -> bool {
+    let Some(at) = deadlines.into_iter().flatten().min() else { return false };
     let at = tokio::time::Instant::from_std(at);
     if alarm.deadline() != at {
         alarm.reset(at);
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tandem_sip::{ConnectionId, Transport};
+    use tokio::net::UdpSocket;
+
+    use super::*;
+    use crate::config::{SipListen, SipTransport};
+    use crate::sip;
+
+    const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+    fn request(method: &str, transport: &str) -> String {
+        format!(
+            "{method} sip:echo@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/{transport} 127.0.0.1;branch=z9hG4bK1;rport\r\n\
+             Max-Forwards: 70\r\nFrom: <sip:me@127.0.0.1>;tag=1\r\nTo: <sip:echo@127.0.0.1>\r\nCall-ID: c\r\n\
+             CSeq: 1 {method}\r\nContact: <sip:me@127.0.0.1>\r\nContent-Length: 0\r\n\r\n"
+        )
+    }
+
+    #[tokio::test]
+    async fn invite_during_the_last_moments_is_sent_elsewhere() {
+        let listen = [SipListen { transport: SipTransport::Udp, address: LOOPBACK }];
+        let shell = sip::start(&listen, EndpointConfig::default()).await.unwrap();
+        let (_, address) = shell.listeners[0];
+        drop((shell.verbs, shell.events));
+        let caller = UdpSocket::bind(LOOPBACK).await.unwrap();
+        caller.send_to(request("INVITE", "UDP").as_bytes(), address).await.unwrap();
+        let mut said = Vec::new();
+        let mut buffer = vec![0; 2_048];
+        while said.len() < 2 {
+            let (len, _) = caller.recv_from(&mut buffer).await.unwrap();
+            said.push(String::from_utf8_lossy(&buffer[..len]).into_owned());
+        }
+        assert!(said[0].starts_with("SIP/2.0 100 "), "{said:?}");
+        assert!(
+            said[1].starts_with("SIP/2.0 503 ") && said[1].contains("\r\nRetry-After: 5\r\n"),
+            "{said:?}"
+        );
+        shell.task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn bytes_of_a_closed_connection_are_dropped() {
+        let (_verbs, verbs_in) = mpsc::channel(1);
+        let (events, _events) = mpsc::channel(1);
+        let transports = Transports::open(&[]).await.unwrap();
+        let config = EndpointConfig::default();
+        let mut driver = Driver::new(config, transports, verbs_in, events, SharedCounters::default());
+        let flow = Flow::connected(Transport::Tcp, LOOPBACK, LOOPBACK, ConnectionId(7));
+        driver.arrive(Arrival::Bytes(flow, request("OPTIONS", "TCP").into_bytes()));
+        assert_eq!(driver.endpoint.counters().requests_in, 0);
+    }
+
+    #[tokio::test]
+    async fn first_datagram_of_a_new_socket_leaves() {
+        let listen = [SipListen { transport: SipTransport::Udp, address: LOOPBACK }];
+        let mut transports = Transports::open(&listen).await.unwrap();
+        let peer = UdpSocket::bind(LOOPBACK).await.unwrap();
+        let flow = Flow::udp(transports.listeners()[0].1, peer.local_addr().unwrap());
+        transports.send(tandem_sip::Transmit { flow, bytes: b"hello".to_vec() }).unwrap();
+        let mut buffer = [0; 16];
+        let heard = tokio::time::timeout(Duration::from_secs(5), peer.recv_from(&mut buffer)).await;
+        assert_eq!(heard.unwrap().unwrap().0, 5);
+    }
 }

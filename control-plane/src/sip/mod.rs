@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use crate::config::SipListen;
 
 pub mod driver;
+mod refusal_log;
 pub mod transport;
 
 /// Events that wait for call handling: some seconds' worth of calls. Full: no socket is read.

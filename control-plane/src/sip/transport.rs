@@ -28,7 +28,8 @@ const CONNECTIONS_MAX: usize = 4_096;
 const WRITES_MAX: usize = 256;
 /// Pieces of streams that wait for the driver. Full: connections are not read.
 const ARRIVALS_MAX: usize = 1_024;
-/// Who connects and says nothing for so long is closed (RFC 3261's 64·T1).
+/// Who connects and says nothing for so long is closed (RFC 3261's 64·T1). Later silence is the endpoint's to judge: it
+/// knows which connection has a call.
 const FIRST_BYTES_MAX: Duration = Duration::from_secs(32);
 /// A peer whose host is gone is noticed by the kernel's keep-alive after some minutes.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -113,6 +114,8 @@ impl Transports {
         // The kernel grants what it is configured to; less is no error.
         let _ = SockRef::from(&socket).set_recv_buffer_size(UDP_BUFFER_LEN);
         let local = socket.local_addr()?;
+        // Until a socket was seen writable once, `try_send_to` says that it would block, and the datagram would be lost.
+        socket.writable().await?;
         self.udp.push((socket, local));
         Ok(())
     }
@@ -163,6 +166,11 @@ impl Transports {
             self.by_remote.insert(connection.remote, id);
             self.connections.insert(id, connection);
         }
+    }
+
+    /// Whether this connection is open, or about to be, and not closed by us.
+    pub fn knows(&self, id: ConnectionId) -> bool {
+        self.connections.contains_key(&id)
     }
 
     /// Sends one message, or gives it to its connection. `Err`: it can never leave.
