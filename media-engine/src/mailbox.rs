@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A full command queue refuses the command: the control thread answers that the core is overloaded. A full event queue
-//! loses the event, counts it, and says so ([`Outbox::lost`]): the control thread then ends the event streams, and its
+//! loses the event, counts it, and says so ([`Inbox::was_lossy`]): the control thread then ends the event streams, and its
 //! subscribers resynchronise by a snapshot. A worker never waits.
 
 use std::net::{IpAddr, SocketAddr};

@@ -9,7 +9,7 @@
 //!            └──────────── Uring │ Epoll ─────────────────────────┘
 //! ```
 //!
-//! Two drivers stand behind one enum (no trait object on the packet path): [`uring`] is the real one, [`epoll`]
+//! Two drivers stand behind one enum (no trait object on the packet path): `uring` is the real one, `epoll`
 //! serves hosts whose seccomp profile or sysctl blocks io_uring. They promise the same to the worker:
 //!
 //! - A receive is armed when a socket is added and stays armed. Each datagram or piece of stream arrives as a
