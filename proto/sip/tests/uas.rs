@@ -159,6 +159,18 @@ fn same_invite_by_another_way_is_a_merged_one() {
     uas.incoming();
     assert_eq!(first(&uas.hear(&invite("2", ""))), "SIP/2.0 482 Loop Detected");
     assert_eq!(uas.event(), None);
+    assert_eq!(uas.refused, [(482, "merged_request", "cid".to_owned())]);
+}
+
+#[test]
+fn merged_invite_gets_one_answer_when_the_table_is_full() {
+    let mut uas = Uas::new();
+    uas.endpoint = Endpoint::new(EndpointConfig { max_transactions: 1, ..EndpointConfig::default() });
+    uas.incoming();
+    let said = uas.hear(&invite("2", ""));
+    assert_eq!((said.len(), first(&said)), (1, "SIP/2.0 482 Loop Detected"));
+    assert_eq!(uas.event(), None);
+    assert_eq!(uas.refused.len(), 1);
 }
 
 #[test]

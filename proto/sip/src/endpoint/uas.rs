@@ -310,6 +310,10 @@ impl Endpoint {
         self.has_no_room_below(self.config.max_transactions)
     }
 
+    fn is_full_for(&self, request: &Request) -> bool {
+        if request.head.to().tag().is_some() { self.is_full_in_dialog() } else { self.is_full() }
+    }
+
     fn has_no_room_below(&self, transactions: usize) -> bool {
         self.transactions.len() >= transactions
             || self.transmits.len() >= MAX_QUEUED
@@ -327,7 +331,7 @@ impl Endpoint {
         now: Instant,
     ) -> Option<Id> {
         let in_dialog = request.head.to().tag().is_some();
-        if if in_dialog { self.is_full_in_dialog() } else { self.is_full() } {
+        if self.is_full_for(request) {
             self.turn_away_full(request, flow, "transaction_table");
             return None;
         }
@@ -371,7 +375,7 @@ impl Endpoint {
         Template::new(head.headers(), head.via(), head.to().tag().is_some(), flow.remote)
     }
 
-    /// Answers a request in a dialog at once and for good, in a transaction of its own that absorbs retransmissions;
+    /// Answers a request at once and for good, in a transaction of its own that absorbs retransmissions;
     /// without one if there is no room.
     pub(super) fn finish_at_once(
         &mut self,
@@ -382,7 +386,7 @@ impl Endpoint {
         extras: Extras,
         now: Instant,
     ) {
-        if self.is_full_in_dialog() {
+        if self.is_full_for(request) {
             return self.answer_stateless(request, flow, reply, extras, None);
         }
         if let Some(id) = self.open_server(request, key, flow, Owner::Nobody, None, now) {
@@ -390,7 +394,7 @@ impl Endpoint {
         }
     }
 
-    /// Refuses a request with state: in a dialog.
+    /// Refuses a request with state: in a dialog, or a merged one.
     pub(super) fn refuse(&mut self, request: &Request, key: Key, flow: Flow, refusal: Refusal, now: Instant) {
         self.finish_at_once(request, key, flow, &refusal.reply, refusal.extras, now);
         self.report(flow, refusal);
