@@ -7,7 +7,9 @@
 //! * the address in the SDP is the one exception: a peer that sends from there owns the call and ends any other latch,
 //! * a latched source that fell silent may move (a NAT binding that was renewed), but only with its own SSRC, which a
 //!   stranger does not know,
-//! * everything else needs a new offer or answer: [`SourceLatch::rearm`].
+//! * after an offer or answer that kept the address (a hold, a session refresh) it may also come back from another port
+//!   of its own host with another SSRC (a peer that was restarted), but never from another host,
+//! * everything else needs an offer or answer with another address: [`SourceLatch::rearm`].
 //!
 //! Call [`SourceLatch::handle_packet`] only with packets that parsed and carry a negotiated payload type.
 
@@ -102,7 +104,8 @@ impl SourceLatch {
             (Latching::Auto, None) => true,
             (Latching::Auto, Some(latched)) => {
                 let silent = now.saturating_duration_since(latched.last_heard) >= SOURCE_SILENCE;
-                latched.source == source || is_signalled || (silent && (latched.ssrc == ssrc || self.renewed))
+                let restarted = self.renewed && latched.source.ip() == source.ip();
+                latched.source == source || is_signalled || (silent && (latched.ssrc == ssrc || restarted))
             }
         };
         if !accepted {
@@ -115,11 +118,11 @@ impl SourceLatch {
         if self.remote() == before { LatchVerdict::Accepted } else { LatchVerdict::Latched }
     }
 
-    /// A new offer or answer was agreed: the latch is open for the next source again, and until then we send to the
-    /// signalled address. When the peer signals the address it had, the latch holds as long as its source is alive: a mere
-    /// hold or session refresh does not open the call to strangers, or send our sound to a private address.
+    /// A new offer or answer was agreed. Another address opens the latch for the next source, and until then we send
+    /// there. When the peer signals the address it had, or none (the zeros of an old-style hold), the latch holds: a hold
+    /// or session refresh does not open the call to strangers, or send our sound to a private address.
     pub fn rearm(&mut self, latching: Latching, signalled: Option<SocketAddr>) {
-        let signalled = usable(signalled);
+        let signalled = usable(signalled).or(self.signalled);
         if (latching, signalled) != (self.latching, self.signalled) {
             self.latching = latching;
             self.signalled = signalled;
@@ -260,6 +263,43 @@ mod tests {
         assert_eq!(latch.handle_packet(new, STRANGER, now + SOURCE_SILENCE), LatchVerdict::Latched);
         let later = now + 2 * SOURCE_SILENCE;
         assert_eq!(latch.handle_packet(old, CALLER, later), LatchVerdict::Rejected, "one change a refresh");
+    }
+
+    #[test]
+    fn hold_opens_the_call_to_nobody_else() {
+        let now = start();
+        let (private, public) = (address("10.0.0.5:4000"), address("203.0.113.9:61000"));
+        let stranger = address("198.51.100.1:5000");
+        for held in [Some(private), Some(address("0.0.0.0:4000")), Some(address("10.0.0.5:0")), None] {
+            let mut latch = SourceLatch::new(Latching::Auto, Some(private));
+            latch.handle_packet(public, CALLER, now);
+            latch.rearm(Latching::Auto, held);
+            for later in [ms(1), SOURCE_SILENCE, 600 * SOURCE_SILENCE] {
+                let verdict = latch.handle_packet(stranger, STRANGER, now + later);
+                assert_eq!(verdict, LatchVerdict::Rejected, "{held:?} after {later:?}");
+            }
+            latch.rearm(Latching::Auto, Some(private));
+            let later = now + 601 * SOURCE_SILENCE;
+            assert_eq!(latch.handle_packet(stranger, STRANGER, later), LatchVerdict::Rejected, "{held:?}");
+            assert_eq!(latch.handle_packet(public, CALLER, later), LatchVerdict::Accepted, "{held:?}");
+        }
+    }
+
+    #[test]
+    fn caller_whose_nat_was_bound_anew_during_a_hold_is_heard() {
+        let now = start();
+        let private = address("10.0.0.5:4000");
+        for moved in ["203.0.113.9:61002", "203.0.113.77:700"] {
+            let mut latch = SourceLatch::new(Latching::Auto, Some(private));
+            latch.handle_packet(address("203.0.113.9:61000"), CALLER, now);
+            latch.rearm(Latching::Auto, Some(private));
+            latch.rearm(Latching::Auto, Some(private));
+            assert_eq!(
+                latch.handle_packet(address(moved), CALLER, now + 30 * SOURCE_SILENCE),
+                LatchVerdict::Latched
+            );
+            assert_eq!(latch.remote(), Some(address(moved)));
+        }
     }
 
     #[test]
