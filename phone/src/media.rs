@@ -341,8 +341,11 @@ impl Stream {
                 self.detector.reset();
                 self.view.ear().restart();
             }
-            if self.reorder.handle_packet(sequence, &packet.header, packet.payload, now) == Placement::InOrder
-            {
+            let placement = self.reorder.handle_packet(sequence, &packet.header, packet.payload, now);
+            if placement == Placement::AfterHeld {
+                self.drain(now);
+            }
+            if matches!(placement, Placement::InOrder | Placement::AfterHeld) {
                 hear(
                     &self.negotiated,
                     &mut self.decoder,

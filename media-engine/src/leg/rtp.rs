@@ -164,7 +164,11 @@ impl RtpLeg {
             self.reorder.reset();
             self.digits.reset();
         }
-        if self.reorder.handle_packet(sequence, &packet.header, packet.payload, now) == Placement::InOrder {
+        let placement = self.reorder.handle_packet(sequence, &packet.header, packet.payload, now);
+        if placement == Placement::AfterHeld {
+            self.release(now, &mut hear);
+        }
+        if matches!(placement, Placement::InOrder | Placement::AfterHeld) {
             match is_event {
                 true => self.digits.handle_packet(packet.header.timestamp, packet.payload, now),
                 false => hear(Heard::Sound(packet.payload)),

@@ -4,6 +4,7 @@
 //!  in order ──────────────────────────────▶ Placement::InOrder: the caller uses the packet it holds, nothing is copied
 //!  early ──▶ held (8 places) ── gap filled ▶ Release::Packet
 //!                            └─ 40 ms over ▶ Release::Gap, then Release::Packet
+//!  early, too large to hold ─▶ Placement::AfterHeld: what is before it comes out at once, then the caller uses it
 //!  behind ─▶ Placement::Late: dropped and counted
 //! ```
 //!
@@ -34,7 +35,10 @@ pub enum Placement {
     Late,
     /// It is held already: drop it.
     Duplicate,
-    /// It is early and cannot be held, being larger than a place or for want of a drain: drop it.
+    /// It is early and larger than a place, so nothing waits for what is missing before it: drain, then use it, then
+    /// drain again.
+    AfterHeld,
+    /// It is early and every place is taken, for want of a drain: drop it.
     Refused,
 }
 
@@ -43,8 +47,8 @@ pub enum Placement {
 pub enum Release<'a> {
     /// A packet that waited.
     Packet(HeldPacket<'a>),
-    /// These packets did not come in time: conceal or mark them. The next release has the packet after them, whose
-    /// timestamp tells how much time is missing.
+    /// These packets did not come in time: conceal or mark them. The packet after them is the next release (or the
+    /// caller has it, see [`Placement::AfterHeld`]); its timestamp tells how much time is missing.
     Gap {
         /// The first that is missing.
         first: ExtendedSequence,
@@ -77,7 +81,9 @@ pub struct ReorderStats {
     pub duplicate: u64,
     /// Packets given up, over all gaps.
     pub missing: u64,
-    /// Early packets that could not be held.
+    /// Early packets that were too large to be held, and used at once.
+    pub oversized: u64,
+    /// Early packets that found every place taken.
     pub refused: u64,
 }
 
@@ -102,6 +108,8 @@ pub struct ReorderBuffer {
     wait: Duration,
     /// Everything before this is released now, missing or not.
     give_up_before: Option<ExtendedSequence>,
+    /// The caller has this one: the drain that is due ends before it.
+    in_hand: Option<ExtendedSequence>,
     stats: ReorderStats,
 }
 
@@ -116,6 +124,7 @@ impl ReorderBuffer {
             place_len: max_payload,
             wait: DEFAULT_WAIT,
             give_up_before: None,
+            in_hand: None,
             stats: ReorderStats::default(),
         }
     }
@@ -157,8 +166,13 @@ impl ReorderBuffer {
             self.stats.duplicate += 1;
             return Placement::Duplicate;
         }
-        let free = self.held.iter().position(Option::is_none);
-        let (Some(index), true) = (free, payload.len() <= self.place_len) else {
+        if payload.len() > self.place_len {
+            self.in_hand = Some(sequence);
+            self.give_up_before(sequence);
+            self.stats.oversized += 1;
+            return Placement::AfterHeld;
+        }
+        let Some(index) = self.held.iter().position(Option::is_none) else {
             self.stats.refused += 1;
             return Placement::Refused;
         };
@@ -201,20 +215,27 @@ impl ReorderBuffer {
 
     /// The next thing in order that waited; `None` when the next packet is still missing or nothing waits.
     pub fn poll_release(&mut self) -> Option<Release<'_>> {
+        let next = self.next?;
+        if let Some(in_hand) = self.in_hand
+            && self.first_held().and_then(|index| self.held[index]).is_none_or(|held| held.sequence > in_hand)
+        {
+            if next < in_hand {
+                return Some(self.gap(next, in_hand));
+            }
+            self.in_hand = None;
+            self.next = Some(next.max(in_hand.next()));
+            return None;
+        }
         if self.held_count == 0 {
             return None;
         }
-        let next = self.next?;
         let index = self.first_held()?;
         let first = self.held[index]?;
         if first.sequence > next {
             if self.give_up_before.is_none_or(|limit| limit < first.sequence) {
                 return None;
             }
-            self.next = Some(first.sequence);
-            let packets = first.sequence.since(next);
-            self.stats.missing += packets;
-            return Some(Release::Gap { first: next, packets });
+            return Some(self.gap(next, first.sequence));
         }
         self.held[index] = None;
         self.held_count -= 1;
@@ -234,6 +255,15 @@ impl ReorderBuffer {
         self.held = [None; MAX_HELD];
         self.held_count = 0;
         self.give_up_before = None;
+        self.in_hand = None;
+    }
+
+    /// Gives up what is missing between the two.
+    fn gap(&mut self, first: ExtendedSequence, until: ExtendedSequence) -> Release<'static> {
+        let packets = until.since(first);
+        self.next = Some(until);
+        self.stats.missing += packets;
+        Release::Gap { first, packets }
     }
 
     fn give_up_before(&mut self, sequence: ExtendedSequence) {

@@ -33,7 +33,11 @@
 //!         if started {
 //!             self.reorder.reset();
 //!         }
-//!         if self.reorder.handle_packet(sequence, &packet.header, packet.payload, now) == Placement::InOrder {
+//!         let placement = self.reorder.handle_packet(sequence, &packet.header, packet.payload, now);
+//!         if placement == Placement::AfterHeld {
+//!             self.drain();
+//!         }
+//!         if matches!(placement, Placement::InOrder | Placement::AfterHeld) {
 //!             self.hear(packet.payload);
 //!         }
 //!         self.drain();

@@ -39,8 +39,15 @@ impl Line {
     }
 
     fn hear(&mut self, n: u64, now: Instant) -> Placement {
-        let placement = self.buffer.handle_packet(number(n), &header(number(n)), &n.to_be_bytes(), now);
-        if placement == Placement::InOrder {
+        self.hear_octets(n, &n.to_be_bytes(), now)
+    }
+
+    fn hear_octets(&mut self, n: u64, payload: &[u8], now: Instant) -> Placement {
+        let placement = self.buffer.handle_packet(number(n), &header(number(n)), payload, now);
+        if placement == Placement::AfterHeld {
+            self.drain();
+        }
+        if matches!(placement, Placement::InOrder | Placement::AfterHeld) {
             self.heard.push(n as i64);
         }
         self.drain();
@@ -164,13 +171,18 @@ fn early_packet_that_comes_twice_is_held_once() {
 }
 
 #[test]
-fn early_packet_larger_than_a_place_is_refused() {
+fn early_packet_larger_than_a_place_comes_out_after_all_that_is_before_it() {
     let (mut line, now) = (Line::new(), start());
+    let large = [0; 161];
     line.hear(0, now);
-    let placement = line.buffer.handle_packet(number(2), &header(number(2)), &[0; 161], now);
-    assert_eq!(placement, Placement::Refused);
-    let in_order = line.buffer.handle_packet(number(1), &header(number(1)), &[0; 161], now);
-    assert_eq!(in_order, Placement::InOrder, "size matters only for what is held");
+    line.hear(2, now);
+    line.hear(6, now);
+    assert_eq!(line.hear_octets(5, &large, now), Placement::AfterHeld);
+    assert_eq!(line.heard, [0, -1, 2, -2, 5, 6]);
+    assert_eq!(line.hear(4, now), Placement::Late);
+    assert_eq!(line.hear_octets(7, &large, now), Placement::InOrder, "size matters only for what is early");
+    assert_eq!(line.buffer.stats().missing, 3);
+    assert_eq!(line.buffer.held(), 0);
 }
 
 #[test]
@@ -240,5 +252,30 @@ proptest! {
         prop_assert_eq!(stats.in_order + stats.released + stats.late + stats.duplicate, deliveries.len() as u64);
         prop_assert_eq!(stats.missing + packets, next);
         prop_assert_eq!(stats.refused, 0);
+    }
+
+    /// A refused packet never stops the stream: whatever came before, of whatever size, packets in a row
+    /// are heard, and what is heard ascends.
+    #[test]
+    fn refused_packet_never_stops_the_stream(
+        steps in proptest::collection::vec((0_u64..12, any::<bool>()), 0..60)
+    ) {
+        let (mut line, now) = (Line::new(), start());
+        let large = [0; 161];
+        let mut highest = 0;
+        for (ahead, is_large) in steps {
+            highest += ahead;
+            let small = highest.to_be_bytes();
+            let payload = if is_large { &large[..] } else { &small[..] };
+            line.hear_octets(highest, payload, now);
+        }
+        // All of one size that cannot be held: the worst there is.
+        let before = line.heard.len();
+        for n in 1..=20 {
+            line.hear_octets(highest + n, &large, now);
+        }
+        let heard: Vec<i64> = line.heard[before..].iter().copied().filter(|n| *n > highest as i64).collect();
+        prop_assert_eq!(heard, (1..=20).map(|n| (highest + n) as i64).collect::<Vec<_>>());
+        prop_assert!(line.heard.iter().filter(|n| **n >= 0).is_sorted());
     }
 }
