@@ -84,6 +84,12 @@ pub fn rtp(given: Option<proto::RtpParameters>) -> Result<(RtpParameters, Option
         0 => DEFAULT_PTIME,
         ms => Ptime::from_ms(ms).ok_or_else(|| invalid("rtp.ptime_ms", format!("{ms} is not carried")))?,
     };
+    if let Some(codec) = codec
+        && ptime > codec.max_ptime()
+    {
+        let what = format!("{ptime} of {codec} do not fit a datagram, at most {}", codec.max_ptime());
+        return Err(invalid("rtp.ptime_ms", what));
+    }
     let local_port = match given.local_port {
         0 => None,
         port => Some(
@@ -301,12 +307,13 @@ mod tests {
     #[test]
     fn what_cannot_be_carried_is_named_by_its_field() {
         type Change = fn(&mut proto::RtpParameters);
-        let cases: [(&str, Change); 6] = [
+        let cases: [(&str, Change); 7] = [
             ("rtp.remote_address", |p| p.remote_address = "host".into()),
             ("rtp.remote_port", |p| p.remote_port = 70_000),
             ("rtp.codec", |p| p.codec = 99),
             ("rtp.payload_type", |p| p.payload_type = 200),
             ("rtp.ptime_ms", |p| p.ptime_ms = 7),
+            ("rtp.ptime_ms", |p| (p.codec, p.ptime_ms) = (proto::Codec::L1616k.into(), 46)),
             ("rtp.local_port", |p| p.local_port = 4_001),
         ];
         for (field, change) in cases {

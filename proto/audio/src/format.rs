@@ -11,6 +11,9 @@ pub const MAX_PTIME_MS: u32 = 60;
 pub const MIN_PTIME_MS: u32 = 10;
 /// Most PCM16 samples that one packet can become: the longest packet at the highest sample rate.
 pub const MAX_PACKET_SAMPLES: usize = 48 * MAX_PTIME_MS as usize;
+/// Most octets of payload that we send in one packet: an Ethernet frame less IP, UDP and RTP headers (1 500 − 20 − 8 −
+/// 12). Larger packets would be cut up on the way.
+pub const MAX_SENT_PAYLOAD_OCTETS: usize = 1_460;
 /// Most octets of payload in one packet of any [`Codec`]: the longest packet of L16 at 16 kHz.
 pub const MAX_PAYLOAD_OCTETS: usize = 2 * 16 * MAX_PTIME_MS as usize;
 
@@ -258,6 +261,13 @@ impl Codec {
         self.samples(ptime) * self.octets_per_sample()
     }
 
+    /// The longest packet that we send, in whole 10 ms: 60 ms, but 40 ms of L16 at 16 kHz, which fill
+    /// [`MAX_SENT_PAYLOAD_OCTETS`].
+    pub const fn max_ptime(self) -> Ptime {
+        let fitting_ms = self.ms_in(MAX_SENT_PAYLOAD_OCTETS) as u32 / 10 * 10;
+        Ptime(if fitting_ms < MAX_PTIME_MS { fitting_ms as u8 } else { MAX_PTIME_MS as u8 })
+    }
+
     /// RTP timestamp ticks in one packet of this length.
     pub const fn ticks(self, ptime: Ptime) -> u32 {
         self.clock_rate().ticks(ptime)
@@ -358,6 +368,17 @@ mod tests {
             }
         }
         assert_eq!(Codec::from_static_payload_type(3), None);
+    }
+
+    #[test]
+    fn longest_packets_that_are_sent_fit_a_frame() {
+        assert_eq!(
+            Codec::ALL.map(Codec::max_ptime),
+            [Ptime::MS_60, Ptime::MS_60, Ptime::MS_40, Ptime::MS_60]
+        );
+        for codec in Codec::ALL {
+            assert!(codec.octets(codec.max_ptime()) <= MAX_SENT_PAYLOAD_OCTETS, "{codec}");
+        }
     }
 
     #[test]

@@ -131,7 +131,7 @@ pub fn answer(
     for (index, media) in offer.media.iter().enumerate().filter(|(_, media)| media.is("audio")) {
         match usable(offer, media, &local.codecs) {
             Ok((codec, payload_type, remote)) => {
-                let ptime = agreed_ptime(media, local.ptime);
+                let ptime = agreed_ptime(media, local.ptime, codec);
                 let direction = offer.direction_of(media).reversed().and(local.direction);
                 let telephone_event =
                     if local.telephone_event { telephone_event(media, codec.clock_rate()) } else { None };
@@ -205,7 +205,7 @@ pub fn accept_answer(
         codec,
         payload_type,
         clock: codec.clock_rate(),
-        ptime: agreed_ptime(theirs, offered_ptime),
+        ptime: agreed_ptime(theirs, offered_ptime, codec),
         telephone_event_payload_type: events,
         remote,
         remote_rtcp: rtcp_address(theirs, remote),
@@ -261,13 +261,12 @@ fn telephone_event(media: &Media, clock: ClockRate) -> Option<u8> {
     })
 }
 
-/// What the peer wants to receive, else what we would send; never more than its `a=maxptime`.
-fn agreed_ptime(media: &Media, ours: Ptime) -> Ptime {
+/// What the peer wants to receive, else what we would send; never more than its `a=maxptime`, nor than one packet of the
+/// codec can hold.
+fn agreed_ptime(media: &Media, ours: Ptime, codec: Codec) -> Ptime {
     let wanted = media.ptime_ms().map_or(ours, |ms| Ptime::from_ms(ms).unwrap_or_default());
-    match media.maxptime_ms().and_then(Ptime::from_ms) {
-        Some(max) if max < wanted => max,
-        _ => wanted,
-    }
+    let max = media.maxptime_ms().and_then(Ptime::from_ms).unwrap_or(wanted);
+    wanted.min(max).min(codec.max_ptime())
 }
 
 fn rtcp_address(media: &Media, rtp: SocketAddr) -> SocketAddr {

@@ -70,6 +70,21 @@ fn stereo_linear_pcm_is_not_ours() {
 }
 
 #[test]
+fn ptime_is_never_more_than_a_packet_of_the_codec_holds() {
+    let wide = LocalMedia { codecs: vec![Codec::L16_16k], ptime: Ptime::MS_60, ..local() };
+    let wide_offer = |lines: &str| audio("97", &format!("a=rtpmap:97 L16/16000\n{lines}"));
+    for (lines, ms) in [("a=ptime:60\n", 40), ("a=ptime:46\n", 40), ("a=ptime:30\n", 30), ("", 40)] {
+        let (description, negotiated) = answer(&wide_offer(lines), &wide).expect("the offer can be answered");
+        assert_eq!(negotiated.ptime.as_ms(), ms, "{lines}");
+        assert_eq!(description.media[0].ptime_ms(), Some(ms), "{lines}");
+        let accepted =
+            accept_answer(&offer(&wide), &wide_offer(lines)).map(|negotiated| negotiated.ptime.as_ms());
+        assert_eq!(accepted, Ok(ms), "{lines}");
+    }
+    assert_eq!(agree("0", "a=ptime:60\n").ptime, Ptime::MS_60);
+}
+
+#[test]
 fn ptime_is_honoured_from_10_to_60_and_20_beyond() {
     let ptime = |line: &str| agree("0", line).ptime.as_ms();
     assert_eq!(ptime("a=ptime:10\n"), 10);
