@@ -12,7 +12,7 @@
 use std::time::Instant;
 
 use tandem_stream::websocket::{
-    ClientHandshake, FrameReader, Message, Opcode, Role, append_frame, write_close,
+    ClientHandshake, FrameReader, Message, Opcode, Role, append_frame, close, write_close,
 };
 
 /// Control octets that may wait to be written. An honest agent never makes a tenth of it wait; one that sends pings or
@@ -44,6 +44,15 @@ pub enum Incoming<'a> {
     Binary(&'a [u8]),
 }
 
+/// How a connection was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// In words.
+    pub reason: String,
+    /// The agent closed it as one does when all is said (RFC 6455 §7.4.1: normal closure, going away, or no code at all).
+    pub is_normal: bool,
+}
+
 /// One dialled WebSocket.
 #[derive(Debug)]
 pub struct Connection {
@@ -55,7 +64,7 @@ pub struct Connection {
     written: usize,
     masks: Masks,
     deadline: Option<Instant>,
-    failure: Option<String>,
+    loss: Option<Loss>,
 }
 
 /// Masks of the frames that we send. RFC 6455 §10.3 wants them unpredictable so that a page's script cannot write what
@@ -95,7 +104,7 @@ impl Connection {
             written: 0,
             masks,
             deadline: Some(deadline),
-            failure: None,
+            loss: None,
         }
     }
 
@@ -185,12 +194,14 @@ impl Connection {
                         };
                         let mask = writer.masks.next_mask();
                         write_close(writer.out, Some(mask), code.unwrap_or(1_000), "");
-                        return self.peer_gone(text);
+                        let is_normal = matches!(code, None | Some(close::NORMAL | close::GOING_AWAY));
+                        return self.peer_gone(Loss { reason: text, is_normal });
                     }
                     Err(error) => {
                         let mask = writer.masks.next_mask();
                         write_close(writer.out, Some(mask), error.close_code(), "");
-                        return self.peer_gone(format!("agent broke the WebSocket protocol: {error}"));
+                        let reason = format!("agent broke the WebSocket protocol: {error}");
+                        return self.peer_gone(Loss { reason, is_normal: false });
                     }
                 }
             }
@@ -226,23 +237,23 @@ impl Connection {
         }
     }
 
-    fn peer_gone(&mut self, reason: String) {
+    fn peer_gone(&mut self, loss: Loss) {
         if matches!(self.state, State::Open | State::Upgrading { .. }) {
-            self.failure = Some(reason);
+            self.loss = Some(loss);
         }
         self.state = State::Closing;
     }
 
     fn fail(&mut self, reason: String) {
-        self.failure = Some(reason);
+        self.loss = Some(Loss { reason, is_normal: false });
         self.state = State::Failed;
         self.control = Vec::new();
         self.written = 0;
     }
 
-    /// Why the connection is lost, once.
-    pub fn poll_failure(&mut self) -> Option<String> {
-        self.failure.take()
+    /// How the connection was lost, once.
+    pub fn poll_loss(&mut self) -> Option<Loss> {
+        self.loss.take()
     }
 
     /// Control octets wait.

@@ -17,14 +17,16 @@ const UP_SAMPLES: usize = SampleRate::Hz16000.samples(Ptime::MS_20);
 /// Samples of the longest packet at the highest rate an agent has.
 const DOWN_SAMPLES: usize = SampleRate::Hz16000.samples(Ptime::MS_60);
 
-/// A gap of more packets than this is not filled up: nobody wants seconds of silence at once.
-const GAP_PACKETS_MAX: u64 = 10;
+/// A gap is filled up to here and no further: nobody wants seconds of silence at once.
+const GAP_MS_MAX: u64 = 600;
 
 /// See the module.
 #[derive(Debug)]
 pub struct Bridge {
     codec: Codec,
     ptime: Ptime,
+    /// How long the caller's last packet was; his ptime need not be ours.
+    heard_ms: u64,
     decoder: Decoder,
     encoder: Encoder,
     vad: Option<Vad>,
@@ -36,6 +38,7 @@ impl Bridge {
         Self {
             codec,
             ptime,
+            heard_ms: u64::from(ptime.as_ms()),
             decoder: Decoder::new(codec, rate),
             encoder: Encoder::new(rate, codec),
             vad: listens.then(|| Vad::new(rate)),
@@ -59,6 +62,7 @@ impl Bridge {
         let mut samples = [0; UP_SAMPLES];
         match heard {
             Heard::Sound(payload) => {
+                self.heard_ms = self.codec.ms_in(payload.len()) as u64;
                 for piece in payload.chunks(self.codec.octets(Ptime::MS_20)) {
                     let len = self.decoder.decode(piece, &mut samples);
                     if let Some(vad) = &mut self.vad {
@@ -68,10 +72,12 @@ impl Bridge {
                 }
             }
             Heard::Gap { packets } => {
-                let silence = &samples[..self.rate().samples(Ptime::MS_10)];
-                let tens = packets.min(GAP_PACKETS_MAX) * u64::from(self.ptime.as_ms()) / 10;
-                for _ in 0..tens {
-                    agent(silence);
+                let missing_ms = packets.saturating_mul(self.heard_ms).min(GAP_MS_MAX) as usize;
+                let mut silence = missing_ms * self.rate().samples_per_ms();
+                while silence > 0 {
+                    let len = silence.min(UP_SAMPLES);
+                    agent(&samples[..len]);
+                    silence -= len;
                 }
             }
         }
@@ -91,5 +97,37 @@ impl Bridge {
         if let Some(rest) = payload.get_mut(written..) {
             self.codec.fill_silence(rest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gap_ms(codec: Codec, heard: &[usize], packets: u64) -> usize {
+        let mut bridge = Bridge::new(codec, Ptime::MS_20, SampleRate::Hz16000, false);
+        for &octets in heard {
+            bridge.up(Heard::Sound(&vec![0; octets]), |_| {});
+        }
+        let mut filled = 0;
+        bridge.up(Heard::Gap { packets }, |samples| {
+            assert!(samples.iter().all(|sample| *sample == 0));
+            filled += samples.len();
+        });
+        filled / SampleRate::Hz16000.samples_per_ms()
+    }
+
+    #[test]
+    fn a_gap_is_as_long_as_the_packets_that_the_caller_sends() {
+        assert_eq!(gap_ms(Codec::Pcmu, &[160], 3), 60);
+        assert_eq!(gap_ms(Codec::Pcmu, &[480], 3), 180);
+        assert_eq!(gap_ms(Codec::L16_16k, &[160 * 2], 3), 30);
+        assert_eq!(gap_ms(Codec::Pcmu, &[160, 240], 1), 30, "the last packet counts");
+        assert_eq!(gap_ms(Codec::Pcmu, &[], 2), 40, "before any packet: ours");
+    }
+
+    #[test]
+    fn a_gap_of_seconds_is_not_filled() {
+        assert_eq!(gap_ms(Codec::Pcmu, &[160], u64::MAX), GAP_MS_MAX as usize);
     }
 }

@@ -27,7 +27,7 @@ use tandem_audio::vad::VadEvent;
 use tandem_stream::Dialect;
 use tandem_stream::websocket::HandshakeError;
 
-use crate::leg::agent::{Agent, AgentParameters, CallInfo, Said, Tell};
+use crate::leg::agent::{Agent, AgentParameters, CallInfo, Said, Stream, Tell};
 use crate::leg::event::{EndReason, Event, Heard, Request, Stats};
 use crate::leg::rtp::{RtpLeg, RtpParameters};
 use bridge::Bridge;
@@ -35,6 +35,11 @@ use playout::{Playout, Policy, PtimeClock};
 
 /// Events that wait between two drains. An agent that asks for more at once is not listened to.
 pub const EVENTS_MAX: usize = 64;
+
+/// Events of the caller's keys and the agent's wishes that one session may report in a second; more are counted and
+/// dropped. Nobody presses keys so fast, and the queue to the control thread, which all sessions of a core share, holds a
+/// second of it for hundreds of sessions that have gone mad at once.
+pub const EVENTS_A_SECOND: u32 = 20;
 
 /// Everything needed to open a session.
 #[derive(Debug, Clone)]
@@ -62,6 +67,40 @@ pub struct Transmit {
     pub len: usize,
 }
 
+/// What was asked for and not done, since it was last polled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Oddities {
+    /// Events above [`EVENTS_A_SECOND`] or [`EVENTS_MAX`].
+    pub events_refused: u64,
+    /// Marks that found too many waiting.
+    pub marks_refused: u64,
+    /// Messages of the agent that were none of its dialect.
+    pub malformed: u64,
+}
+
+/// What is left of [`EVENTS_A_SECOND`].
+#[derive(Debug)]
+struct EventBudget {
+    since: Instant,
+    used: u32,
+    refused: u64,
+}
+
+impl EventBudget {
+    /// Whether one more may be reported at `now`; if not, it is counted.
+    fn take(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= Duration::from_secs(1) {
+            (self.since, self.used) = (now, 0);
+        }
+        if self.used >= EVENTS_A_SECOND {
+            self.refused += 1;
+            return false;
+        }
+        self.used += 1;
+        true
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Session {
@@ -78,9 +117,14 @@ pub struct Session {
     media_deadline: Option<Instant>,
     end: Option<Instant>,
     hangup_when_dry: bool,
+    /// The control plane was told; it is told once.
+    hung_up: bool,
     on_hold: bool,
     ended: bool,
     events: VecDeque<Event>,
+    budget: EventBudget,
+    /// Counters at the last [`Session::poll_oddities`].
+    told: Oddities,
 }
 
 impl Session {
@@ -105,9 +149,12 @@ impl Session {
             media_deadline: None,
             end: max_session.map(|limit| now + limit),
             hangup_when_dry: false,
+            hung_up: false,
             on_hold: false,
             ended: false,
             events: VecDeque::with_capacity(4),
+            budget: EventBudget { since: now, used: 0, refused: 0 },
+            told: Oddities::default(),
         };
         this.build_bridge();
         Ok(this)
@@ -244,7 +291,7 @@ impl Session {
             let took_ms = self.age(now).as_millis() as u32;
             self.push_event(Event::MediaStarted { remote: source, took_ms });
         }
-        self.handle_digits();
+        self.handle_digits(now);
     }
 
     /// Runs a method of the RTP leg and lets the agent hear what comes of it.
@@ -268,12 +315,14 @@ impl Session {
         outcome
     }
 
-    fn handle_digits(&mut self) {
+    fn handle_digits(&mut self, now: Instant) {
         while let Some((digit, duration_ms)) = self.rtp.poll_digit() {
             if let Some(stream) = self.agent.stream_mut() {
                 stream.tell(&Tell::Dtmf { digit, duration_ms });
             }
-            self.push_event(Event::Dtmf { digit, duration_ms });
+            if self.budget.take(now) {
+                self.push_event(Event::Dtmf { digit, duration_ms });
+            }
         }
     }
 
@@ -287,20 +336,16 @@ impl Session {
     /// Octets came from the agent.
     pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
         let took_ms = self.age(now).as_millis() as u32;
-        let Self { agent, playout, events, rtp, hangup_when_dry, ended, .. } = self;
+        let Self { agent, playout, events, budget, rtp, hangup_when_dry, hung_up, ended, .. } = self;
         let Agent::WebSocket(stream) = agent else { return };
         if *ended {
             return;
         }
-        let mut push = |event| {
-            if events.len() < EVENTS_MAX {
-                events.push_back(event);
-            }
-        };
         // Answers are written after the stream is done reading: it cannot do both at once.
         let mut cleared = None;
+        let mut refused = Vec::new();
         stream.handle_bytes(bytes, |said| match said {
-            Said::Ready => push(Event::AgentConnected { took_ms }),
+            Said::Ready => push(events, budget, Event::AgentConnected { took_ms }),
             Said::Sound(samples) => playout.push(samples),
             Said::Request(Request::Clear) => {
                 let mut names = cleared.take().unwrap_or_else(Vec::new);
@@ -308,13 +353,19 @@ impl Session {
                 *hangup_when_dry = false;
                 cleared = Some(names);
             }
-            Said::Request(Request::Mark { name }) => drop(playout.mark(name)),
+            Said::Request(Request::Mark { name }) => refused.extend(playout.mark(name).err()),
             Said::Request(Request::Dtmf { digits }) => drop(rtp.press(&digits)),
             Said::Request(Request::Hangup { after_drain: true }) => *hangup_when_dry = true,
             Said::Request(Request::Hangup { after_drain: false }) => {
-                push(Event::AgentHangup { after_drain: false });
+                if !std::mem::replace(hung_up, true) {
+                    push(events, budget, Event::AgentHangup { after_drain: false });
+                }
             }
-            Said::Request(Request::Transfer { to }) => push(Event::AgentTransfer { to }),
+            Said::Request(Request::Transfer { to }) => {
+                if budget.take(now) {
+                    push(events, budget, Event::AgentTransfer { to });
+                }
+            }
         });
         if let Some(names) = cleared {
             let heard_ms = playout.heard_ms();
@@ -326,8 +377,12 @@ impl Session {
             }
             stream.tell(&Tell::Cleared { heard_ms });
         }
+        // A mark that nobody will see reached is answered now: an agent must not wait for ever.
+        for name in &refused {
+            stream.tell(&Tell::Mark { name, heard_ms: playout.heard_ms() });
+        }
         self.handle_played();
-        self.handle_failure();
+        self.handle_loss();
     }
 
     /// The agent cannot even be dialled.
@@ -343,15 +398,23 @@ impl Session {
         if let Some(stream) = self.agent.stream_mut() {
             stream.connection_mut().handle_ended(error);
         }
-        self.handle_failure();
+        self.handle_loss();
     }
 
-    fn handle_failure(&mut self) {
-        let failure = self.agent.stream_mut().and_then(|stream| stream.connection_mut().poll_failure());
-        if let Some(reason) = failure
-            && !self.ended
-        {
-            self.push_event(Event::AgentFailed { reason });
+    /// The agent's stream may be lost. One that asked to hang up is not missed, and its last words are still played. In the
+    /// Twilio dialect, which has no word for it, closing is how an agent hangs up.
+    fn handle_loss(&mut self) {
+        let Some(stream) = self.agent.stream_mut() else { return };
+        let dialect = stream.dialect();
+        let Some(loss) = stream.connection_mut().poll_loss() else { return };
+        if self.ended || self.hung_up || self.hangup_when_dry {
+            return;
+        }
+        if loss.is_normal && dialect == Dialect::Twilio && self.started.is_some() {
+            self.hangup_when_dry = true;
+            self.handle_played();
+        } else {
+            self.push_event(Event::AgentFailed { reason: loss.reason });
         }
     }
 
@@ -364,7 +427,9 @@ impl Session {
         }
         if self.hangup_when_dry && self.playout.is_empty() && !self.rtp.is_pressing() {
             self.hangup_when_dry = false;
-            self.push_event(Event::AgentHangup { after_drain: true });
+            if !std::mem::replace(&mut self.hung_up, true) {
+                self.push_event(Event::AgentHangup { after_drain: true });
+            }
         }
     }
 
@@ -375,11 +440,11 @@ impl Session {
         }
         if self.rtp.poll_timeout().is_some_and(|deadline| deadline <= now) {
             self.hear(|rtp, hear| rtp.handle_timeout(now, hear));
-            self.handle_digits();
+            self.handle_digits(now);
         }
         if let Some(stream) = self.agent.stream_mut() {
             stream.connection_mut().handle_timeout(now);
-            self.handle_failure();
+            self.handle_loss();
         }
         if self.media_deadline.is_some_and(|deadline| deadline <= now) {
             self.handle_media_deadline(now);
@@ -464,10 +529,33 @@ impl Session {
         self.events.pop_front()
     }
 
-    fn push_event(&mut self, event: Event) {
-        if self.events.len() < EVENTS_MAX {
-            self.events.push_back(event);
+    /// What was asked for and not done since the last time, for the counters of the core.
+    pub fn poll_oddities(&mut self) -> Oddities {
+        let all = Oddities {
+            events_refused: self.budget.refused,
+            marks_refused: self.playout.marks_refused(),
+            malformed: self.agent.stream().map_or(0, Stream::malformed),
+        };
+        let told = std::mem::replace(&mut self.told, all);
+        Oddities {
+            events_refused: all.events_refused - told.events_refused,
+            // Another codec begins the echo's queue anew, and its count too.
+            marks_refused: all.marks_refused.saturating_sub(told.marks_refused),
+            malformed: all.malformed - told.malformed,
         }
+    }
+
+    fn push_event(&mut self, event: Event) {
+        push(&mut self.events, &mut self.budget, event);
+    }
+}
+
+/// Queues an event, or counts it when too many wait.
+fn push(events: &mut VecDeque<Event>, budget: &mut EventBudget, event: Event) {
+    if events.len() < EVENTS_MAX {
+        events.push_back(event);
+    } else {
+        budget.refused += 1;
     }
 }
 

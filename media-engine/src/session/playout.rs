@@ -22,11 +22,12 @@ pub const SPOKEN_MS_MAX: u32 = 40_000;
 /// oldest is dropped, which keeps the echo prompt.
 pub const LIVE_MS_MAX: u32 = 200;
 
-/// Marks that may wait. When it is full, further ones are refused and counted.
+/// Marks that may wait. When it is full, further ones are given back, counted, and answered at once.
 pub const MARKS_MAX: usize = 256;
 
-/// A clock that is behind by more than this many frames has lost them: it goes on from now instead of sending a burst.
-pub const CATCH_UP_FRAMES: u32 = 5;
+/// So many frames leave back to back at most after a late tick: the one that is due and the one before it, which a
+/// phone's jitter buffer takes without growing. Those before them are lost; media time passes for them all the same.
+pub const CATCH_UP_FRAMES: u32 = 2;
 
 /// Room at the start; it grows when an agent speaks ahead, and stays.
 const INITIAL_MS: usize = 200;
@@ -122,15 +123,18 @@ impl Playout {
         self.queue.extend(samples);
     }
 
-    /// Sets a mark after what was pushed so far. False when too many wait.
-    pub fn mark(&mut self, name: String) -> bool {
+    /// Sets a mark after what was pushed so far.
+    ///
+    /// # Errors
+    /// The name, when too many wait.
+    pub fn mark(&mut self, name: String) -> Result<(), String> {
         if self.marks.len() >= MARKS_MAX {
             self.marks_refused += 1;
-            return false;
+            return Err(name);
         }
         let position = self.heard + self.queue.len() as u64;
         self.marks.push_back(Mark { position, name });
-        true
+        Ok(())
     }
 
     /// Drops everything that has not left. Marks that wait for it are handed to `passed`, oldest first.
@@ -216,7 +220,7 @@ impl PtimeClock {
     pub fn poll_due(&mut self, now: Instant) -> Option<u32> {
         let late = now.checked_duration_since(self.next)?;
         let behind = (late.as_nanos() / self.ptime.as_nanos()) as u32;
-        let lost = if behind > CATCH_UP_FRAMES { behind } else { 0 };
+        let lost = (behind + 1).saturating_sub(CATCH_UP_FRAMES);
         self.next += self.ptime * (lost + 1);
         Some(lost)
     }
@@ -273,7 +277,7 @@ mod tests {
     fn a_mark_is_reached_when_the_sound_before_it_has_left() {
         let mut playout = spoken();
         playout.push(&[1; 200]);
-        assert!(playout.mark("a".into()));
+        assert_eq!(playout.mark("a".into()), Ok(()));
         playout.push(&[1; 200]);
         let mut frame = [0; 160];
         playout.take(&mut frame);
@@ -286,7 +290,7 @@ mod tests {
     #[test]
     fn a_mark_on_an_empty_queue_is_reached_at_once() {
         let mut playout = spoken();
-        playout.mark("now".into());
+        playout.mark("now".into()).unwrap();
         assert!(playout.poll_mark().is_some());
     }
 
@@ -294,7 +298,7 @@ mod tests {
     fn clear_leaves_nothing_and_hands_out_the_marks() {
         let mut playout = spoken();
         playout.push(&[1; 400]);
-        playout.mark("a".into());
+        playout.mark("a".into()).unwrap();
         let mut frame = [0; 160];
         playout.take(&mut frame);
         let mut passed = Vec::new();
@@ -303,7 +307,7 @@ mod tests {
         assert_eq!(playout.take(&mut frame), 0);
         assert_eq!(playout.heard_ms(), 20);
         playout.push(&[1; 160]);
-        playout.mark("b".into());
+        playout.mark("b".into()).unwrap();
         playout.take(&mut frame);
         assert_eq!(playout.poll_mark(), Some(Played { name: "b".into(), heard_ms: 40 }));
     }
@@ -312,8 +316,8 @@ mod tests {
     fn too_many_marks_are_refused_and_counted() {
         let mut playout = spoken();
         playout.push(&[1; 400]);
-        assert!((0..MARKS_MAX).all(|n| playout.mark(n.to_string())));
-        assert!(!playout.mark("one more".into()));
+        assert!((0..MARKS_MAX).all(|n| playout.mark(n.to_string()).is_ok()));
+        assert_eq!(playout.mark("one more".into()), Err("one more".into()));
         assert_eq!(playout.marks_refused(), 1);
     }
 
@@ -336,7 +340,8 @@ mod tests {
     fn a_long_stall_loses_frames_instead_of_bursting() {
         let t0 = Instant::now();
         let mut clock = PtimeClock::new(t0, Ptime::MS_20);
-        assert_eq!(clock.poll_due(t0 + Duration::from_secs(2)), Some(100));
+        assert_eq!(clock.poll_due(t0 + Duration::from_secs(2)), Some(99));
+        assert_eq!(clock.poll_due(t0 + Duration::from_secs(2)), Some(0));
         assert_eq!(clock.poll_due(t0 + Duration::from_secs(2)), None);
         assert_eq!(clock.next(), t0 + Duration::from_millis(2_020));
     }

@@ -67,6 +67,10 @@ fn hang_up_after_drain_waits_for_the_last_word_and_now_does_not() {
     assert!(call.events().is_empty());
     call.pass(20);
     assert_eq!(call.events(), [Event::AgentHangup { after_drain: true }]);
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let bot = Bot::meets(&mut call);
+    call.events();
+    bot.speaks(&mut call, 100);
     bot.asks(&mut call, r#"{"event":"transfer","to":"sip:desk@example.com"}"#);
     bot.asks(&mut call, r#"{"event":"hangup","after":"now"}"#);
     let events = call.events();
@@ -291,4 +295,117 @@ fn a_stage_of_any_size_takes_the_stream_without_breaking_a_frame() {
         // A stage that is too small for any frame of sound carries the texts only; the engine's has 4 096.
         assert_eq!(messages, if room < 400 { 2 } else { 12 }, "room {room}");
     }
+}
+
+#[test]
+fn an_agent_that_hangs_up_after_drain_and_closes_is_heard_out() {
+    // 1011, too: it asked to be heard out all the same.
+    for close in [&[0x03, 0xE8][..], &[0x03, 0xF3], &[]] {
+        let mut call = Call::started(with(websocket(Dialect::Pcm)));
+        let bot = Bot::meets(&mut call);
+        call.events();
+        bot.speaks(&mut call, 100);
+        bot.asks(&mut call, r#"{"event":"hangup","after":"drain"}"#);
+        bot.says(&mut call, Opcode::Close, close);
+        call.session.handle_ended(None);
+        assert_eq!(call.events(), [], "{close:?}");
+        call.pass(200);
+        let heard = call.sent.iter().filter(|sent| sent.payload.iter().any(|code| is_sound(*code)));
+        assert_eq!(heard.count(), 5, "{close:?}");
+        assert_eq!(call.events(), [Event::AgentHangup { after_drain: true }], "{close:?}");
+    }
+    // The same when the connection just breaks.
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let bot = Bot::meets(&mut call);
+    call.events();
+    bot.speaks(&mut call, 20);
+    bot.asks(&mut call, r#"{"event":"hangup","after":"drain"}"#);
+    call.session.handle_ended(Some(&std::io::ErrorKind::ConnectionReset.into()));
+    call.pass(50);
+    assert_eq!(call.events(), [Event::AgentHangup { after_drain: true }]);
+}
+
+#[test]
+fn a_twilio_agent_hangs_up_by_closing_and_its_last_words_are_played() {
+    let media = format!(r#"{{"event":"media","media":{{"payload":"{}"}}}}"#, "EBAQ".repeat(160));
+    for (close, hangs_up) in
+        [(&[0x03, 0xE8][..], true), (&[0x03, 0xE9], true), (&[], true), (&[0x03, 0xF3], false)]
+    {
+        let mut call = Call::started(with(websocket(Dialect::Twilio)));
+        let bot = Bot::meets(&mut call);
+        call.events();
+        bot.asks(&mut call, &media);
+        bot.says(&mut call, Opcode::Close, close);
+        call.session.handle_ended(None);
+        let events = call.events();
+        assert_eq!(matches!(&events[..], [Event::AgentFailed { .. }]), !hangs_up, "{close:?} {events:?}");
+        call.pass(100);
+        assert_eq!(call.sent.iter().filter(|sent| sent.payload[0] == 0x10).count(), 3, "{close:?}");
+        let expected = if hangs_up { vec![Event::AgentHangup { after_drain: true }] } else { Vec::new() };
+        assert_eq!(call.events(), expected, "{close:?}");
+    }
+    // A connection that breaks is no good-bye.
+    let mut call = Call::started(with(websocket(Dialect::Twilio)));
+    Bot::meets(&mut call);
+    call.events();
+    call.session.handle_ended(None);
+    assert!(matches!(call.events()[..], [Event::AgentFailed { .. }]));
+    // Nor is one that is closed before the call is answered.
+    let mut call = Call::new(with(websocket(Dialect::Twilio)));
+    let bot = Bot::meets(&mut call);
+    call.events();
+    bot.says(&mut call, Opcode::Close, &[0x03, 0xE8]);
+    assert!(matches!(call.events()[..], [Event::AgentFailed { .. }]));
+}
+
+#[test]
+fn an_agent_hangs_up_once_however_often_it_asks() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let bot = Bot::meets(&mut call);
+    call.events();
+    for _ in 0..200 {
+        bot.asks(&mut call, r#"{"event":"hangup","after":"now"}"#);
+        bot.asks(&mut call, r#"{"event":"hangup","after":"drain"}"#);
+    }
+    bot.says(&mut call, Opcode::Close, &[0x03, 0xF3]);
+    assert_eq!(call.events(), [Event::AgentHangup { after_drain: false }]);
+}
+
+#[test]
+fn a_session_reports_a_bounded_number_of_events_in_a_second() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let bot = Bot::meets(&mut call);
+    call.events();
+    let mut told = 0;
+    for _ in 0..100 {
+        bot.asks(&mut call, r#"{"event":"transfer","to":"sip:desk@example.com"}"#);
+        call.presses(5);
+        call.timestamp += 2_000;
+        told += call.events().iter().filter(|event| !matches!(event, Event::MediaStarted { .. })).count();
+    }
+    assert_eq!(told, EVENTS_A_SECOND as usize);
+    let oddities = call.session.poll_oddities();
+    assert_eq!(oddities.events_refused, 200 - u64::from(EVENTS_A_SECOND));
+    assert_eq!(call.session.poll_oddities(), Oddities::default(), "counted once");
+    call.pass(1_000);
+    call.presses(6);
+    assert!(matches!(call.events()[..], [Event::Dtmf { digit: '6', .. }]), "the next second has its own");
+}
+
+#[test]
+fn a_mark_that_is_refused_is_answered_at_once() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let mut bot = Bot::meets(&mut call);
+    bot.texts(&mut call);
+    bot.speaks(&mut call, 1_000);
+    for n in 0..playout::MARKS_MAX {
+        bot.asks(&mut call, &format!(r#"{{"event":"mark","name":"{n}"}}"#));
+    }
+    assert!(bot.texts(&mut call).is_empty());
+    bot.asks(&mut call, r#"{"event":"mark","name":"one more"}"#);
+    assert_eq!(bot.texts(&mut call), [r#"{"event":"mark","heardMs":0,"name":"one more"}"#]);
+    bot.says(&mut call, Opcode::Binary, b"odd");
+    bot.asks(&mut call, "{");
+    let oddities = call.session.poll_oddities();
+    assert_eq!((oddities.marks_refused, oddities.malformed), (1, 2));
 }

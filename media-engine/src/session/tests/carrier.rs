@@ -228,15 +228,20 @@ fn a_stalled_clock_catches_up_a_little_and_skips_the_rest() {
     let mut call = Call::started(with(AgentParameters::Echo));
     call.now += 5 * MS;
     call.tick();
+    call.now += 40 * MS;
+    call.tick();
+    assert_eq!(call.sent.len(), 3, "the frame before the one that is due is sent");
     call.now += 60 * MS;
     call.tick();
-    assert_eq!(call.sent.len(), 4, "three frames late are sent");
+    assert_eq!(call.sent.len(), 5, "two leave back to back, never three");
     call.now += 1_000 * MS;
     call.tick();
-    assert_eq!(call.sent.len(), 5, "fifty are not");
-    assert!(call.sent[4].header.marker);
-    let ticks = call.sent[4].header.timestamp.distance_from(call.sent[3].header.timestamp);
-    assert_eq!(ticks, 8_000);
+    assert_eq!(call.sent.len(), 7, "however late");
+    let [last, first, second] = &call.sent[4..] else { panic!("{}", call.sent.len()) };
+    assert!(first.header.marker && !second.header.marker);
+    assert_eq!(first.header.sequence.distance_from(last.header.sequence), 1);
+    assert_eq!(first.header.timestamp.distance_from(last.header.timestamp), 49 * 160);
+    assert_eq!(second.header.timestamp.distance_from(first.header.timestamp), 160);
 }
 
 #[test]
@@ -252,4 +257,36 @@ fn only_a_source_that_speaks_from_its_signalled_address_is_exclusive() {
     let mut call = Call::started(with(AgentParameters::Echo));
     call.says_from(NAT, &[1; 160]);
     assert_eq!(call.session.exclusive_peer(call.now), None, "the signalled address may still take over");
+}
+
+#[test]
+fn a_caller_with_packets_too_large_to_hold_is_heard_after_a_loss() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let mut bot = Bot::meets(&mut call);
+    bot.hears(&mut call);
+    // 100 ms a packet: more than one that is early can be kept.
+    for n in 0..10 {
+        if n == 3 {
+            call.loses_a_packet();
+        }
+        call.says_from(PHONE, &[0x80; 800]);
+        let frames = bot.hears(&mut call).iter().filter(|m| matches!(m, Message::Binary(_))).count();
+        assert_eq!(frames, if n == 3 { 10 } else { 5 }, "packet {n}");
+    }
+}
+
+#[test]
+fn every_ptime_that_a_codec_may_have_fits_a_datagram() {
+    let mut out = [0; crate::ring::DATAGRAM_OCTETS];
+    for codec in Codec::ALL {
+        for ms in 10..=codec.max_ptime().as_ms() {
+            let mut parameters = with(AgentParameters::Tone { frequency_hz: 440.0 });
+            parameters.rtp.codec = Some(codec);
+            parameters.rtp.ptime = Ptime::from_ms(ms).unwrap();
+            let mut call = Call::new(parameters);
+            call.session.start(call.now, call.now);
+            let transmit = call.session.poll_transmit(call.now, &mut out);
+            assert!(transmit.is_some(), "{codec} with {ms} ms");
+        }
+    }
 }
