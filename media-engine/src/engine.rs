@@ -95,7 +95,7 @@ impl Engine {
         let (grpc, grpc_address) = listen(config.grpc_listen, "TANDEM_ENGINE_GRPC_LISTEN")?;
         let (http, http_address) = listen(config.metrics_listen, "TANDEM_ENGINE_METRICS_LISTEN")?;
 
-        let bell = Waker::non_blocking()?;
+        let bell = Waker::new()?;
         let mut cores = Vec::new();
         let mut inboxes = Vec::new();
         let mut workers = Vec::new();

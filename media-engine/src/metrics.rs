@@ -99,6 +99,12 @@ core_metrics! {
     late_nanoseconds_max: "gauge",
     /// Events that found their queue to the control thread full.
     events_lost_total: "counter",
+    /// Events of one session above what a session may report in a second.
+    events_refused_total: "counter",
+    /// Marks that found too many waiting, and were answered at once.
+    agent_marks_refused_total: "counter",
+    /// Messages of agents that were none of their dialect.
+    agent_malformed_total: "counter",
     /// System calls that submitted or waited.
     ring_enters_total: "counter",
     /// Operations given to the kernel.
@@ -109,8 +115,8 @@ core_metrics! {
     ring_buffers_dry_total: "counter",
     /// Most receive buffers ever out of the kernel's hands.
     ring_buffers_out_max: "gauge",
-    /// Completions that the kernel had to keep back.
-    ring_overflowed_total: "counter",
+    /// Completions that the kernel dropped: a fault if it is not 0.
+    ring_completions_lost_total: "counter",
     /// Datagrams that did not leave.
     ring_send_failed_total: "counter",
     /// Datagrams too large for a buffer.

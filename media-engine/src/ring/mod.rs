@@ -173,8 +173,9 @@ pub struct RingCounters {
     pub rearmed: u64,
     /// Times the receive buffers ran dry.
     pub buffers_dry: u64,
-    /// Completions the kernel had to keep back because the queue was full.
-    pub overflowed: u64,
+    /// Completions that the kernel dropped, having neither room in the queue nor memory to keep them back. What they
+    /// would have told (a receive that ended, a write that is done) is not known any more: a fault.
+    pub completions_lost: u64,
     /// Datagrams that did not leave: full socket buffer, no route, and so on.
     pub send_failed: u64,
     /// Datagrams larger than a buffer, dropped.
@@ -278,7 +279,7 @@ impl Ring {
     }
 
     /// Submits all that was asked for since the last turn, once, and waits as `wait` says. Then [`Ring::next`]
-    /// gives what happened; drain it before the next turn.
+    /// gives what happened. What is not taken comes first in the next turn.
     pub fn turn(&mut self, wait: Wait) -> io::Result<()> {
         either!(self, driver => driver.turn(wait))
     }

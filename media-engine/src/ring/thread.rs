@@ -12,20 +12,11 @@ use tokio::io::unix::AsyncFd;
 pub struct Waker(Arc<OwnedFd>);
 
 impl Waker {
-    /// An eventfd for a worker. Blocking on purpose: io_uring does not wait on a descriptor that is non-blocking. Nobody
-    /// ever blocks on it: it is read only when readable, and a write blocks only at 2^64 − 1.
+    /// A fresh eventfd. Non-blocking: a second report of one wake finds the counter at zero, and a worker must never
+    /// wait there.
     pub fn new() -> io::Result<Self> {
-        Self::with_flags(libc::EFD_CLOEXEC)
-    }
-
-    /// An eventfd for the control thread, whose runtime wants it non-blocking.
-    pub fn non_blocking() -> io::Result<Self> {
-        Self::with_flags(libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)
-    }
-
-    fn with_flags(flags: libc::c_int) -> io::Result<Self> {
         // SAFETY: no pointers.
-        let fd = unsafe { libc::eventfd(0, flags) };
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -47,10 +38,10 @@ impl Waker {
         unsafe { AsyncFd::register(self) }.map_err(io::Error::from)
     }
 
-    /// Takes the counter down after it was reported readable.
+    /// Takes the counter down, if it is up.
     pub fn drain(&self) {
         let mut count = [0u8; 8];
-        // SAFETY: `count` has the 8 octets that an eventfd wants.
+        // SAFETY: `count` has the 8 octets that an eventfd wants. EAGAIN says that it is down already.
         unsafe { libc::read(self.0.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
     }
 }

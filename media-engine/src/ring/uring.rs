@@ -52,6 +52,8 @@ pub struct Uring {
     /// Sockets with nothing in flight that only wait for the submission queue to be empty of their descriptor.
     quiet: Vec<SocketId>,
     waker: Waker,
+    /// The poll of the waker is armed. If not, the next turn arms it.
+    watches_waker: bool,
     waits_for_minimum: bool,
     counters: RingCounters,
 }
@@ -89,7 +91,7 @@ impl Uring {
         let mut header: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
         header.msg_namelen = KernelAddress::ROOM as libc::socklen_t;
         let waits_for_minimum = ring.params().is_feature_min_timeout();
-        let mut this = Self {
+        Ok(Self {
             ring,
             buffers: ManuallyDrop::new(buffers),
             table: ManuallyDrop::new(Table::new(limits.sockets)),
@@ -100,16 +102,15 @@ impl Uring {
             again: Vec::with_capacity(limits.sockets * 2),
             quiet: Vec::with_capacity(limits.sockets),
             waker: waker.clone(),
+            watches_waker: false,
             waits_for_minimum,
             counters: RingCounters::default(),
-        };
-        this.watch_waker();
-        Ok(this)
+        })
     }
 
     fn watch_waker(&mut self) {
         let entry = op::watch(self.waker.as_raw_fd()).user_data(tag(Op::Wake, NO_SOCKET));
-        self.push(&entry);
+        self.watches_waker = self.push(&entry);
     }
 
     pub(super) fn add_udp(&mut self, fd: OwnedFd, owner: Owner) -> Result<SocketId, RingError> {
@@ -344,7 +345,7 @@ impl Uring {
                 _ => return Err(error),
             },
         }
-        self.counters.overflowed = u64::from(self.ring.completion().overflow());
+        self.counters.completions_lost = u64::from(self.ring.completion().overflow());
         if self.ring.submission().is_empty() {
             self.arena.reset();
             while let Some(id) = self.quiet.pop() {
@@ -356,6 +357,9 @@ impl Uring {
 
     /// Arms, writes and cancels what could not be before.
     fn try_again(&mut self) {
+        if !self.watches_waker {
+            self.watch_waker();
+        }
         for _ in 0..self.again.len() {
             let id = self.again.swap_remove(0);
             let Some(socket) = self.table.get_mut(id) else {
@@ -395,10 +399,9 @@ impl Uring {
                 Op::Connect => self.connected(id, entry.result()),
                 Op::Cancel => None,
                 Op::Wake => {
+                    // A negative result ends the poll, and says nothing about the counter.
                     self.waker.drain();
-                    if !cqueue::more(entry.flags()) {
-                        self.watch_waker();
-                    }
+                    self.watches_waker &= cqueue::more(entry.flags());
                     Some(Completion::Woken)
                 }
             };
@@ -584,5 +587,40 @@ impl Drop for Uring {
             ManuallyDrop::drop(&mut self.buffers);
             ManuallyDrop::drop(&mut self.table);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::{Choice, DriverKind, decide};
+
+    const LIMITS: Limits = Limits { sockets: 4, receive_buffers: 8 };
+
+    fn soon() -> Wait {
+        Wait { deadline: Some(Instant::now() + Duration::from_millis(20)), coalesce: Duration::ZERO }
+    }
+
+    #[test]
+    fn a_poll_of_the_waker_that_ended_is_armed_again() {
+        if decide(Choice::Only(DriverKind::IoUring)).driver.is_none() {
+            eprintln!("skipped: no io_uring here");
+            return;
+        }
+        let waker = Waker::new().unwrap();
+        let mut ring = Uring::open(LIMITS, &waker).unwrap();
+        ring.turn(soon()).unwrap();
+        assert!(ring.watches_waker);
+        // The poll ends with an error, and so it does when it could not be armed at all.
+        let cancel = op::cancel(waker.as_raw_fd()).user_data(tag(Op::Cancel, NO_SOCKET));
+        assert!(ring.push(&cancel));
+        ring.turn(soon()).unwrap();
+        while ring.next().is_some() {}
+        assert!(!ring.watches_waker, "the kernel said that it is over");
+        ring.turn(soon()).unwrap();
+        waker.wake();
+        ring.turn(Wait { deadline: Some(Instant::now() + Duration::from_secs(5)), coalesce: Duration::ZERO })
+            .unwrap();
+        assert!(matches!(ring.next(), Some(Completion::Woken)));
     }
 }
