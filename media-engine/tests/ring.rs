@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use media_engine::ring::{
@@ -220,7 +220,7 @@ fn a_peer_that_reads_slowly_gets_every_octet_in_order() {
         let id = ring.connect(listener.local_addr().unwrap(), Owner(3)).unwrap();
         turn_until(ring, |_, completion| matches!(completion, Completion::Connected { .. }));
         let (mut peer, _) = listener.accept().unwrap();
-        let (start, started) = std::sync::mpsc::channel();
+        let (start, started) = mpsc::channel();
         let reader = std::thread::spawn(move || {
             started.recv().unwrap();
             let mut all = Vec::new();
@@ -265,6 +265,33 @@ fn a_peer_that_reads_slowly_gets_every_octet_in_order() {
         assert!(all.iter().enumerate().all(|(i, &octet)| octet == (i % 251) as u8));
         settle(ring);
         assert_eq!(ring.counters().sockets, 0, "a finished socket goes when the peer closes");
+    });
+}
+
+#[test]
+fn a_peer_that_does_not_read_soon_stops_the_stage() {
+    on_both(|ring, _| {
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        listener.set_recv_buffer_size(8 * 1_024).unwrap();
+        listener.bind(&loopback().into()).unwrap();
+        listener.listen(1).unwrap();
+        let address = listener.local_addr().unwrap().as_socket().unwrap();
+        let id = ring.connect(address, Owner(1)).unwrap();
+        turn_until(ring, |_, completion| matches!(completion, Completion::Connected { .. }));
+        let (_peer, _) = listener.accept().unwrap();
+        let mut taken = 0;
+        let mut idle = 0;
+        while idle < 10 && taken < 4 << 20 {
+            idle += 1;
+            if ring.stage(id).is_some() {
+                ring.send_stage(id, STAGE_OCTETS);
+                taken += STAGE_OCTETS;
+                idle = 0;
+            }
+            ring.turn(soon()).unwrap();
+            while ring.next().is_some() {}
+        }
+        assert!(taken <= 64 * 1_024, "{taken} octets wait: two seconds of sound at least");
     });
 }
 
@@ -521,6 +548,43 @@ fn a_waker_ends_a_wait_without_a_deadline() {
             thread.join().unwrap();
         }
     });
+}
+
+#[test]
+fn a_wake_between_turn_and_drain_never_blocks_the_next_turn() {
+    let _serial = serial();
+    for kind in [DriverKind::IoUring, DriverKind::Epoll] {
+        if decide(Choice::Only(kind)).driver.is_none() {
+            eprintln!("skipped on {kind}");
+            continue;
+        }
+        let waker = Waker::new().unwrap();
+        let wake = waker.clone();
+        let (done, is_done) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let mut ring = Ring::open(kind, SMALL, &waker).unwrap();
+            for _ in 0..100 {
+                waker.wake();
+                ring.turn(soon()).unwrap();
+                waker.wake();
+                while ring.next().is_some() {}
+                ring.turn(Wait::none(Instant::now())).unwrap();
+                while ring.next().is_some() {}
+            }
+            // It still wakes after all that.
+            waker.wake();
+            turn_until(&mut ring, |_, completion| matches!(completion, Completion::Woken));
+            done.send(()).unwrap();
+        });
+        let outcome = is_done.recv_timeout(Duration::from_secs(5));
+        // Frees a thread that is stuck in a read.
+        let freed = (0..300).any(|_| {
+            wake.wake();
+            std::thread::sleep(Duration::from_millis(1));
+            thread.is_finished()
+        });
+        assert!(outcome.is_ok(), "{kind}: the turn blocked (freed later: {freed})");
+    }
 }
 
 #[test]

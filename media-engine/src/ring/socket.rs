@@ -5,13 +5,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 /// DSCP "expedited forwarding" (RFC 3246), as it stands in the TOS octet: what voice is marked with.
 const TOS_EXPEDITED: u32 = 0xB8;
 
 /// A peer that acknowledges nothing for so long is gone: sound goes out all the time, so a dead agent shows quickly.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+
+/// Octets that may wait in a TCP socket before the peer's window takes them: half a second of L16 at 16 kHz. Without a
+/// bound the kernel would hoard minutes for a peer that has ceased to read, and our own bound in the leg would never hold.
+const UNSENT_OCTETS_MAX: u32 = 16 * 1_024;
+
+/// A peer that is silent for so long is asked whether it lives, also while nothing is sent to it (a call on hold).
+const KEEPALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(5));
 
 /// A non-blocking UDP socket bound to `address`, marked as voice. Errors are those of bind(2): `AddrInUse` when
 /// somebody else has the port.
@@ -26,11 +34,14 @@ pub fn bind_udp(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// A TCP socket for talking to `to`, without Nagle's delay, that gives a dead peer up. Not connected yet.
+/// A TCP socket for talking to `to`: without Nagle's delay, without a long queue of its own, and it gives a dead peer up.
+/// Not connected yet.
 pub fn tcp_socket(to: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    socket.set_tcp_notsent_lowat(UNSENT_OCTETS_MAX)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
     Ok(socket.into())
 }
 
@@ -146,6 +157,14 @@ impl From<SocketAddr> for KernelAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_to_an_agent_hoards_little_and_gives_the_dead_up() {
+        let socket: Socket = tcp_socket("127.0.0.1:1".parse().unwrap()).unwrap().into();
+        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT_OCTETS_MAX);
+    }
 
     #[test]
     fn addresses_survive_the_kernels_layout() {
