@@ -279,7 +279,7 @@ pub async fn serve(
     let grpc = TcpListenerStream::new(tokio::net::TcpListener::from_std(grpc)?);
     let http = tokio::net::TcpListener::from_std(http)?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
-    let pump = tokio::spawn(events::pump(Arc::clone(&control), inboxes, bell, stop, stopped));
+    let mut pump = tokio::spawn(events::pump(Arc::clone(&control), inboxes, bell, stop, stopped));
 
     let until = |mut stopping: tokio::sync::watch::Receiver<bool>| async move {
         let _ = stopping.wait_for(|stop| *stop).await;
@@ -290,13 +290,23 @@ pub async fn serve(
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<EngineServiceServer<service::Service>>().await;
-    tonic::transport::Server::builder()
+    let server = tonic::transport::Server::builder()
         .tcp_nodelay(true)
         .add_service(health_service)
         .add_service(EngineServiceServer::new(service::Service::new(Arc::clone(&control))))
-        .serve_with_incoming_shutdown(grpc, until(stopping))
-        .await?;
-    pump.await?;
+        .serve_with_incoming_shutdown(grpc, until(stopping));
+    let mut server = std::pin::pin!(server);
+    // A pump that dies takes the service with it: commands without events would lie.
+    tokio::select! {
+        served = &mut server => {
+            served?;
+            pump.await?;
+        }
+        pumped = &mut pump => {
+            pumped?;
+            server.await?;
+        }
+    }
     pages.abort();
     Ok(())
 }

@@ -16,6 +16,8 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use crate::config::{Config, PortRange};
 use crate::control::{Control, Core};
 use crate::mailbox::{self, Command};
@@ -28,6 +30,10 @@ use crate::worker::Worker;
 
 /// Descriptors that the engine needs beside its sessions': rings, wake-ups, listeners, gRPC connections.
 const SPARE_DESCRIPTORS: u64 = 256;
+
+/// A worker takes commands within a turn and ends its streams within [`crate::worker::LINGER`]; one that takes longer than
+/// this to stop hangs, and is left behind.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long a stopping control thread may take to hand its last events over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -78,6 +84,13 @@ pub struct Engine {
     workers: Vec<JoinHandle<()>>,
     control_thread: Option<JoinHandle<()>>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
+    failure: watch::Receiver<Option<String>>,
+}
+
+/// The words of a panic.
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without words")
 }
 
 impl Engine {
@@ -96,6 +109,7 @@ impl Engine {
         let (http, http_address) = listen(config.metrics_listen, "TANDEM_ENGINE_METRICS_LISTEN")?;
 
         let bell = Waker::new()?;
+        let (fail, failure) = watch::channel(None);
         let mut cores = Vec::new();
         let mut inboxes = Vec::new();
         let mut workers = Vec::new();
@@ -106,6 +120,7 @@ impl Engine {
             let dead = Arc::new(AtomicBool::new(false));
             cores.push(Core::new(core, commands, Arc::clone(&metrics), Arc::clone(&dead)));
             let last_bell = bell.clone();
+            let fail = fail.clone();
             inboxes.push(inbox);
             let sessions_max = config.sessions_per_core();
             let ports = Ports::new(share(config.rtp_ports, index, config.cores.len()));
@@ -118,14 +133,18 @@ impl Engine {
                 let worker = Worker::new(ring, sessions_max, ports, queue, outbox, metrics);
                 // Nobody listens only when the start has failed elsewhere; then a stop is on its way.
                 let _ = ready.send(Ok(()));
-                // Its sessions are lost with it, but not those of other cores: the control thread tells their end.
-                match std::panic::catch_unwind(AssertUnwindSafe(|| worker.run())) {
+                // Its sessions are lost with it; the control thread tells their end. Then the process must go: see `failed`.
+                let why = match std::panic::catch_unwind(AssertUnwindSafe(|| worker.run())) {
                     Ok(Ok(())) => return,
-                    Ok(Err(error)) => tracing::error!(core, %error, "worker stopped: its ring failed"),
-                    Err(_) => tracing::error!(core, "worker stopped: it panicked"),
-                }
+                    Ok(Err(error)) => format!("the worker of core {core} lost its ring: {error}"),
+                    Err(panic) => {
+                        format!("the worker of core {core} panicked: {}", panic_message(panic.as_ref()))
+                    }
+                };
+                tracing::error!(core, "{why}");
                 dead.store(true, Ordering::Release);
                 last_bell.wake();
+                fail.send_replace(Some(why));
             })?;
             workers.push(thread);
             let outcome = is_ready.recv().map_err(|_| io::Error::other("worker died at start"));
@@ -150,9 +169,16 @@ impl Engine {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let served = Arc::clone(&control);
         let control_thread = std::thread::Builder::new().name("control".into()).spawn(move || {
-            let outcome = runtime.block_on(crate::control::serve(served, grpc, http, inboxes, bell, stopped));
-            if let Err(error) = outcome {
-                tracing::error!(%error, "control thread stopped");
+            let serve =
+                || runtime.block_on(crate::control::serve(served, grpc, http, inboxes, bell, stopped));
+            let why = match std::panic::catch_unwind(AssertUnwindSafe(serve)) {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(format!("the control thread stopped: {error}")),
+                Err(panic) => Some(format!("the control thread panicked: {}", panic_message(panic.as_ref()))),
+            };
+            if let Some(why) = why {
+                tracing::error!("{why}");
+                fail.send_replace(Some(why));
             }
             runtime.shutdown_timeout(LAST_WORDS);
         })?;
@@ -163,6 +189,7 @@ impl Engine {
             workers,
             control_thread: Some(control_thread),
             stop: Some(stop),
+            failure,
         })
     }
 
@@ -191,6 +218,18 @@ impl Engine {
         self.control.sessions()
     }
 
+    /// Waits until a thread of the engine has died, and says why. What is left carries its calls on, but a core is lost for
+    /// good: whoever runs the engine ends it, so that a supervisor starts it anew.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.failure.clone();
+        let failed = failure.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match failed {
+            Some(why) => why,
+            // Every thread has ended as it was told to.
+            None => std::future::pending().await,
+        }
+    }
+
     /// Refuses new sessions from now on.
     pub fn drain(&self) {
         self.control.drain();
@@ -208,12 +247,25 @@ impl Engine {
 
     fn stop(&mut self) {
         self.control.drain();
+        let until = Instant::now() + STOP_WITHIN;
+        let wait = || std::thread::sleep(Duration::from_millis(1));
         for core in self.control.cores() {
-            core.send(Command::Stop);
+            // A full queue is emptied within a few turns.
+            while !core.send(Command::Stop) && !core.is_dead() && Instant::now() < until {
+                wait();
+            }
         }
         for worker in self.workers.drain(..) {
-            if worker.join().is_err() {
-                tracing::error!("a worker panicked");
+            while !worker.is_finished() && Instant::now() < until {
+                wait();
+            }
+            match worker.is_finished() {
+                // It has caught its own panic and told of it.
+                true => drop(worker.join()),
+                false => tracing::error!(
+                    worker = worker.thread().name(),
+                    "worker does not stop, and is left behind"
+                ),
             }
         }
         // The workers' last events are in their queues: the control thread hands them out before it goes.
@@ -300,5 +352,57 @@ mod tests {
         assert!(overlap("1024\t20000\n", ours).is_some());
         assert!(overlap("29999 60999", ours).is_some());
         assert_eq!(overlap("", ours), None);
+    }
+
+    /// Does something on the worker's own thread, when it answers.
+    struct OnAnswer<F>(F);
+
+    impl<F: Fn() + Send + Sync> std::task::Wake for OnAnswer<F> {
+        fn wake(self: Arc<Self>) {
+            (self.0)();
+        }
+    }
+
+    fn run_on_worker(engine: &Engine, run: impl Fn() + Send + Sync + 'static) {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let waker = Arc::new(OnAnswer(run)).into();
+        let mut answer = Box::leak(Box::new(answer));
+        let polled =
+            Future::poll(std::pin::Pin::new(&mut answer), &mut std::task::Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        assert!(engine.control.cores()[0].send(Command::List { reply }));
+    }
+
+    fn engine(ports: u16) -> Engine {
+        Engine::start(Config::for_tests(PortRange { min: ports, max: ports + 9 })).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_panics_is_told_of() {
+        let engine = engine(2_100);
+        let still_well = tokio::time::timeout(Duration::from_millis(50), engine.failed()).await;
+        assert!(still_well.is_err(), "{still_well:?}");
+        run_on_worker(&engine, || panic!("seven is no port"));
+        let why = tokio::time::timeout(Duration::from_secs(5), engine.failed()).await.unwrap();
+        assert!(why.contains("panicked: seven is no port"), "{why}");
+        assert!(engine.control.is_draining(), "no worker is left");
+        tokio::task::spawn_blocking(move || drop(engine)).await.unwrap();
+    }
+
+    #[test]
+    fn a_stop_reaches_a_worker_whose_queue_is_full() {
+        let engine = engine(2_110);
+        run_on_worker(&engine, || std::thread::sleep(Duration::from_millis(300)));
+        std::thread::sleep(Duration::from_millis(100));
+        let orphaned = || Command::EndAll { reason: crate::leg::event::EndReason::Orphaned };
+        while engine.control.cores()[0].send(orphaned()) {}
+        let (stopped, is_stopped) = mpsc::channel();
+        let started = Instant::now();
+        std::thread::spawn(move || {
+            drop(engine);
+            let _ = stopped.send(());
+        });
+        is_stopped.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(started.elapsed() < STOP_WITHIN, "it was left behind");
     }
 }

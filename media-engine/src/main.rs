@@ -18,6 +18,7 @@ const LONG_HELP: &str = "Each setting is taken from its flag, else from its envi
 (--config FILE, or ./tandem.toml), where it stands as engine_NAME = VALUE with _ for -.
 
 SIGTERM or SIGINT: refuses new sessions, /readyz answers 503, waits drain-seconds for calls to end, ends the rest, exits.
+A fault of its own (a thread that died): ends every call, exits with status 1, to be started anew.
 
 Try:
   tandem-engine --explain                         which kernel features are used, and why others are not
@@ -72,7 +73,20 @@ fn main() -> anyhow::Result<()> {
     // Watched before the start, so that a signal during it is not lost.
     let signal = runtime.block_on(async { watch_signals() }).context("signals cannot be watched")?;
     let engine = Engine::start(config)?;
-    let name = runtime.block_on(signal);
+    let name = runtime.block_on(async {
+        tokio::select! {
+            name = signal => Ok(name),
+            why = engine.failed() => Err(why),
+        }
+    });
+    let name = match name {
+        Ok(name) => name,
+        Err(why) => {
+            // The calls of the other cores are told their end, so that their callers get a BYE and not silence.
+            drop(engine);
+            anyhow::bail!("{why}; ended so that it is started anew");
+        }
+    };
     tracing::info!(signal = name, sessions = engine.sessions(), "stopping");
     engine.shutdown();
     tracing::info!("stopped");
