@@ -34,7 +34,7 @@ pub enum CallerError {
     #[error("the target is not a SIP URI: {0}")]
     Target(String),
     /// No such host.
-    #[error("cannot resolve {host}: {source}")]
+    #[error("cannot resolve {host}")]
     Resolve {
         /// The name.
         host: String,
@@ -42,7 +42,7 @@ pub enum CallerError {
         source: io::Error,
     },
     /// No socket.
-    #[error("cannot open the SIP socket: {0}")]
+    #[error("cannot open the SIP socket")]
     Socket(#[from] io::Error),
 }
 

@@ -42,7 +42,7 @@ const UNDECIDED: u64 = u64::MAX;
 #[derive(Debug, thiserror::Error)]
 pub enum GeneratorError {
     /// No socket.
-    #[error("cannot open UDP socket {number} of {wanted}: {source}")]
+    #[error("cannot open UDP socket {number} of {wanted}")]
     Socket {
         /// Which one.
         number: usize,
@@ -55,7 +55,7 @@ pub enum GeneratorError {
     #[error("io_uring is not available here ({0}); a container profile may forbid it")]
     Ring(io::Error),
     /// Not pinned.
-    #[error("cannot pin the generator to core {core}: {source}")]
+    #[error("cannot pin the generator to core {core}")]
     Pin {
         /// The core.
         core: usize,

@@ -26,7 +26,7 @@ pub enum ScrapeError {
     #[error("{0:?} is not of the form http://host:port/path")]
     Url(String),
     /// No connection, or it broke.
-    #[error("cannot read {url}: {source}")]
+    #[error("cannot read {url}")]
     Io {
         /// The page.
         url: String,
