@@ -81,9 +81,12 @@ pub fn sharpen_timers() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_u64, 0, 0, 0) };
 }
 
+/// Above every normal thread, and above an engine that is itself run as a real-time process (1 to 49 as a rule).
+const REALTIME_PRIORITY: libc::c_int = 50;
+
 /// Puts the calling thread above all normal ones; needs CAP_SYS_NICE.
 pub fn set_realtime() -> io::Result<()> {
-    let param = libc::sched_param { sched_priority: 1 };
+    let param = libc::sched_param { sched_priority: REALTIME_PRIORITY };
     // SAFETY: `param` is live for the call; 0 is the calling thread.
     check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &param) })
 }
