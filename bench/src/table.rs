@@ -207,7 +207,7 @@ impl Report {
             f,
             "generator",
             format_args!(
-                "{:.0} % of core {} (waited {:.0} % for it), packets late by p50 {:.2}  p99.9 {:.2}  max {:.2} ms",
+                "{:.0} % of core {} (waited {:.1} % for it), packets late by p50 {:.2}  p99.9 {:.2}  max {:.2} ms",
                 generator.cpu_percent,
                 generator.core,
                 generator.waited_percent,

@@ -87,7 +87,7 @@ impl GeneratorReport {
         }
         if self.late_ms_p999 > LATE_P999_LIMIT_MS {
             reasons.push(format!(
-                "packets left {:.1} ms late at p99.9 (limit {LATE_P999_LIMIT_MS} ms) and it waited {:.0} % of the time for core {}: quiet that core or choose another one with --core",
+                "packets left {:.1} ms late at p99.9 (limit {LATE_P999_LIMIT_MS} ms) and it waited {:.1} % of the time for core {}: quiet that core or choose another one with --core",
                 self.late_ms_p999, self.waited_percent, self.core
             ));
         }
