@@ -26,7 +26,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Status;
 
 use crate::config::Config;
-use crate::mailbox::{Command, Commands, Inbox, Opened};
+use crate::mailbox::{Command, Commands, Inbox, Opened, Summary};
 use crate::metrics::CoreMetrics;
 use crate::ring::{DriverKind, Waker};
 
@@ -99,8 +99,19 @@ impl Core {
         }
         match tokio::time::timeout(ANSWER_WITHIN, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) | Err(_) => Err(Status::unavailable(format!("core {} does not answer", self.number))),
+            // Unlike above, it may have done it or do it yet.
+            Ok(Err(_)) | Err(_) => {
+                Err(Status::deadline_exceeded(format!("core {} does not answer", self.number)))
+            }
         }
+    }
+
+    /// What is alive there.
+    async fn list(&self) -> Result<Vec<Summary>, Status> {
+        if self.is_dead() {
+            return Ok(Vec::new());
+        }
+        self.ask(|reply| Command::List { reply }).await
     }
 
     fn measure(&self, now: Instant) {
@@ -224,16 +235,21 @@ impl Control {
         true
     }
 
-    /// The entry of a session that is to be opened, and whether it is new.
-    fn reserve(&self, id: &str, core: usize) -> (Arc<Entry>, bool) {
+    /// Whether this is still the entry of that session: it may have been closed or refused in the meantime.
+    fn has(&self, id: &str, entry: &Arc<Entry>) -> bool {
+        lock(&self.sessions).get(id).is_some_and(|known| Arc::ptr_eq(known, entry))
+    }
+
+    /// The entry of a session that is to be opened.
+    fn reserve(&self, id: &str, core: usize) -> Arc<Entry> {
         let mut sessions = lock(&self.sessions);
         if let Some(entry) = sessions.get(id) {
-            return (Arc::clone(entry), false);
+            return Arc::clone(entry);
         }
         let entry = Arc::new(Entry { core, opened: OnceCell::new(), is_agent_ready: AtomicBool::new(false) });
         sessions.insert(id.to_owned(), Arc::clone(&entry));
         self.cores[core].sessions.fetch_add(1, Ordering::Relaxed);
-        (entry, true)
+        entry
     }
 
     /// The core with the fewest sessions.
@@ -249,21 +265,23 @@ impl Control {
         self.cores.iter().map(Core::told).collect()
     }
 
-    /// Sessions alive, asked of every worker.
-    async fn list(&self) -> Vec<proto::SessionSummary> {
+    /// Sessions alive, asked of every worker: of all, or it is no answer.
+    async fn list(&self) -> Result<Vec<proto::SessionSummary>, Status> {
         let mut all = Vec::new();
         for core in &self.cores {
-            let Ok(summaries) = core.ask(|reply| Command::List { reply }).await else { continue };
-            all.extend(summaries.into_iter().map(|summary| proto::SessionSummary {
+            all.extend(core.list().await?.into_iter().map(|summary| proto::SessionSummary {
                 session_id: summary.id.to_string(),
                 call_id: summary.call_id.to_string(),
                 core: core.number as u32,
                 local_port: u32::from(summary.port),
                 started: summary.started,
                 age_ms: summary.age_ms,
+                agent_ready: summary.agent_ready,
+                agent_gone: summary.agent_gone,
+                agent_hangup: summary.agent_hangup,
             }));
         }
-        all
+        Ok(all)
     }
 }
 
@@ -309,4 +327,72 @@ pub async fn serve(
     }
     pages.abort();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rtrb::Consumer;
+    use tonic::Code;
+
+    use super::*;
+    use crate::config::PortRange;
+    use crate::mailbox::{COMMANDS_MAX, Outbox, SessionKey, pair};
+
+    /// The worker's end of a core that does only what the test does.
+    pub(super) struct Worker {
+        pub(super) queue: Consumer<Command>,
+        dead: Arc<AtomicBool>,
+        _outbox: Outbox,
+        _inbox: Inbox,
+    }
+
+    pub(super) fn control(cores: usize) -> (Arc<Control>, Vec<Worker>) {
+        let waker = Waker::new().unwrap();
+        let (mut all, mut workers) = (Vec::new(), Vec::new());
+        for number in 0..cores {
+            let ((commands, _inbox), (queue, _outbox)) = pair(waker.clone(), waker.clone());
+            let dead = Arc::new(AtomicBool::new(false));
+            all.push(Core::new(number, commands, Arc::default(), Arc::clone(&dead)));
+            workers.push(Worker { queue, dead, _outbox, _inbox });
+        }
+        let config = Config::for_tests(PortRange { min: 10_000, max: 10_999 });
+        (Arc::new(Control::new(config, DriverKind::Epoll, String::new(), all)), workers)
+    }
+
+    pub(super) fn on_runtime(body: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body);
+    }
+
+    pub(super) fn overload(core: &Core) {
+        for _ in 0..COMMANDS_MAX {
+            core.send(Command::EndAll { reason: crate::leg::event::EndReason::Orphaned });
+        }
+    }
+
+    pub(super) fn add(control: &Control, id: &str, core: usize) {
+        let key = SessionKey { index: 0, generation: 1 };
+        let opened = Opened { key, port: 10_000, agent_ready: true };
+        control.reserve(id, core).opened.set(opened).unwrap();
+    }
+
+    #[test]
+    fn a_core_that_cannot_be_asked_makes_the_list_an_error() {
+        on_runtime(async {
+            let (control, _workers) = control(1);
+            overload(&control.cores[0]);
+            assert_eq!(control.list().await.map_err(|status| status.code()), Err(Code::Unavailable));
+            let refused = events::subscribe(Arc::clone(&control), "c".to_owned()).await;
+            assert_eq!(refused.err().map(|status| status.code()), Some(Code::Unavailable));
+            assert_eq!(control.controllers(), 0);
+        });
+    }
+
+    #[test]
+    fn a_core_whose_worker_has_ended_has_no_sessions() {
+        on_runtime(async {
+            let (control, workers) = control(1);
+            workers[0].dead.store(true, Ordering::Release);
+            assert!(control.list().await.is_ok_and(|sessions| sessions.is_empty()));
+        });
+    }
 }

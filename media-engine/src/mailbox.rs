@@ -101,6 +101,12 @@ pub struct Summary {
     pub started: bool,
     /// Since it was opened.
     pub age_ms: u64,
+    /// The agent's stream is up, or it needs none.
+    pub agent_ready: bool,
+    /// Why the agent could not be reached, or its stream broke.
+    pub agent_gone: Option<String>,
+    /// The agent asked to end the call.
+    pub agent_hangup: bool,
 }
 
 /// What the control thread asks of a worker.

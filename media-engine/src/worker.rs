@@ -247,7 +247,10 @@ impl Worker {
                 if outcome.is_err() {
                     self.tally.sessions_refused_total += 1;
                 }
-                let _ = reply.send(outcome);
+                // Nobody waits for it any more: nobody will ever start or close it.
+                if let Err(Ok(opened)) = reply.send(outcome) {
+                    self.close(opened.key.index, "error", now);
+                }
             }
             Command::Start { key, reply } => {
                 let _ = reply.send(self.start(key, now));
@@ -270,6 +273,9 @@ impl Worker {
                     port: slot.port,
                     started: slot.session.is_started(),
                     age_ms: slot.session.age(now).as_millis() as u64,
+                    agent_ready: slot.session.is_agent_ready(),
+                    agent_gone: slot.session.agent_gone().map(str::to_owned),
+                    agent_hangup: slot.session.has_agent_hung_up(),
                 });
                 let _ = reply.send(summaries.collect());
             }

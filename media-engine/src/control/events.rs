@@ -120,17 +120,26 @@ impl Pump {
         }
     }
 
-    /// Forgets sessions whose end was among the events that were lost.
+    /// Forgets sessions whose end was among the lost events. What a core cannot say now stays known: a
+    /// command for it then says NOT_FOUND.
     async fn prune(&self) {
-        let known: Vec<String> = super::lock(&self.control.sessions)
-            .iter()
-            .filter(|(_, entry)| entry.opened.initialized())
-            .map(|(id, _)| id.clone())
-            .collect();
-        let alive = self.control.list().await;
-        for id in known {
-            if !alive.iter().any(|summary| summary.session_id == id) {
-                self.control.forget(&id);
+        for (index, core) in self.control.cores.iter().enumerate() {
+            let known: Vec<String> = super::lock(&self.control.sessions)
+                .iter()
+                .filter(|(_, entry)| entry.core == index && entry.opened.initialized())
+                .map(|(id, _)| id.clone())
+                .collect();
+            let alive = match core.list().await {
+                Ok(alive) => alive,
+                Err(error) => {
+                    tracing::warn!(%error, "sessions that have ended there may be counted on");
+                    continue;
+                }
+            };
+            for id in known {
+                if !alive.iter().any(|summary| *summary.id == *id) {
+                    self.control.forget(&id);
+                }
             }
         }
     }
@@ -201,13 +210,16 @@ impl Drop for Subscription {
 }
 
 /// A new subscriber: first a snapshot, then every event after it.
-pub(super) async fn subscribe(control: Arc<Control>, controller_id: String) -> EventStream {
+///
+/// # Errors
+/// UNAVAILABLE when a core cannot be asked: a snapshot that lacks its sessions would end their calls.
+pub(super) async fn subscribe(control: Arc<Control>, controller_id: String) -> Result<EventStream, Status> {
     let subscription = Subscription::new(Arc::clone(&control));
     // Subscribed before the snapshot is taken: an event between the two is told twice rather than never.
     let mut events = control.events.subscribe();
     let (out, stream) = mpsc::channel(IN_FLIGHT);
-    let snapshot =
-        proto::Snapshot { instance_id: control.instance_id.clone(), sessions: control.list().await };
+    let sessions = control.list().await?;
+    let snapshot = proto::Snapshot { instance_id: control.instance_id.clone(), sessions };
     tracing::info!(controller_id, sessions = snapshot.sessions.len(), "controller subscribed");
     let first = proto::Event {
         sequence: 0,
@@ -236,7 +248,7 @@ pub(super) async fn subscribe(control: Arc<Control>, controller_id: String) -> E
         }
         tracing::info!(controller_id, "controller is gone");
     });
-    Box::pin(ReceiverStream::new(stream))
+    Ok(Box::pin(ReceiverStream::new(stream)))
 }
 
 #[cfg(test)]
@@ -245,6 +257,7 @@ mod tests {
 
     use tokio_stream::StreamExt;
 
+    use super::super::tests::{add, control, on_runtime, overload};
     use super::*;
     use crate::config::{Config, PortRange};
     use crate::control::{Core, SUBSCRIBER_EVENTS_MAX};
@@ -261,7 +274,7 @@ mod tests {
     #[tokio::test]
     async fn a_slow_subscriber_loses_its_stream_and_nobody_waits_for_it() {
         let mut pump = pump(Vec::new());
-        let mut slow = subscribe(Arc::clone(&pump.control), "slow".into()).await;
+        let mut slow = subscribe(Arc::clone(&pump.control), "slow".into()).await.unwrap();
         tokio::task::yield_now().await;
         for _ in 0..2 * SUBSCRIBER_EVENTS_MAX {
             pump.beat(Instant::now());
@@ -276,7 +289,7 @@ mod tests {
         assert_eq!(last.code(), tonic::Code::DataLoss);
         assert!(slow.next().await.is_none());
         assert!(told < SUBSCRIBER_EVENTS_MAX, "{told}");
-        let mut again = subscribe(Arc::clone(&pump.control), "slow".into()).await;
+        let mut again = subscribe(Arc::clone(&pump.control), "slow".into()).await.unwrap();
         let first = again.next().await.expect("a stream").expect("an event");
         assert!(matches!(first.event, Some(proto::event::Event::Snapshot(_))));
     }
@@ -300,5 +313,22 @@ mod tests {
         assert_eq!(ended.reason(), proto::session_ended::Reason::EngineFault);
         assert!(pump.control.is_draining(), "no worker is left");
         assert!(!pump.control.cores[0].send(Command::Stop));
+    }
+
+    #[test]
+    fn sessions_of_a_core_that_cannot_be_asked_stay_known() {
+        on_runtime(async {
+            let (control, mut workers) = control(2);
+            add(&control, "kept", 0);
+            add(&control, "ended", 1);
+            overload(&control.cores[0]);
+            let pump = Pump { control: Arc::clone(&control), sequence: 0, orphaned_since: None };
+            let answering = async {
+                let Ok(Command::List { reply }) = workers[1].queue.pop() else { panic!("a List") };
+                reply.send(Vec::new()).unwrap();
+            };
+            tokio::join!(pump.prune(), answering);
+            assert!(control.entry("kept").is_some() && control.entry("ended").is_none());
+        });
     }
 }

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 use super::events::{self, EventStream};
 use super::{Control, Entry};
 use crate::contract::{self, Invalid, Target};
-use crate::leg::agent::{AgentParameters, WebSocketParameters};
+use crate::leg::agent::{AgentParameters, CallInfo, WebSocketParameters};
 use crate::leg::rtp::RtpParameters;
 use crate::mailbox::{Command, Open, OpenError, Opened, SessionKey};
 use crate::ports::owner;
@@ -64,18 +64,35 @@ impl From<OpenError> for Status {
 /// A request to open a session, checked.
 struct Checked {
     id: String,
-    parameters: SessionParameters,
-    agent_address: Option<Result<SocketAddr, String>>,
+    call: CallInfo,
+    rtp: RtpParameters,
     local_port: Option<u16>,
+    agent: Target,
+    media_timeout: Duration,
+    max_session: Option<Duration>,
 }
 
-/// Checks a request, loads what is to be loaded, resolves what is to be resolved.
-async fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checked, Status> {
+/// Checks a request. What takes time is left to [`prepare`].
+fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checked, Status> {
     let id = contract::session_id(&request.session_id)?.to_owned();
     let (rtp, local_port) = contract::rtp(request.rtp)?;
     check_family(control, &rtp)?;
+    Ok(Checked {
+        call: contract::call(request.call, &id),
+        id,
+        rtp,
+        local_port,
+        agent: contract::agent(request.agent)?,
+        media_timeout: contract::media_timeout(request.media_timeout_ms),
+        max_session: contract::max_session(request.max_session_ms),
+    })
+}
+
+/// Loads what is to be loaded, resolves what is to be resolved.
+async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Status> {
+    let Checked { id, call, rtp, local_port, agent, media_timeout, max_session } = checked;
     let mut agent_address = None;
-    let agent = match contract::agent(request.agent)? {
+    let agent = match agent {
         Target::Echo => AgentParameters::Echo,
         Target::Tone { frequency_hz } => AgentParameters::Tone { frequency_hz },
         Target::File { path, repeat } => {
@@ -92,15 +109,9 @@ async fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<
             AgentParameters::WebSocket(parameters)
         }
     };
-    let parameters = SessionParameters {
-        call: contract::call(request.call, &id),
-        rtp,
-        agent,
-        media_timeout: contract::media_timeout(request.media_timeout_ms),
-        max_session: contract::max_session(request.max_session_ms),
-        seed: rand::random(),
-    };
-    Ok(Checked { id, parameters, agent_address, local_port })
+    let parameters = SessionParameters { call, rtp, agent, media_timeout, max_session, seed: rand::random() };
+    let local_address = control.config.rtp_address;
+    Ok(Box::new(Open { id: id.into(), parameters, agent_address, local_address, local_port }))
 }
 
 fn check_family(control: &Control, rtp: &RtpParameters) -> Result<(), Status> {
@@ -135,11 +146,12 @@ async fn resolve(parameters: &WebSocketParameters) -> Result<SocketAddr, String>
     }
 }
 
-/// Opens a session, or waits for another request that is opening it.
+/// Opens a session, or waits for another request that is opening it. Its name is known from the first moment, so that
+/// a request to close it finds what is being opened.
 async fn open(control: Arc<Control>, checked: Checked) -> Result<(Arc<Entry>, Opened), Status> {
-    let Checked { id, parameters, agent_address, local_port } = checked;
+    let id = checked.id.clone();
     let config = &control.config;
-    let core = match local_port {
+    let core = match checked.local_port {
         None => control.least_loaded(),
         Some(port) => owner(config.rtp_ports, port, control.cores.len()).ok_or_else(|| {
             Status::invalid_argument(format!(
@@ -152,30 +164,52 @@ async fn open(control: Arc<Control>, checked: Checked) -> Result<(Arc<Entry>, Op
         let max = config.sessions_max;
         return Err(Status::resource_exhausted(format!("all {max} sessions of this engine are in use")));
     }
-    let (entry, _) = control.reserve(&id, core);
-    let core = &control.cores[entry.core];
-    let name: Arc<str> = id.as_str().into();
-    let local_address = config.rtp_address;
-    let open = Box::new(Open { id: name, parameters, agent_address, local_address, local_port });
-    let opened = entry
-        .opened
-        .get_or_try_init(|| async {
-            let opened = core.ask(|reply| Command::Open { open, reply }).await??;
-            if opened.agent_ready {
-                entry.is_agent_ready.store(true, Ordering::Relaxed);
-            }
-            tracing::info!(session_id = id, core = core.number(), port = opened.port, "session opened");
-            Ok::<_, Status>(opened)
-        })
-        .await;
-    match opened {
-        Ok(&opened) => Ok((entry, opened)),
-        Err(status) => {
+    let entry = control.reserve(&id, core);
+    let opened = open_once(&control, &entry, checked).await?;
+    Ok((entry, opened))
+}
+
+/// One at a time in here: another request to open it, or to close it, waits.
+async fn open_once(control: &Control, entry: &Arc<Entry>, checked: Checked) -> Result<Opened, Status> {
+    let id = checked.id.clone();
+    let opened = entry.opened.get_or_try_init(|| async {
+        if !control.has(&id, entry) {
+            return Err(Status::aborted(format!(
+                "session {id} was closed or refused while it was being opened"
+            )));
+        }
+        open_on(control, entry, checked).await.inspect_err(|status| {
             control.forget(&id);
             tracing::warn!(session_id = id, reason = status.message(), "session refused");
-            Err(status)
-        }
+        })
+    });
+    opened.await.copied()
+}
+
+async fn open_on(control: &Control, entry: &Entry, checked: Checked) -> Result<Opened, Status> {
+    let core = &control.cores[entry.core];
+    let open = prepare(control, checked).await?;
+    let id = Arc::clone(&open.id);
+    let opened = core.ask(|reply| Command::Open { open, reply }).await??;
+    if opened.agent_ready {
+        entry.is_agent_ready.store(true, Ordering::Relaxed);
     }
+    tracing::info!(session_id = &*id, core = core.number(), port = opened.port, "session opened");
+    Ok(opened)
+}
+
+/// The session that is to be closed; one that is being opened is waited for, one that was not begun never will be.
+async fn opened_to_close(control: &Control, id: &str) -> Result<(Arc<Entry>, SessionKey), Status> {
+    let missing = || Status::not_found(format!("no session {id}"));
+    let entry = control.entry(id).ok_or_else(missing)?;
+    let opened = entry.opened.get_or_try_init(|| async {
+        if control.has(id, &entry) {
+            control.forget(id);
+        }
+        Err(missing())
+    });
+    let key = opened.await?.key;
+    Ok((entry, key))
 }
 
 #[tonic::async_trait]
@@ -210,7 +244,7 @@ impl EngineService for Service {
         if self.control.is_draining() && !known {
             return Err(Status::unavailable("the engine is draining"));
         }
-        let checked = check(&self.control, request).await?;
+        let checked = check(&self.control, request)?;
         // In a task of its own: a caller that goes away in the middle must not leave a session that nobody knows.
         let (entry, opened) = tokio::spawn(open(Arc::clone(&self.control), checked))
             .await
@@ -255,7 +289,7 @@ impl EngineService for Service {
         request: Request<proto::CloseSessionRequest>,
     ) -> Result<Response<proto::CloseSessionResponse>, Status> {
         let proto::CloseSessionRequest { session_id: id, reason } = request.into_inner();
-        let (entry, key) = self.find(&id)?;
+        let (entry, key) = opened_to_close(&self.control, &id).await?;
         let core = &self.control.cores[entry.core];
         let stats = core.ask(|reply| Command::Close { key, reason: reason.clone(), reply }).await?;
         self.control.forget(&id);
@@ -279,17 +313,90 @@ impl EngineService for Service {
     ) -> Result<Response<proto::ListSessionsResponse>, Status> {
         Ok(Response::new(proto::ListSessionsResponse {
             instance_id: self.control.instance_id.clone(),
-            sessions: self.control.list().await,
+            sessions: self.control.list().await?,
         }))
     }
 
     async fn events(&self, request: Request<proto::EventsRequest>) -> Result<Response<EventStream>, Status> {
         let controller_id = request.into_inner().controller_id;
-        Ok(Response::new(events::subscribe(Arc::clone(&self.control), controller_id).await))
+        Ok(Response::new(events::subscribe(Arc::clone(&self.control), controller_id).await?))
     }
 
     async fn drain(&self, _: Request<proto::DrainRequest>) -> Result<Response<proto::DrainResponse>, Status> {
         self.control.drain();
         Ok(Response::new(proto::DrainResponse { sessions: self.control.sessions() as u32 }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
+    use tonic::Code;
+
+    use super::super::tests::{Worker, control, on_runtime};
+    use super::*;
+
+    fn request(id: &str) -> proto::OpenSessionRequest {
+        let echo = proto::agent::Target::Echo(proto::EchoAgent {});
+        proto::OpenSessionRequest {
+            session_id: id.to_owned(),
+            rtp: Some(proto::RtpParameters::default()),
+            agent: Some(proto::Agent { target: Some(echo) }),
+            ..Default::default()
+        }
+    }
+
+    fn poll<F: Future>(future: &mut Pin<&mut F>) -> Poll<F::Output> {
+        future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn close_waits_for_a_session_that_is_being_opened() {
+        on_runtime(async {
+            let (control, mut workers) = control(1);
+            let Worker { queue, .. } = &mut workers[0];
+            let checked = check(&control, request("a")).unwrap();
+            let mut opening = std::pin::pin!(open(Arc::clone(&control), checked));
+            assert!(poll(&mut opening).is_pending());
+            let mut closing = std::pin::pin!(opened_to_close(&control, "a"));
+            assert!(poll(&mut closing).is_pending());
+
+            let Ok(Command::Open { reply, .. }) = queue.pop() else { panic!("an Open") };
+            let key = SessionKey { index: 3, generation: 1 };
+            reply.send(Ok(Opened { key, port: 20_000, agent_ready: true })).unwrap();
+            assert!(matches!(poll(&mut opening), Poll::Ready(Ok(_))));
+            let Poll::Ready(Ok((_, found))) = poll(&mut closing) else { panic!("a key") };
+            assert_eq!(found, key);
+        });
+    }
+
+    #[test]
+    fn session_that_was_closed_before_its_core_was_asked_is_never_opened() {
+        on_runtime(async {
+            let (control, mut workers) = control(1);
+            let entry = control.reserve("a", 0);
+            assert_eq!(opened_to_close(&control, "a").await.unwrap_err().code(), Code::NotFound);
+            assert_eq!(control.sessions(), 0);
+            // The request that had reserved it comes to its turn now.
+            let opened = open_once(&control, &entry, check(&control, request("a")).unwrap()).await;
+            assert_eq!(opened.unwrap_err().code(), Code::Aborted);
+            assert!(workers[0].queue.pop().is_err());
+        });
+    }
+
+    #[test]
+    fn session_that_was_refused_is_forgotten() {
+        on_runtime(async {
+            let (control, mut workers) = control(1);
+            let checked = check(&control, request("a")).unwrap();
+            let mut opening = std::pin::pin!(open(Arc::clone(&control), checked));
+            assert!(poll(&mut opening).is_pending());
+            let Ok(Command::Open { reply, .. }) = workers[0].queue.pop() else { panic!("an Open") };
+            reply.send(Err(OpenError::SessionsFull(1))).unwrap();
+            let Poll::Ready(Err(status)) = poll(&mut opening) else { panic!("refused") };
+            assert_eq!((status.code(), control.sessions()), (Code::ResourceExhausted, 0));
+        });
     }
 }

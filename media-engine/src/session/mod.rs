@@ -41,6 +41,14 @@ pub const EVENTS_MAX: usize = 64;
 /// second of it for hundreds of sessions that have gone mad at once.
 pub const EVENTS_A_SECOND: u32 = 20;
 
+/// A session that is not started within this time is one that its control plane has forgotten: a call rings for three
+/// minutes at most, and an ACK that never comes is given up after half a minute more.
+pub const UNSTARTED_MAX: Duration = Duration::from_mins(5);
+
+/// While a call is on hold nobody owes us RTP; one of which neither caller nor control plane has been heard for so long
+/// is over all the same.
+pub const HELD_MAX: Duration = Duration::from_hours(1);
+
 /// Everything needed to open a session.
 #[derive(Debug, Clone)]
 pub struct SessionParameters {
@@ -113,12 +121,16 @@ pub struct Session {
     opened: Instant,
     started: Option<Instant>,
     media_timeout: Duration,
+    /// The caller's silence counts from here at the earliest: opened, started, or updated.
+    silence_from: Instant,
     /// When the caller's silence is looked at again.
-    media_deadline: Option<Instant>,
+    media_deadline: Instant,
     end: Option<Instant>,
     hangup_when_dry: bool,
     /// The control plane was told; it is told once.
     hung_up: bool,
+    /// Why it could not be reached, or its stream broke.
+    agent_gone: Option<String>,
     on_hold: bool,
     ended: bool,
     events: VecDeque<Event>,
@@ -146,10 +158,12 @@ impl Session {
             opened: now,
             started: None,
             media_timeout,
-            media_deadline: None,
+            silence_from: now,
+            media_deadline: now + UNSTARTED_MAX,
             end: max_session.map(|limit| now + limit),
             hangup_when_dry: false,
             hung_up: false,
+            agent_gone: None,
             on_hold: false,
             ended: false,
             events: VecDeque::with_capacity(4),
@@ -183,6 +197,16 @@ impl Session {
     /// An agent that needs no dialling, or one whose stream is up.
     pub fn is_agent_ready(&self) -> bool {
         self.agent.stream().is_none_or(|stream| stream.connection().is_open())
+    }
+
+    /// Why the agent could not be reached, or its stream broke.
+    pub fn agent_gone(&self) -> Option<&str> {
+        self.agent_gone.as_deref()
+    }
+
+    /// The agent asked to end the call.
+    pub fn has_agent_hung_up(&self) -> bool {
+        self.hung_up
     }
 
     /// What is negotiated now.
@@ -227,7 +251,8 @@ impl Session {
         }
         self.started = Some(now);
         self.clock = Some(PtimeClock::new(first_packet, self.rtp.parameters().ptime));
-        self.media_deadline = Some(now + self.media_timeout);
+        self.silence_from = now;
+        self.media_deadline = self.next_media_deadline();
     }
 
     /// A re-INVITE. `first_packet` is when the next packet leaves if the ptime is another; see [`Session::rtp`].
@@ -250,7 +275,10 @@ impl Session {
         {
             stream.tell(if on_hold { &Tell::Hold } else { &Tell::Resume });
         }
-        self.media_deadline = self.started.map(|_| now + self.media_timeout);
+        if self.started.is_some() {
+            self.silence_from = now;
+            self.media_deadline = self.next_media_deadline();
+        }
     }
 
     /// The call is over: tells the agent, sends no more RTP. Only [`Session::poll_stream`] may have something left.
@@ -389,7 +417,7 @@ impl Session {
     pub fn handle_undiallable(&mut self, reason: &str) {
         if let Some(stream) = self.agent.stream_mut() {
             stream.connection_mut().close(tandem_stream::websocket::close::NORMAL);
-            self.push_event(Event::AgentFailed { reason: reason.to_owned() });
+            self.lose_agent(reason.to_owned());
         }
     }
 
@@ -414,8 +442,13 @@ impl Session {
             self.hangup_when_dry = true;
             self.handle_played();
         } else {
-            self.push_event(Event::AgentFailed { reason: loss.reason });
+            self.lose_agent(loss.reason);
         }
+    }
+
+    fn lose_agent(&mut self, reason: String) {
+        self.agent_gone = Some(reason.clone());
+        self.push_event(Event::AgentFailed { reason });
     }
 
     /// What was played may have reached marks, or the end.
@@ -446,27 +479,28 @@ impl Session {
             stream.connection_mut().handle_timeout(now);
             self.handle_loss();
         }
-        if self.media_deadline.is_some_and(|deadline| deadline <= now) {
-            self.handle_media_deadline(now);
+        if self.media_deadline <= now {
+            self.media_deadline = self.next_media_deadline();
+            if self.media_deadline <= now {
+                self.end(EndReason::MediaTimeout, now);
+            }
         }
         if self.end.is_some_and(|end| end <= now) {
             self.end(EndReason::MaxSession, now);
         }
     }
 
-    /// While the call is on hold nobody owes us RTP.
-    fn handle_media_deadline(&mut self, now: Instant) {
-        let direction = self.rtp.parameters().direction;
-        let last = match direction.sends() && direction.accepts() {
-            true => self.rtp.last_arrival().max(self.started).unwrap_or(now),
-            false => now,
-        };
-        let deadline = last + self.media_timeout;
-        if deadline <= now {
-            self.end(EndReason::MediaTimeout, now);
-        } else {
-            self.media_deadline = Some(deadline);
+    /// When the caller has been silent for too long, by what was heard until now.
+    fn next_media_deadline(&self) -> Instant {
+        if self.started.is_none() {
+            return self.opened + UNSTARTED_MAX;
         }
+        let direction = self.rtp.parameters().direction;
+        let patience = match direction.sends() && direction.accepts() {
+            true => self.media_timeout,
+            false => self.media_timeout.max(HELD_MAX),
+        };
+        self.rtp.last_arrival().map_or(self.silence_from, |last| last.max(self.silence_from)) + patience
     }
 
     // --- what must leave ---
@@ -521,7 +555,10 @@ impl Session {
         }
         let agent = self.agent.stream().and_then(|stream| stream.connection().poll_timeout());
         let clock = self.clock.as_ref().map(PtimeClock::next);
-        [clock, self.rtp.poll_timeout(), agent, self.media_deadline, self.end].into_iter().flatten().min()
+        [clock, self.rtp.poll_timeout(), agent, Some(self.media_deadline), self.end]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What the control plane should know, oldest first.

@@ -11,6 +11,8 @@ use tandem_rtp::packet::{Header, Packet};
 use tandem_rtp::units::{PayloadType, SequenceNumber, Ssrc, Timestamp};
 use tandem_stream::websocket::{FrameReader, Message, Opcode, Role, UpgradeRequest, Url, append_frame};
 
+mod lifetime;
+
 use super::*;
 use crate::leg::agent::{Recording, WebSocketParameters};
 use crate::leg::rtp::Direction;
