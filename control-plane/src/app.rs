@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   start:     store ─▶ sip ─▶ engines' event streams ─▶ call driver ─▶ http
-//!   shutdown:  new calls get 503 ─▶ BYE to live ones (at most DRAIN_MAX) ─▶ http ─▶ sip ─▶ records ─▶ store
+//!   shutdown:  new calls get 503 ─▶ BYE to live ones ─▶ http ─▶ calls, sip ─▶ records ─▶ store
+//!   by now at the latest:              CALLS_OVER_BY ┘  HTTP_BY ┘   SIP_BY ┘   SHUTDOWN_MAX ┘
 //! ```
 
 use std::net::SocketAddr;
@@ -15,7 +16,7 @@ use tandem_sip::{EndpointConfig, Method, Transport};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 use crate::call::driver::{Driver, LiveCalls, Means, Sources};
 use crate::call::ending::{Cause, Ending};
@@ -31,10 +32,15 @@ use crate::store::contexts::EmbeddedContexts;
 use crate::store::writer::Writer;
 use crate::store::{self, StoreError, calls, demo};
 
-/// How long live calls have to say goodbye.
-const DRAIN_MAX: Duration = Duration::from_secs(6);
-/// How long open requests, the SIP shell and the last records may take after that, each.
-const CLOSE_MAX: Duration = Duration::from_secs(3);
+/// Live calls have said goodbye: counted from the signal, as are the times below. A step that is done sooner leaves the
+/// rest to those behind it; one that is late is cut off there, so that the last records are always written.
+const CALLS_OVER_BY: Duration = Duration::from_secs(6);
+/// Open requests and streams of the API are over.
+const HTTP_BY: Duration = Duration::from_secs(8);
+/// Call handling and the SIP shell are over.
+const SIP_BY: Duration = Duration::from_secs(11);
+/// The last records are written, and all is over. A supervisor must wait for longer than this.
+pub const SHUTDOWN_MAX: Duration = Duration::from_secs(15);
 /// Events of engines that wait for call handling. Full: the streams wait.
 const NEWS_MAX: usize = 4_096;
 
@@ -177,26 +183,29 @@ impl App {
     /// Refuses new calls, says BYE to the live ones, closes their sessions, writes the last records; bounded.
     pub async fn shutdown(self) {
         let Self { live, writer, pool, shutdown, tasks, .. } = self;
-        if timeout(DRAIN_MAX, live.end_all()).await.is_err() {
+        let began = tokio::time::Instant::now();
+        if timeout_at(began + CALLS_OVER_BY, live.end_all()).await.is_err() {
             tracing::warn!("some calls did not end in time");
         }
         // Readiness says "draining" until here; now the API goes, and with it the last users of live calls.
         let _ = shutdown.send(true);
-        finish(tasks.http, "http").await;
+        finish(tasks.http, "http", began + HTTP_BY).await;
         drop(live);
-        finish(tasks.driver, "call handling").await;
-        finish(tasks.sip, "sip").await;
+        finish(tasks.driver, "call handling", began + SIP_BY).await;
+        finish(tasks.sip, "sip", began + SIP_BY).await;
         tasks.streams.iter().for_each(JoinHandle::abort);
         writer.close();
-        finish(tasks.writer, "records of calls").await;
-        pool.close().await;
+        finish(tasks.writer, "records of calls", began + SHUTDOWN_MAX).await;
+        if timeout_at(began + SHUTDOWN_MAX, pool.close()).await.is_err() {
+            tracing::warn!("the database did not close in time");
+        }
         tracing::info!("control plane is down");
     }
 }
 
-async fn finish(task: JoinHandle<()>, name: &str) {
+async fn finish(task: JoinHandle<()>, name: &str, by: tokio::time::Instant) {
     let abort = task.abort_handle();
-    match timeout(CLOSE_MAX, task).await {
+    match timeout_at(by, task).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::error!(%error, task = name, "a task has failed"),
         Err(_) => {

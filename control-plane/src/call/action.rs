@@ -27,6 +27,13 @@ pub enum Action {
         /// What.
         command: EngineCommand,
     },
+    /// Close a session that no call needs any more; the answer goes to `Calls::handle_stray`.
+    CloseStray {
+        /// Where it may live.
+        engine: EngineId,
+        /// Which.
+        session_id: Uuid,
+    },
     /// Ask the store whose key this is, and for the assistant.
     Lookup {
         /// Whose admission waits.
@@ -71,8 +78,8 @@ pub enum EngineReply {
     Started(Result<(), EngineRefusal>),
     /// To Update.
     Updated(Result<(), EngineRefusal>),
-    /// To Close; `None`: the session was gone already.
-    Closed(Option<Box<engine::SessionStats>>),
+    /// To Close; [`EngineRefusal::Gone`]: it was over already.
+    Closed(Result<Box<engine::SessionStats>, EngineRefusal>),
 }
 
 /// Why an engine did not do it.
@@ -80,8 +87,10 @@ pub enum EngineReply {
 pub enum EngineRefusal {
     /// Ports or sessions are used up, or it drains: another engine may have room.
     Full(String),
-    /// No connection, or no answer in time.
+    /// No connection, or no answer in time: it may have done it or not.
     Unreachable(String),
+    /// It cannot send to the address that the caller offers; one of the other family may.
+    Address(String),
     /// It will not do that, here or elsewhere.
     Invalid(String),
     /// It has no such session.

@@ -107,6 +107,11 @@ pub fn refused_by(rule: &str, field: &str, expected: &str, got: &str) -> Decisio
     step(name, rule, field, expected, got, false)
 }
 
+/// What ended a call before its answer though no rule had refused it, as the last step of the same trace.
+pub fn ended_by(reason: &str, got: &str) -> DecisionStep {
+    step("ending", reason, "call", "an answer", got, false)
+}
+
 /// What a stranger wrote, as a trace may hold it: short, and nothing that breaks a line.
 fn shown(text: &str) -> String {
     const SHOWN_MAX: usize = 64;

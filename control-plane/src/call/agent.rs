@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tandem_api::engine::v1 as engine;
 
 /// The agent of an assistant.
@@ -53,14 +54,43 @@ pub enum AgentError {
     /// A kind this version does not know.
     #[error("agent kind \"{0}\" is unknown")]
     Kind(String),
-    /// Options that do not fit the kind.
-    #[error("options of agent kind \"{kind}\": {source}")]
+    /// Options that do not fit the kind. Headers and custom values may be secrets, and serde's own words repeat what it
+    /// found: this says only where it is.
+    #[error("options of agent kind \"{kind}\": {class} at line {line}, column {column}, field {field}")]
     Options {
         /// The kind.
-        kind: String,
-        /// What serde said; names fields, not values.
-        source: serde_json::Error,
+        kind: &'static str,
+        /// What sort of mistake.
+        class: &'static str,
+        /// From 1.
+        line: usize,
+        /// From 1; 0 when the line holds nothing.
+        column: usize,
+        /// The path of names to it; `.` is the whole.
+        field: String,
     },
+}
+
+/// Reads options of one kind.
+fn options<T: DeserializeOwned>(kind: &'static str, text: &str) -> Result<T, AgentError> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let read = serde_path_to_error::deserialize(&mut json);
+    let (field, error) = match read {
+        Ok(options) => match json.end() {
+            Ok(()) => return Ok(options),
+            Err(error) => (".".to_owned(), error),
+        },
+        Err(error) => (error.path().to_string(), error.into_inner()),
+    };
+    let class = match error.classify() {
+        serde_json::error::Category::Data => {
+            "a value that does not fit, or a field that is unknown or missing"
+        }
+        serde_json::error::Category::Io
+        | serde_json::error::Category::Syntax
+        | serde_json::error::Category::Eof => "no JSON",
+    };
+    Err(AgentError::Options { kind, class, line: error.line(), column: error.column(), field })
 }
 
 #[derive(Deserialize)]
@@ -91,21 +121,20 @@ struct WebSocketOptions {
 
 impl Agent {
     /// Reads the columns `agent_kind` and `agent_options`.
-    pub fn from_stored(kind: &str, options: &str) -> Result<Self, AgentError> {
-        let wrong = |source| AgentError::Options { kind: kind.to_owned(), source };
+    pub fn from_stored(kind: &str, stored: &str) -> Result<Self, AgentError> {
         match kind {
             "echo" => Ok(Self::Echo),
             "talker" => Ok(Self::Talker),
             "tone" => {
-                let options: ToneOptions = serde_json::from_str(options).map_err(wrong)?;
+                let options: ToneOptions = options("tone", stored)?;
                 Ok(Self::Tone { frequency_hz: options.frequency_hz })
             }
             "file" => {
-                let options: FileOptions = serde_json::from_str(options).map_err(wrong)?;
+                let options: FileOptions = options("file", stored)?;
                 Ok(Self::File { path: options.path, repeat: options.repeat })
             }
             "websocket" => {
-                let options: WebSocketOptions = serde_json::from_str(options).map_err(wrong)?;
+                let options: WebSocketOptions = options("websocket", stored)?;
                 Ok(Self::WebSocket {
                     url: options.url,
                     dialect: options.dialect,
@@ -172,6 +201,29 @@ mod tests {
         assert_eq!(agent.url, "ws://127.0.0.1:8767/v1/talk");
         assert_eq!(agent.dialect(), engine::Dialect::Pcm);
         assert_eq!(agent.connect_timeout_ms, 5_000);
+    }
+
+    #[test]
+    fn options_that_do_not_fit_are_shown_by_place_and_never_by_value() {
+        let wrong = [
+            (r#"{"url":"ws://a","dialect":"secret"}"#, "dialect"),
+            (
+                r#"{"url":"ws://a","dialect":"pcm","headers":{"authorization":{"a":"secret"}}}"#,
+                "headers.authorization",
+            ),
+            (r#"{"url":"ws://a","dialect":"pcm","headers":"secret"}"#, "headers"),
+            (r#"{"url":"ws://a","dialect":"pcm","custom":{"n":31337}}"#, "custom.n"),
+            (r#"{"url":"ws://a","dialect":"pcm"} secret"#, "."),
+            (r#"{"url":"secret"#, "url"),
+        ];
+        for (options, field) in wrong {
+            let error = Agent::from_stored("websocket", options).unwrap_err();
+            for told in [error.to_string(), format!("{error:?}")] {
+                assert!(!told.contains("secret") && !told.contains("31337"), "{told}");
+                assert!(told.contains(field), "{told}");
+            }
+            assert!(std::error::Error::source(&error).is_none());
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tandem_sip::Event;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::action::{Action, Change, EngineReply, Refusal};
+use super::action::{Action, Change, EngineCommand, EngineReply, Refusal};
 use super::admission::Credential;
 use super::registry::Calls;
 use crate::media::client::EngineClient;
@@ -31,6 +31,8 @@ use crate::store::writer::Writer;
 const REPLIES_MAX: usize = 4_096;
 /// Requests of the API that wait. Full: the API waits.
 const REQUESTS_MAX: usize = 256;
+/// Told to the agent of a session that no call needs any more.
+const STRAY_REASON: &str = "error";
 /// How often the wall clock is read again and gauges are set.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -111,6 +113,7 @@ impl LiveCalls {
 
 enum Reply {
     Engine(Uuid, EngineReply),
+    Stray(EngineId, Uuid, EngineReply),
     Found(Uuid, Credential, Result<Found, String>),
 }
 
@@ -182,6 +185,7 @@ impl Driver {
         let now = Instant::now();
         match reply {
             Reply::Engine(call_id, reply) => self.calls.handle_reply(call_id, reply, now),
+            Reply::Stray(engine, session_id, reply) => self.calls.handle_stray(engine, session_id, &reply),
             Reply::Found(call_id, credential, found) => {
                 self.calls.handle_found(call_id, &credential, found, now);
             }
@@ -232,6 +236,16 @@ impl Driver {
                 tokio::spawn(async move {
                     let reply = client.perform(call_id, command).await;
                     drop(replies.send(Reply::Engine(call_id, reply)).await);
+                });
+            }
+            Action::CloseStray { engine, session_id } => {
+                let Some(client) = self.means.engines.get(engine.0).cloned() else { return };
+                tracing::info!(engine = engine.0, %session_id, "a session that no call needs is closed");
+                let replies = self.replies_in.clone();
+                tokio::spawn(async move {
+                    let command = EngineCommand::Close { reason: STRAY_REASON };
+                    let reply = client.perform(session_id, command).await;
+                    drop(replies.send(Reply::Stray(engine, session_id, reply)).await);
                 });
             }
             Action::Lookup { call_id, credential } => {

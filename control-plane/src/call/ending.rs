@@ -7,6 +7,8 @@ use tandem_api::v1 as api;
 use tandem_sip::message::{Reply, reason_phrase};
 use tandem_sip::{HeaderName, Headers};
 
+use super::admission::ended_by;
+
 /// Seconds in the Retry-After of our 503: calls end in tens of seconds, engines come back in a few.
 const RETRY_AFTER_S: u32 = 5;
 
@@ -92,6 +94,7 @@ causes! {
     BrokenAssistant  = Us,     "assistant_misconfigured", 500, 41, false, "the assistant's agent is not readable";
     UnreadableOffer  = Caller, "unreadable_offer",     400, 95, false, "the session description is not readable";
     NoCommonCodec    = Caller, "no_common_codec",      488, 88, false, "the offer holds nothing that we can speak";
+    MediaUnreachable = Caller, "media_unreachable",    488, 88, false, "no media engine can send to the address in the offer";
     // --- capacity ---
     TooManyCalls     = Us,     "too_many_calls",       503, 42, true,  "as many calls as allowed are live";
     StoreBehind      = Us,     "store_behind",         503, 42, true,  "the database does not keep up with the records of calls";
@@ -175,6 +178,13 @@ impl Ending {
     fn reason_value(&self) -> String {
         let row = self.cause.row();
         format!("Q.850;cause={};text=\"{}\"", row.q850_cause, row.sentence)
+    }
+
+    /// The step that is said to have refused a call which every rule had let pass.
+    pub fn to_step(&self) -> api::DecisionStep {
+        let row = self.cause.row();
+        let got = if self.detail.is_empty() { row.sentence } else { &self.detail };
+        ended_by(row.word, got)
     }
 
     /// What the engine tells the agent in its `stop` frame.

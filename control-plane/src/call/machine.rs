@@ -37,12 +37,23 @@ use crate::store::contexts::CallContext;
 
 mod change;
 
-use change::ChangeRequest;
+use change::PendingChange;
 
 /// The engine's own limit on a session lies this much above ours: it matters only when nobody is left to end the call.
 const ENGINE_LIMIT_SLACK_MS: u32 = 60_000;
 /// The engine is told to give an agent up this much before our ring timer does, so that its reason is known.
 const AGENT_CONNECT_SLACK_MS: u32 = 500;
+
+/// How a call has lost its engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// Nobody answers there: the session may live on, and is closed when somebody does.
+    Silent,
+    /// Another instance answers: the session died with the one before.
+    Restarted,
+    /// The same instance does not name it; it is told to close it all the same.
+    Unlisted,
+}
 
 /// One call.
 #[derive(Debug)]
@@ -52,7 +63,7 @@ pub struct Call {
     /// The SIP side has had its last word.
     sip_is_over: bool,
     /// A change of the session that waits for the engine, and for our response.
-    change: Option<ChangeRequest>,
+    change: Option<PendingChange>,
     source: SocketAddr,
     from: String,
     to: String,
@@ -66,6 +77,8 @@ pub struct Call {
     negotiation: Negotiation,
     session: Session,
     agent_ready: bool,
+    /// What the last engine said that did not open a session.
+    engine_refusal: Option<EngineRefusal>,
     ending: Option<Ending>,
     stats: Option<engine::SessionStats>,
     born: Instant,
@@ -109,6 +122,7 @@ impl Call {
             negotiation: Negotiation::default(),
             session: Session::default(),
             agent_ready: false,
+            engine_refusal: None,
             ending: None,
             stats: None,
             born: around.now,
@@ -218,15 +232,31 @@ impl Call {
 
     fn open(&mut self, fleet: &mut Fleet, around: &mut Surroundings<'_>) {
         let Some(engine_id) = fleet.pick(self.session.tried()) else {
-            let (cause, got) = match self.session.tried().len() {
-                0 => (Cause::NoEngine, "none is connected and takes calls"),
-                _ => (Cause::EngineFull, "each that was asked refused"),
-            };
-            self.trace.push(refused_by("engine", "media engine", "one with room", got));
-            return self.end(Ending::new(cause), around);
+            return self.end_without_engine(around);
         };
         let request = self.open_request(around);
         self.session.open(engine_id, Box::new(request));
+    }
+
+    /// No engine is left to ask; the last one's word says why.
+    fn end_without_engine(&mut self, around: &mut Surroundings<'_>) {
+        let ending = match self.engine_refusal.take() {
+            None => Ending::with_detail(Cause::NoEngine, "none is connected and takes calls"),
+            Some(EngineRefusal::Full(why)) => Ending::with_detail(Cause::EngineFull, why),
+            Some(EngineRefusal::Unreachable(why)) => Ending::with_detail(Cause::EngineLost, why),
+            Some(EngineRefusal::Address(why)) => Ending::with_detail(Cause::MediaUnreachable, why),
+            Some(EngineRefusal::Invalid(why)) => Ending::with_detail(Cause::EngineFault, why),
+            Some(EngineRefusal::Gone) => Ending::with_detail(Cause::EngineFault, "not found"),
+        };
+        let step = match ending.cause {
+            Cause::MediaUnreachable => {
+                refused_by("offer", "c=", "an address that an engine can reach", &ending.detail)
+            }
+            Cause::EngineFault => refused_by("engine", "OpenSession", "a session", &ending.detail),
+            _ => refused_by("engine", "media engine", "one with room", &ending.detail),
+        };
+        self.trace.push(step);
+        self.end(ending, around);
     }
 
     fn open_request(&self, around: &Surroundings<'_>) -> engine::OpenSessionRequest {
@@ -267,15 +297,14 @@ impl Call {
                 self.session.handle_done();
                 self.handle_done(result, around);
             }
-            EngineReply::Updated(result) => {
-                self.session.handle_done();
-                self.handle_updated(result, around);
-            }
-            EngineReply::Closed(stats) => {
-                self.session.handle_closed();
-                if let Some(stats) = stats {
-                    self.stats = Some(*stats);
+            EngineReply::Updated(result) => self.handle_updated(result, around),
+            EngineReply::Closed(result) => {
+                match result {
+                    Ok(stats) => self.stats = Some(*stats),
+                    Err(EngineRefusal::Gone) => {}
+                    Err(_) => self.leave_stray(around),
                 }
+                self.session.handle_closed();
             }
         }
     }
@@ -308,20 +337,20 @@ impl Call {
         around: &mut Surroundings<'_>,
     ) {
         let may_exist = matches!(refusal, EngineRefusal::Unreachable(_));
+        let another_may_help = !matches!(refusal, EngineRefusal::Invalid(_) | EngineRefusal::Gone);
         self.session.handle_not_opened(may_exist);
         if self.life.is_ending() {
             return;
         }
-        match refusal {
-            EngineRefusal::Full(_) | EngineRefusal::Unreachable(_) => self.open(fleet, around),
-            EngineRefusal::Invalid(why) => {
-                self.trace.push(refused_by("engine", "OpenSession", "a session", &why));
-                self.end(Ending::with_detail(Cause::EngineFault, why), around);
-            }
-            EngineRefusal::Gone => {
-                self.trace.push(refused_by("engine", "OpenSession", "a session", "not found"));
-                self.end(Ending::new(Cause::EngineFault), around);
-            }
+        let asked = self.session.engine();
+        self.engine_refusal = Some(refusal);
+        if !another_may_help {
+            return self.end_without_engine(around);
+        }
+        self.open(fleet, around);
+        // The call goes on elsewhere: what the silent engine may have opened is nobody's.
+        if let Some(engine) = asked.filter(|asked| may_exist && self.session.engine() != Some(*asked)) {
+            around.actions.push_back(Action::CloseStray { engine, session_id: self.id });
         }
     }
 
@@ -338,6 +367,8 @@ impl Call {
             Err(EngineRefusal::Unreachable(why)) => {
                 self.end(Ending::with_detail(Cause::EngineLost, why), around);
             }
+            // The offer was tried with Open or by a re-INVITE: this is the address in an ACK.
+            Err(EngineRefusal::Address(why)) => self.end(Ending::with_detail(Cause::BadAnswer, why), around),
         }
     }
 
@@ -378,8 +409,15 @@ impl Call {
     }
 
     /// The engine that has the session is gone.
-    pub fn handle_engine_lost(&mut self, around: &mut Surroundings<'_>) {
-        self.session.lose();
+    pub fn handle_engine_lost(&mut self, loss: Loss, around: &mut Surroundings<'_>) {
+        match loss {
+            Loss::Silent => {
+                self.leave_stray(around);
+                self.session.lose();
+            }
+            Loss::Restarted => self.session.lose(),
+            Loss::Unlisted => {}
+        }
         if self.life.is_before_answer() {
             self.trace.push(refused_by("engine", "media engine", "one that stays", "it is gone"));
         }
@@ -456,19 +494,36 @@ impl Call {
     pub fn handle_timeout(&mut self, around: &mut Surroundings<'_>) {
         match self.life.handle_timeout(around.now) {
             None => {}
-            Some(Expired::Ring) if self.tenant_id.is_none() => {
-                self.trace.push(refused_by("store", "database", "an answer in time", "none"));
-                self.end(Ending::new(Cause::StoreFailed), around);
-            }
             Some(Expired::Ring) => {
-                self.trace.push(refused_by("agent", "agent", "a connection in time", "none"));
-                self.end(Ending::new(Cause::AgentTimeout), around);
+                let is_open = self.life.state() != State::Initializing;
+                let (cause, step) = match self.session.engine() {
+                    None => {
+                        (Cause::StoreFailed, refused_by("store", "database", "an answer in time", "none"))
+                    }
+                    Some(_) if !is_open => {
+                        let step = refused_by("engine", "OpenSession", "an answer in time", "none");
+                        (Cause::EngineLost, step)
+                    }
+                    Some(_) => {
+                        (Cause::AgentTimeout, refused_by("agent", "agent", "a connection in time", "none"))
+                    }
+                };
+                self.trace.push(step);
+                self.end(Ending::new(cause), around);
             }
             Some(Expired::Duration) => self.end(Ending::new(Cause::MaxDuration), around),
             Some(Expired::Ending) => {
                 self.sip_is_over = true;
+                self.leave_stray(around);
                 self.session.handle_closed();
             }
+        }
+    }
+
+    /// Its session may live on; somebody must close it when its engine is heard again.
+    fn leave_stray(&self, around: &mut Surroundings<'_>) {
+        if let Some(engine) = self.session.engine().filter(|_| self.session.may_live()) {
+            around.strays.add(engine, self.id);
         }
     }
 
@@ -484,14 +539,17 @@ impl Call {
                 Verb::HangUp(self.sip, ending.to_headers())
             };
             around.actions.push_back(Action::Sip(verb));
-            if self.life.is_before_answer()
-                && let Some(step) = self.trace.last().filter(|step| !step.passed)
-            {
+            if self.life.is_before_answer() {
+                // No rule refused it; the reason of the end does.
+                if self.trace.last().is_none_or(|step| step.passed) {
+                    self.trace.push(ending.to_step());
+                }
+                let step = self.trace.last().cloned().unwrap_or_default();
                 around.actions.push_back(Action::Refused(Box::new(Refusal {
                     call_id: self.id,
                     tenant_id: self.tenant_id.clone(),
                     source: self.source,
-                    step: step.clone(),
+                    step,
                     ending: ending.clone(),
                 })));
             }

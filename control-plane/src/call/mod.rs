@@ -10,6 +10,7 @@
 //! - [`machine`]: one call, event by event
 //! - [`state`]: its states and timers; [`session`]: its commands to the engine; [`negotiation`]: its offer/answer
 //! - [`admission`]: may this caller have this call?; [`agent`]: who answers
+//! - [`strays`]: sessions that are still to be closed
 //! - [`ending`]: why calls end, one table
 //! - [`action`]: what the core wants done; [`record`]: what is remembered
 
@@ -24,3 +25,4 @@ pub mod record;
 pub mod registry;
 pub mod session;
 pub mod state;
+pub mod strays;

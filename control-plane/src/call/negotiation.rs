@@ -91,6 +91,8 @@ impl Negotiation {
             negotiated.remote_rtcp = current.remote_rtcp;
         }
         let description = self.versioned(description);
+        // One exchange at a time: an offer of ours that was never answered is answered no more.
+        self.offered = None;
         self.proposed = Some((description, negotiated));
         Ok(negotiated)
     }
@@ -104,9 +106,10 @@ impl Negotiation {
         Some(text)
     }
 
-    /// The proposal is dropped: the re-INVITE was refused or taken back.
+    /// What was proposed, by whoever, is dropped: the re-INVITE was refused or taken back.
     pub fn abandon(&mut self) {
         self.proposed = None;
+        self.offered = None;
     }
 
     /// Our offer, for an INVITE or re-INVITE without one.
@@ -121,6 +124,7 @@ impl Negotiation {
         let description = self.versioned(negotiate::offer(&local));
         let text = description.to_string();
         self.sent = Some(description.clone());
+        self.proposed = None;
         self.offered = Some(description);
         Some(text)
     }
@@ -247,6 +251,20 @@ mod tests {
         let again = negotiation.answer(&description("sendrecv", "0")).unwrap();
         // The number may skip, but the caller never sees one description under two numbers.
         assert_eq!(again, first);
+    }
+
+    #[test]
+    fn offer_of_ours_that_was_taken_back_or_overtaken_awaits_no_answer() {
+        let mut negotiation = negotiation();
+        negotiation.answer(&description("sendrecv", "0")).unwrap();
+        negotiation.offer().unwrap();
+        negotiation.abandon();
+        assert!(!negotiation.awaits_answer());
+        negotiation.offer().unwrap();
+        negotiation.propose(&description("inactive", "0")).unwrap();
+        assert!(!negotiation.awaits_answer());
+        negotiation.offer().unwrap();
+        assert_eq!(negotiation.commit(), None);
     }
 
     #[test]

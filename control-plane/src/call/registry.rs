@@ -22,14 +22,15 @@ use tandem_sip::message::{Method, Reply};
 use tandem_sip::{CallHandle, Event, Flow, Request};
 use uuid::Uuid;
 
-use super::action::{Action, EngineReply, Refusal};
+use super::action::{Action, EngineRefusal, EngineReply, Refusal};
 use super::admission::{self, Credential, Trace, refused_by};
 use super::ending::{Cause, Ending};
-use super::machine::Call;
+use super::machine::{Call, Loss};
 use super::record::CallRecord;
 use super::state::State;
+use super::strays::Strays;
 use crate::config::Limits;
-use crate::media::{EngineId, Fleet, News};
+use crate::media::{EngineId, Fleet, Listed, News};
 use crate::sip::Verb;
 use crate::store::accounts::Found;
 
@@ -51,6 +52,8 @@ pub struct Settings {
 pub struct Surroundings<'a> {
     /// What to do, in order.
     pub actions: &'a mut VecDeque<Action>,
+    /// Sessions that are left where nobody answers.
+    pub strays: &'a mut Strays,
     /// See [`Settings`].
     pub settings: &'a Settings,
     /// The present.
@@ -97,6 +100,7 @@ pub struct Calls {
     deadlines: BTreeSet<(Instant, Uuid)>,
     scheduled: HashMap<Uuid, Instant>,
     fleet: Fleet,
+    strays: Strays,
     actions: VecDeque<Action>,
     wall: Wall,
     rng: StdRng,
@@ -115,6 +119,7 @@ impl Calls {
             deadlines: BTreeSet::new(),
             scheduled: HashMap::new(),
             fleet: Fleet::new(settings.engines.len()),
+            strays: Strays::default(),
             actions: VecDeque::new(),
             wall: Wall { instant: now, epoch_ms },
             rng: StdRng::seed_from_u64(settings.seed),
@@ -226,7 +231,8 @@ impl Calls {
             Ok(credential) => credential,
             Err(ending) => return self.refuse(sip, call_id, flow, trace, ending),
         };
-        let around = surroundings(&mut self.actions, &self.settings, self.wall, &mut self.rng, now);
+        let Self { actions, strays, settings, rng, .. } = self;
+        let around = Surroundings { actions, strays, settings, now, setup: None, wall: self.wall, rng };
         let call = Call::new(call_id, sip, request, flow.remote, &credential, trace, &around);
         around.actions.push_back(Action::Lookup { call_id, credential });
         self.by_sip.insert(sip, call_id);
@@ -279,6 +285,14 @@ impl Calls {
         self.on_call(call_id, now, |call, fleet, around| call.handle_reply(reply, fleet, around));
     }
 
+    /// An engine has answered an [`Action::CloseStray`]. What it did not do is tried again when its stream is new.
+    pub fn handle_stray(&mut self, engine: EngineId, session_id: Uuid, reply: &EngineReply) {
+        match reply {
+            EngineReply::Closed(Ok(_) | Err(EngineRefusal::Gone)) => self.strays.remove(engine, session_id),
+            _ => self.strays.add(engine, session_id),
+        }
+    }
+
     /// An engine's event stream says something.
     pub fn handle_news(&mut self, engine: EngineId, news: News, now: Instant) {
         match news {
@@ -286,12 +300,20 @@ impl Calls {
                 self.fleet.handle_up(engine, &instance_id, sessions.len());
                 let on_engine = self.calls_on(engine);
                 for call_id in on_engine {
-                    let is_listed = sessions.contains(&call_id);
+                    let listed = sessions.get(&call_id);
                     self.on_call(call_id, now, |call, _, around| {
-                        if call.session_mut().is_lost_in(&instance_id, is_listed) {
-                            call.handle_engine_lost(around);
+                        if call.session_mut().is_lost_in(&instance_id, listed.is_some()) {
+                            let is_same = call.session().instance_id() == instance_id;
+                            let loss = if is_same { Loss::Unlisted } else { Loss::Restarted };
+                            call.handle_engine_lost(loss, around);
+                        } else if let Some(event) = listed.and_then(Listed::to_event) {
+                            // It may have been told while we were away.
+                            call.handle_session(event, around);
                         }
                     });
+                }
+                for session_id in self.strays.take_listed(engine, &sessions) {
+                    self.actions.push_back(Action::CloseStray { engine, session_id });
                 }
             }
             News::Down => {
@@ -318,7 +340,7 @@ impl Calls {
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(engine) = self.fleet.poll_given_up(now) {
             for call_id in self.calls_on(engine) {
-                self.on_call(call_id, now, |call, _, around| call.handle_engine_lost(around));
+                self.on_call(call_id, now, |call, _, around| call.handle_engine_lost(Loss::Silent, around));
             }
         }
         while let Some((_, call_id)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
@@ -403,9 +425,10 @@ impl Calls {
         now: Instant,
         handle: impl FnOnce(&mut Call, &mut Fleet, &mut Surroundings<'_>),
     ) {
-        let Some(call) = self.calls.get_mut(&call_id) else { return };
-        let mut around = surroundings(&mut self.actions, &self.settings, self.wall, &mut self.rng, now);
-        handle(call, &mut self.fleet, &mut around);
+        let Self { calls, fleet, actions, strays, settings, rng, .. } = self;
+        let Some(call) = calls.get_mut(&call_id) else { return };
+        let mut around = Surroundings { actions, strays, settings, now, setup: None, wall: self.wall, rng };
+        handle(call, fleet, &mut around);
         let is_over = call.settle(&mut around);
         let deadline = if is_over { None } else { call.poll_timeout() };
         let scheduled = self.scheduled.get(&call_id).copied();
@@ -440,16 +463,6 @@ impl Calls {
         rest[..2].copy_from_slice(&count.to_be_bytes());
         uuid::Builder::from_unix_timestamp_millis(epoch_ms, &rest).into_uuid()
     }
-}
-
-fn surroundings<'a>(
-    actions: &'a mut VecDeque<Action>,
-    settings: &'a Settings,
-    wall: Wall,
-    rng: &'a mut StdRng,
-    now: Instant,
-) -> Surroundings<'a> {
-    Surroundings { actions, settings, now, setup: None, wall, rng }
 }
 
 #[cfg(test)]

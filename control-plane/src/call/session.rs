@@ -23,6 +23,10 @@ enum Phase {
     Closed,
 }
 
+/// Which Update of a session: its reply must be told from that of an earlier one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UpdateNumber(u64);
+
 /// One media session.
 #[derive(Debug)]
 pub struct Session {
@@ -36,7 +40,10 @@ pub struct Session {
     /// The event stream broke while Open was under way: the next Snapshot may be older than the session.
     opened_in_outage: bool,
     start: bool,
-    update: Option<Box<engine::RtpParameters>>,
+    update: Option<(UpdateNumber, Box<engine::RtpParameters>)>,
+    last_update: UpdateNumber,
+    /// The Update that is under way.
+    updating: Option<UpdateNumber>,
     close: Option<&'static str>,
     open: Option<Box<engine::OpenSessionRequest>>,
 }
@@ -53,6 +60,8 @@ impl Default for Session {
             opened_in_outage: false,
             start: false,
             update: None,
+            last_update: UpdateNumber::default(),
+            updating: None,
             close: None,
             open: None,
         }
@@ -68,6 +77,16 @@ impl Session {
     /// Engines that were asked to open it.
     pub fn tried(&self) -> &[EngineId] {
         &self.tried
+    }
+
+    /// Which life of its engine has it.
+    pub fn instance_id(&self) -> &str {
+        &self.instance_id
+    }
+
+    /// Whether it may live on its engine, as far as we know.
+    pub fn may_live(&self) -> bool {
+        matches!(self.phase, Phase::Opening | Phase::Open)
     }
 
     /// The port that the engine has opened.
@@ -93,9 +112,11 @@ impl Session {
         self.start = true;
     }
 
-    /// Other parameters; they replace those that still wait.
-    pub fn update(&mut self, rtp: engine::RtpParameters) {
-        self.update = Some(Box::new(rtp));
+    /// Other parameters; they replace those that still wait, whose number is never answered.
+    pub fn update(&mut self, rtp: engine::RtpParameters) -> UpdateNumber {
+        self.last_update.0 += 1;
+        self.update = Some((self.last_update, Box::new(rtp)));
+        self.last_update
     }
 
     /// Ends it; what waits is forgotten.
@@ -136,6 +157,13 @@ impl Session {
         }
     }
 
+    /// The engine has answered an Update: which, and whether there was none after it.
+    pub fn handle_updated(&mut self) -> Option<(UpdateNumber, bool)> {
+        self.command_under_way = false;
+        let number = self.updating.take()?;
+        Some((number, number == self.last_update))
+    }
+
     /// The engine has answered another command.
     pub fn handle_done(&mut self) {
         self.command_under_way = false;
@@ -170,7 +198,8 @@ impl Session {
             EngineCommand::Open(request)
         } else if let Some(reason) = self.close.take() {
             EngineCommand::Close { reason }
-        } else if let Some(rtp) = self.update.take() {
+        } else if let Some((number, rtp)) = self.update.take() {
+            self.updating = Some(number);
             // Before Start: after a delayed offer the first packet needs an address.
             EngineCommand::Update(rtp)
         } else if std::mem::take(&mut self.start) {
@@ -215,10 +244,22 @@ mod tests {
         let Some(EngineCommand::Update(rtp)) = session.poll_command() else { panic!("update") };
         assert_eq!(rtp.remote_port, 2);
         assert_eq!(session.poll_command(), None);
-        session.handle_done();
+        session.handle_updated();
         assert_eq!(session.poll_command(), Some(EngineCommand::Start));
         session.handle_done();
         assert_eq!(session.poll_command(), None);
+    }
+
+    #[test]
+    fn reply_to_an_update_names_it_and_says_whether_another_follows() {
+        let mut session = open_session();
+        let first = session.update(engine::RtpParameters::default());
+        session.poll_command();
+        let second = session.update(engine::RtpParameters::default());
+        assert_eq!(session.handle_updated(), Some((first, false)));
+        session.poll_command();
+        assert_eq!(session.handle_updated(), Some((second, true)));
+        assert_eq!(session.handle_updated(), None);
     }
 
     #[test]

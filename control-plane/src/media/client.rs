@@ -7,6 +7,7 @@
 //!
 //! After each connect the Snapshot says what is alive, so no event needs to be replayed.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use tandem_api::engine::v1 as engine;
@@ -17,7 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use super::{EngineId, News, SessionEvent};
+use super::{EngineId, Listed, News, SessionEvent};
 use crate::call::action::{EngineCommand, EngineRefusal, EngineReply};
 
 /// An engine sends a heartbeat each second: three missing are a dead stream.
@@ -28,6 +29,9 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two attempts to get the event stream: short, since callers wait for an engine that restarts.
 const RECONNECT_AFTER: Duration = Duration::from_millis(250);
+
+/// How an engine names the field that holds where the caller wants its RTP.
+const ADDRESS_FIELD: &str = "rtp.remote_address";
 
 /// One engine. Cheap to clone: clones share the connection.
 #[derive(Debug, Clone)]
@@ -73,8 +77,9 @@ impl EngineClient {
             EngineCommand::Close { reason } => {
                 let request = engine::CloseSessionRequest { session_id, reason: reason.to_owned() };
                 let answer = within(client.close_session(request)).await;
-                let stats = answer.ok().and_then(|answer| answer.into_inner().stats);
-                EngineReply::Closed(stats.map(Box::new))
+                EngineReply::Closed(
+                    answer.map(|answer| Box::new(answer.into_inner().stats.unwrap_or_default())),
+                )
             }
         }
     }
@@ -141,10 +146,13 @@ async fn within<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, E
 fn refusal(status: &Status) -> EngineRefusal {
     let message = status.message().to_owned();
     match status.code() {
-        Code::ResourceExhausted => EngineRefusal::Full(message),
-        // A draining engine and a broken connection both say so; another engine is the answer to both.
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => EngineRefusal::Unreachable(message),
+        // Made up on this side: the connection broke, before or after the engine did it.
+        _ if status.source().is_some() => EngineRefusal::Unreachable(message),
+        Code::DeadlineExceeded | Code::Cancelled => EngineRefusal::Unreachable(message),
+        // Of the engine itself: it drains, or the core has no room for a command.
+        Code::ResourceExhausted | Code::Unavailable => EngineRefusal::Full(message),
         Code::NotFound => EngineRefusal::Gone,
+        Code::InvalidArgument if message.starts_with(ADDRESS_FIELD) => EngineRefusal::Address(message),
         _ => EngineRefusal::Invalid(message),
     }
 }
@@ -153,8 +161,12 @@ fn refusal(status: &Status) -> EngineRefusal {
 pub fn read(event: engine::Event) -> Option<News> {
     let session_event = match event.event? {
         Body::Snapshot(snapshot) => {
-            let ids = snapshot.sessions.iter().filter_map(|session| session.session_id.parse().ok());
-            return Some(News::Up { instance_id: snapshot.instance_id, sessions: ids.collect() });
+            let sessions = snapshot.sessions.into_iter().filter_map(|session| {
+                let engine::SessionSummary { agent_ready, agent_gone, agent_hangup, .. } = session;
+                let listed = Listed { agent_ready, agent_gone, agent_hangup };
+                Some((session.session_id.parse().ok()?, listed))
+            });
+            return Some(News::Up { instance_id: snapshot.instance_id, sessions: sessions.collect() });
         }
         Body::Heartbeat(heartbeat) => {
             let sessions = heartbeat.cores.iter().map(|core| core.sessions).sum();
@@ -178,9 +190,50 @@ mod tests {
     #[test]
     fn statuses_say_whether_another_engine_may_help() {
         assert!(matches!(refusal(&Status::resource_exhausted("ports")), EngineRefusal::Full(_)));
-        assert!(matches!(refusal(&Status::unavailable("draining")), EngineRefusal::Unreachable(_)));
+        assert!(matches!(refusal(&Status::unavailable("draining")), EngineRefusal::Full(_)));
+        assert!(matches!(refusal(&Status::deadline_exceeded("late")), EngineRefusal::Unreachable(_)));
         assert!(matches!(refusal(&Status::invalid_argument("rtp.codec")), EngineRefusal::Invalid(_)));
         assert_eq!(refusal(&Status::not_found("session")), EngineRefusal::Gone);
+    }
+
+    #[test]
+    fn broken_connection_is_no_word_of_the_engine() {
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let status = Status::from_error(Box::new(broken));
+        assert!(matches!(refusal(&status), EngineRefusal::Unreachable(_)), "{status:?}");
+    }
+
+    #[test]
+    fn address_that_the_engine_cannot_reach_is_told_from_other_faults() {
+        let status = Status::invalid_argument("rtp.remote_address: ::1 cannot be reached from 127.0.0.1");
+        assert!(matches!(refusal(&status), EngineRefusal::Address(why) if why.contains("::1")));
+    }
+
+    #[test]
+    fn snapshot_tells_what_the_events_have_said() {
+        let session = |id: u128, change: fn(&mut engine::SessionSummary)| {
+            let session_id = Uuid::from_u128(id).to_string();
+            let mut summary = engine::SessionSummary { session_id, agent_ready: true, ..Default::default() };
+            change(&mut summary);
+            summary
+        };
+        let sessions = vec![
+            session(1, |_| {}),
+            session(2, |summary| {
+                summary.agent_ready = false;
+                summary.agent_gone = Some("reset".into());
+            }),
+            session(3, |summary| summary.agent_hangup = true),
+            session(4, |summary| summary.agent_ready = false),
+        ];
+        let snapshot = engine::Snapshot { instance_id: "i".into(), sessions };
+        let event = engine::Event { event: Some(Body::Snapshot(snapshot)), ..Default::default() };
+        let Some(News::Up { sessions, .. }) = read(event) else { panic!("up") };
+        let told = |id: u128| sessions[&Uuid::from_u128(id)].to_event();
+        assert_eq!(told(1), Some(SessionEvent::AgentConnected));
+        assert_eq!(told(2), Some(SessionEvent::AgentFailed { reason: "reset".into() }));
+        assert_eq!(told(3), Some(SessionEvent::AgentHangup));
+        assert_eq!(told(4), None);
     }
 
     #[test]

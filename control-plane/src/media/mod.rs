@@ -7,7 +7,7 @@
 //!
 //! [`Fleet`] is sans-IO and part of the core of [`crate::call`]; only `client` opens connections.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
@@ -30,7 +30,7 @@ pub enum News {
         /// New at each start of the engine.
         instance_id: String,
         /// Sessions alive, ours and those of an earlier control plane.
-        sessions: HashSet<Uuid>,
+        sessions: HashMap<Uuid, Listed>,
     },
     /// The stream is gone.
     Down,
@@ -48,6 +48,29 @@ pub enum News {
         /// What.
         event: SessionEvent,
     },
+}
+
+/// What a Snapshot says of a session: what its events have said, for those who were away.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// The agent's stream is up.
+    pub agent_ready: bool,
+    /// Why the agent could not be reached, or its stream broke.
+    pub agent_gone: Option<String>,
+    /// The agent wants to end the call.
+    pub agent_hangup: bool,
+}
+
+impl Listed {
+    /// The event that matters now, if there was one. An agent that hangs up may close its stream after that.
+    pub fn to_event(&self) -> Option<SessionEvent> {
+        match (&self.agent_gone, self.agent_ready) {
+            _ if self.agent_hangup => Some(SessionEvent::AgentHangup),
+            (Some(reason), _) => Some(SessionEvent::AgentFailed { reason: reason.clone() }),
+            (None, true) => Some(SessionEvent::AgentConnected),
+            (None, false) => None,
+        }
+    }
 }
 
 /// What happened to a session.

@@ -42,8 +42,9 @@ use folder::Folder;
 use keeper::Keeper;
 use plan::Plan;
 
-/// Long enough for a BYE, its answer and the last rows in the database.
-const CONTROL_GRACE: Duration = Duration::from_secs(10);
+/// Long enough for a BYE, its answer and the last rows in the database: more than the control plane takes at most.
+const CONTROL_GRACE: Duration = Duration::from_secs(20);
+const _: () = assert!(CONTROL_GRACE.as_secs() > crate::app::SHUTDOWN_MAX.as_secs());
 /// The others have nothing left to do by then.
 const OTHERS_GRACE: Duration = Duration::from_secs(5);
 

@@ -1,6 +1,6 @@
 //! The bed: everything around [`Calls`] in one value with a clock of its own.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use control_plane::call::agent::Agent;
 use control_plane::call::record::CallRecord;
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
-use control_plane::media::{EngineId, News, SessionEvent};
+use control_plane::media::{EngineId, Listed, News, SessionEvent};
 use control_plane::sip::Verb;
 use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
 use tandem_api::engine::v1 as engine;
@@ -50,10 +50,18 @@ pub(crate) struct Bed {
     pub(crate) store_answers: bool,
     /// Whether the caller's ACKs and the rest of its bytes reach us.
     pub(crate) caller_is_heard: bool,
+    /// Engines do not answer Update by themselves when false; the test calls [`Bed::reply`].
+    pub(crate) updates_are_answered: bool,
+    /// What engines say to Close.
+    pub(crate) closes: Result<(), EngineRefusal>,
     pub(crate) commands: Vec<(EngineId, Uuid, EngineCommand)>,
+    /// Sessions that were closed though no call has them any more.
+    pub(crate) strays: Vec<(EngineId, Uuid)>,
     pub(crate) records: Vec<CallRecord>,
     pub(crate) refusals: Vec<Refusal>,
     pub(crate) changes: Vec<Change>,
+    /// The last re-INVITE that reached the calls.
+    pub(crate) reinvited: Option<Event>,
     /// What the caller has seen.
     pub(crate) heard: Vec<Heard>,
     pub(crate) lookups: usize,
@@ -97,10 +105,14 @@ impl Bed {
             agent: Agent::Echo,
             store_answers: true,
             caller_is_heard: true,
+            updates_are_answered: true,
+            closes: Ok(()),
             commands: Vec::new(),
+            strays: Vec::new(),
             records: Vec::new(),
             refusals: Vec::new(),
             changes: Vec::new(),
+            reinvited: None,
             heard: Vec::new(),
             lookups: 0,
             forgotten: HashSet::new(),
@@ -161,7 +173,11 @@ impl Bed {
     // --- the engines ---
 
     pub(crate) fn engine_up(&mut self, engine: usize, instance_id: &str, sessions: &[Uuid]) {
-        let sessions = sessions.iter().copied().collect();
+        let listed = sessions.iter().map(|id| (*id, Listed { agent_ready: true, ..Listed::default() }));
+        self.engine_lists(engine, instance_id, listed.collect());
+    }
+
+    pub(crate) fn engine_lists(&mut self, engine: usize, instance_id: &str, sessions: HashMap<Uuid, Listed>) {
         self.news(engine, News::Up { instance_id: instance_id.to_owned(), sessions });
     }
 
@@ -250,6 +266,9 @@ impl Bed {
             datagrams.push_back(transmit);
         }
         while let Some(event) = self.ours.poll_event() {
+            if matches!(event, Event::Reinvite { .. }) {
+                self.reinvited = Some(event.clone());
+            }
             self.calls.handle_sip(event, self.now);
         }
         for transmit in datagrams {
@@ -275,6 +294,11 @@ impl Bed {
                 if let Some(reply) = self.answer_command(&command) {
                     self.calls.handle_reply(call_id, reply, self.now);
                 }
+            }
+            Action::CloseStray { engine, session_id } => {
+                self.strays.push((engine, session_id));
+                let reply = EngineReply::Closed(self.closes.clone().map(|()| Box::default()));
+                self.calls.handle_stray(engine, session_id, &reply);
             }
             Action::Lookup { call_id, credential } => {
                 self.lookups += 1;
@@ -302,11 +326,12 @@ impl Bed {
                 Opens::Waiting => EngineReply::Opened(Ok(Box::new(opened(false)))),
             },
             EngineCommand::Start => EngineReply::Started(Ok(())),
+            EngineCommand::Update(_) if !self.updates_are_answered => return None,
             EngineCommand::Update(_) => EngineReply::Updated(self.updates.clone()),
-            EngineCommand::Close { .. } => EngineReply::Closed(Some(Box::new(engine::SessionStats {
-                rtp_sent: 50,
-                ..Default::default()
-            }))),
+            EngineCommand::Close { .. } => {
+                let stats = engine::SessionStats { rtp_sent: 50, ..Default::default() };
+                EngineReply::Closed(self.closes.clone().map(|()| Box::new(stats)))
+            }
         })
     }
 

@@ -1,10 +1,13 @@
 //! Engines that go away, come back, or come back as another.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use control_plane::call::action::EngineReply;
+use control_plane::call::action::{EngineRefusal, EngineReply};
 use control_plane::config::Limits;
-use control_plane::media::{ENGINE_GRACE, News};
+use control_plane::media::{ENGINE_GRACE, EngineId, Listed, News};
+use tandem_sip::Headers;
+use uuid::Uuid;
 
 use crate::bed::{Bed, Heard, Opens, echo_uri, offer, opened};
 
@@ -73,7 +76,7 @@ fn only_the_calls_of_the_lost_engine_end() {
 #[test]
 fn sessions_of_an_earlier_control_plane_are_left_alone() {
     let mut bed = Bed::new();
-    bed.engine_up(0, "instance-1", &[uuid::Uuid::now_v7()]);
+    bed.engine_up(0, "instance-1", &[Uuid::now_v7()]);
     assert!(bed.commands.is_empty());
 }
 
@@ -97,4 +100,103 @@ fn session_that_was_opened_while_the_stream_was_down_is_believed() {
     bed.reply(call_id, EngineReply::Opened(Ok(Box::new(opened(true)))));
     bed.engine_up(0, "instance-1", &[]);
     assert_eq!(bed.state(call_id), "connected");
+}
+
+#[test]
+fn session_that_the_same_instance_does_not_name_is_closed_there_all_the_same() {
+    let mut bed = Bed::new();
+    let (_, call_id) = bed.connected();
+    bed.engine_up(0, "instance-1", &[]);
+    assert_eq!(bed.commands_of(call_id), ["open", "start", "close"]);
+}
+
+#[test]
+fn close_that_failed_is_repeated_when_the_engine_is_back_until_it_is_done() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    bed.closes = Err(EngineRefusal::Unreachable("no answer in time".to_owned()));
+    bed.caller.bye(call, Headers::new(), bed.now).unwrap();
+    bed.run();
+    assert!(bed.calls.is_empty() && bed.strays.is_empty(), "the call is over nevertheless");
+    bed.engine_up(0, "instance-1", &[call_id]);
+    assert_eq!(bed.strays, [(EngineId(0), call_id)]);
+    bed.closes = Ok(());
+    bed.engine_up(0, "instance-1", &[call_id]);
+    bed.engine_up(0, "instance-1", &[call_id]);
+    assert_eq!(bed.strays.len(), 2, "done: not once more");
+}
+
+#[test]
+fn close_of_a_session_that_is_gone_is_never_repeated() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    bed.closes = Err(EngineRefusal::Gone);
+    bed.caller.bye(call, Headers::new(), bed.now).unwrap();
+    bed.run();
+    bed.engine_up(0, "instance-1", &[call_id]);
+    assert!(bed.strays.is_empty());
+}
+
+#[test]
+fn session_of_an_engine_that_was_given_up_is_closed_when_it_is_back_after_all() {
+    let mut bed = Bed::new();
+    let (_, call_id) = bed.connected();
+    bed.news(0, News::Down);
+    bed.pass(ENGINE_GRACE);
+    assert!(is_gone(&bed) && bed.strays.is_empty());
+    bed.engine_up(0, "instance-1", &[call_id]);
+    assert_eq!(bed.strays, [(EngineId(0), call_id)]);
+}
+
+#[test]
+fn engine_that_did_not_answer_is_told_to_close_when_another_takes_the_call() {
+    let mut bed = Bed::with(Limits::default(), 2);
+    bed.opens = Opens::Silent;
+    bed.invite(&echo_uri(), Some(&offer("sendrecv", "0")));
+    let call_id = bed.last_call_id();
+    let late = EngineRefusal::Unreachable("no answer in time".to_owned());
+    bed.reply(call_id, EngineReply::Opened(Err(late)));
+    bed.reply(call_id, EngineReply::Opened(Ok(Box::new(opened(true)))));
+    assert_eq!(bed.state(call_id), "connected");
+    assert_eq!(bed.commands_of(call_id), ["open", "open", "start"]);
+    assert_eq!(bed.strays, [(bed.commands[0].0, call_id)]);
+    assert_ne!(bed.commands[0].0, bed.commands[1].0);
+}
+
+fn away(bed: &mut Bed, call_id: Uuid, listed: Listed) {
+    bed.news(0, News::Down);
+    bed.pass(Duration::from_secs(1));
+    bed.engine_lists(0, "instance-1", HashMap::from([(call_id, listed)]));
+}
+
+#[test]
+fn agent_that_came_while_the_stream_was_down_is_answered() {
+    let mut bed = Bed::new();
+    bed.opens = Opens::Waiting;
+    bed.invite(&echo_uri(), Some(&offer("sendrecv", "0")));
+    let call_id = bed.last_call_id();
+    away(&mut bed, call_id, Listed::default());
+    assert_eq!(bed.state(call_id), "ringing");
+    away(&mut bed, call_id, Listed { agent_ready: true, ..Listed::default() });
+    assert_eq!(bed.state(call_id), "connected");
+}
+
+#[test]
+fn agent_that_failed_while_the_stream_was_down_refuses_the_call() {
+    let mut bed = Bed::new();
+    bed.opens = Opens::Waiting;
+    bed.invite(&echo_uri(), Some(&offer("sendrecv", "0")));
+    let call_id = bed.last_call_id();
+    away(&mut bed, call_id, Listed { agent_gone: Some("connection refused".into()), ..Listed::default() });
+    assert!(matches!(bed.heard.last(), Some(Heard::Refused { status: 480, .. })), "{:?}", bed.heard);
+}
+
+#[test]
+fn agent_that_hung_up_while_the_stream_was_down_ends_the_call() {
+    let mut bed = Bed::new();
+    let (_, call_id) = bed.connected();
+    let agent_gone = Some("closed with 1000".to_owned());
+    away(&mut bed, call_id, Listed { agent_hangup: true, agent_gone, agent_ready: false });
+    assert_eq!(bed.last_record().call.ending.clone().unwrap().reason, "agent_hangup");
+    assert_eq!(bed.commands_of(call_id), ["open", "start", "close"]);
 }

@@ -1,7 +1,8 @@
 //! Hold, resume and refresh by re-INVITE.
 
-use control_plane::call::action::EngineRefusal;
+use control_plane::call::action::{EngineRefusal, EngineReply};
 use tandem_api::engine::v1::Direction;
+use tandem_sip::Event;
 use tandem_sip::message::{Body, Method};
 
 use crate::bed::{Bed, Heard, offer, version};
@@ -106,4 +107,29 @@ fn info_is_answered_but_what_it_carries_is_not_served() {
     let relay = Body { content_type: "application/dtmf-relay", bytes: b"Signal=5".to_vec() };
     assert_eq!(bed.request(call, Method::Info, Some(relay)).0, 415);
     assert_eq!(bed.state(call_id), "connected");
+}
+
+#[test]
+fn reply_to_the_update_of_a_reinvite_that_was_taken_back_answers_no_later_one() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    bed.updates_are_answered = false;
+    bed.reinvite(call, Some(&offer("sendonly", "0")));
+    // The caller's endpoint cannot CANCEL a re-INVITE; its CANCEL and its next one are put here by hand.
+    let Some(Event::Reinvite { call: ours, mut request }) = bed.reinvited.take() else {
+        panic!("a re-INVITE")
+    };
+    bed.calls.handle_sip(Event::ReinviteCancelled { call: ours }, bed.now);
+    request.body = offer("inactive", "0").into_bytes();
+    bed.calls.handle_sip(Event::Reinvite { call: ours, request }, bed.now);
+    bed.run();
+    let before = bed.heard.len();
+    // Of the first, which nobody wants any more: not even its refusal matters.
+    bed.reply(call_id, EngineReply::Updated(Err(EngineRefusal::Invalid("rtp.codec".to_owned()))));
+    assert_eq!(bed.heard.len(), before, "{:?}", bed.heard.last());
+    assert_eq!(bed.last_update().direction(), Direction::Inactive);
+    assert_eq!(bed.state(call_id), "connected");
+    bed.reply(call_id, EngineReply::Updated(Ok(())));
+    assert!(answer(&bed).contains("a=inactive"));
+    assert_eq!(bed.state(call_id), "on_hold");
 }

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use control_plane::call::action::EngineRefusal;
+use control_plane::call::ending::Cause;
 use control_plane::config::Limits;
 use control_plane::media::{News, SessionEvent};
+use tandem_api::engine::v1::session_ended::Reason;
+use uuid::Uuid;
 
 use crate::bed::{Bed, Heard, Opens, echo_uri, offer};
 
@@ -133,4 +136,76 @@ fn full_engine_is_tried_once_and_another_takes_the_call() {
     let engines: Vec<usize> = bed.commands.iter().map(|(engine, ..)| engine.0).collect();
     assert_eq!(engines, [0, 1]);
     assert_eq!(bed.last_record().call.ending.clone().unwrap().reason, "engine_full");
+}
+
+fn ending(bed: &Bed) -> (String, String) {
+    let ending = bed.last_record().call.ending.clone().unwrap();
+    (ending.reason, ending.detail)
+}
+
+#[test]
+fn engine_that_does_not_answer_is_not_called_full() {
+    let mut bed = Bed::new();
+    bed.opens = Opens::Refusing(EngineRefusal::Unreachable("no answer in time".to_owned()));
+    assert_eq!(refused(&mut bed, &echo_uri(), &offer("sendrecv", "0")).0, 503);
+    let (reason, detail) = ending(&bed);
+    assert_eq!(reason, "engine_lost");
+    assert!(detail.ends_with("no answer in time"), "{detail}");
+    // It may have opened it.
+    assert_eq!(bed.commands_of(bed.last_call_id()), ["open", "close"]);
+}
+
+#[test]
+fn address_that_no_engine_can_reach_is_488_with_the_reason() {
+    let mut bed = Bed::with(Limits::default(), 2);
+    let why = "rtp.remote_address: 2001:db8::9 cannot be reached from 192.0.2.1";
+    bed.opens = Opens::Refusing(EngineRefusal::Address(why.to_owned()));
+    assert_eq!(refused(&mut bed, &echo_uri(), &offer("sendrecv", "0")), (488, "offer".to_owned()));
+    assert_eq!(bed.commands.len(), 2, "one of the other family may be there");
+    let (reason, detail) = ending(&bed);
+    assert_eq!(reason, "media_unreachable");
+    assert!(detail.contains("2001:db8::9"), "{detail}");
+}
+
+#[test]
+fn ring_timer_names_whom_the_call_waited_for() {
+    let limits = Limits { ring_max: Duration::from_secs(2), ..Limits::default() };
+    let mut bed = Bed::with(limits, 1);
+    bed.opens = Opens::Silent;
+    bed.invite(&echo_uri(), Some(&offer("sendrecv", "0")));
+    bed.pass(Duration::from_secs(2));
+    assert_eq!(ending(&bed).0, "engine_lost");
+    assert_eq!(bed.refusals[0].step.rule, "engine");
+
+    let mut bed = Bed::with(limits, 1);
+    bed.store_answers = false;
+    bed.invite(&echo_uri(), Some(&offer("sendrecv", "0")));
+    bed.pass(Duration::from_secs(2));
+    assert!(matches!(bed.heard.last(), Some(Heard::Refused { status: 503, .. })), "{:?}", bed.heard);
+    assert_eq!(bed.refusals[0].step.rule, "store");
+    assert_eq!(bed.refusals[0].ending.cause, Cause::StoreFailed);
+}
+
+#[test]
+fn every_end_before_the_answer_has_its_line_and_a_failed_step() {
+    type End = fn(&mut Bed, Uuid);
+    let ends: [(&str, End); 3] = [
+        ("operator_hangup", |bed, call_id| assert!(bed.calls.hang_up("t1", call_id, bed.now))),
+        ("shutdown", |bed, _| bed.calls.end_all(bed.now)),
+        ("engine_fault", |bed, call_id| {
+            bed.session(call_id, SessionEvent::Ended { reason: Reason::EngineFault, stats: None });
+        }),
+    ];
+    for (reason, end) in ends {
+        let mut bed = Bed::new();
+        bed.opens = Opens::Waiting;
+        bed.invite(&echo_uri(), Some(&offer("sendrecv", "0")));
+        let call_id = bed.last_call_id();
+        end(&mut bed, call_id);
+        bed.run();
+        assert_eq!(bed.refusals.len(), 1, "{reason}");
+        assert_eq!(bed.refusals[0].step.rule, reason);
+        assert!(!bed.last_record().call.decisions.last().unwrap().passed);
+        assert_eq!(ending(&bed).0, reason);
+    }
 }

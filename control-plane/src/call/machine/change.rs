@@ -13,10 +13,12 @@ use super::Call;
 use crate::call::action::{Action, EngineRefusal};
 use crate::call::negotiation::{NegotiationError, rtp_parameters};
 use crate::call::registry::Surroundings;
+use crate::call::session::UpdateNumber;
 use crate::sip::Verb;
 
 /// Retry-After of an UPDATE that comes before the answer: RFC 3311 §5.2 wants 0 to 10 s.
 const RETRY_UPDATE_S: u32 = 3;
+
 /// By which request the caller changes the session.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum ChangeRequest {
@@ -24,11 +26,22 @@ pub(super) enum ChangeRequest {
     Update(RequestHandle),
 }
 
+/// A change that waits until the engine has answered this Update.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PendingChange {
+    request: ChangeRequest,
+    update: UpdateNumber,
+}
+
 impl Call {
     /// The caller wants to change the session.
     pub fn handle_reinvite(&mut self, request: &Request, around: &mut Surroundings<'_>) {
         if self.life.is_ending() {
             return;
+        }
+        // An UPDATE of theirs has no answer yet (RFC 3311 §5.2): one exchange at a time.
+        if self.change.is_some() {
+            return around.actions.push_back(Action::Sip(Verb::Reject(self.sip, Reply::new(491))));
         }
         let Some(body) = request.sdp() else {
             // It wants our offer; the answer comes with the ACK.
@@ -60,23 +73,23 @@ impl Call {
         self.propose(ChangeRequest::Update(handle), body, around);
     }
 
-    fn propose(&mut self, change: ChangeRequest, offer: &[u8], around: &mut Surroundings<'_>) {
+    fn propose(&mut self, request: ChangeRequest, offer: &[u8], around: &mut Surroundings<'_>) {
         let proposed = SessionDescription::parse(offer)
             .map_err(NegotiationError::from)
             .and_then(|offer| self.negotiation.propose(&offer));
         match proposed {
             Ok(negotiated) => {
-                self.change = Some(change);
-                self.session.update(rtp_parameters(&negotiated));
+                let update = self.session.update(rtp_parameters(&negotiated));
+                self.change = Some(PendingChange { request, update });
             }
             // The call goes on as it was (RFC 3261 §14.2).
-            Err(_) => self.answer_change(change, None, around),
+            Err(_) => self.answer_change(request, None, around),
         }
     }
 
     /// 200 with our description, or 488.
-    fn answer_change(&self, change: ChangeRequest, text: Option<String>, around: &mut Surroundings<'_>) {
-        let verb = match (change, text.map(Body::sdp)) {
+    fn answer_change(&self, request: ChangeRequest, text: Option<String>, around: &mut Surroundings<'_>) {
+        let verb = match (request, text.map(Body::sdp)) {
             (ChangeRequest::Reinvite, Some(body)) => Verb::Answer(self.sip, body),
             (ChangeRequest::Reinvite, None) => Verb::Reject(self.sip, Reply::new(488)),
             (ChangeRequest::Update(handle), Some(body)) => Verb::Reply(handle, Reply::new(200).body(body)),
@@ -87,12 +100,15 @@ impl Call {
 
     /// The caller has taken its re-INVITE back.
     pub fn handle_reinvite_cancelled(&mut self) {
-        if !matches!(self.change, Some(ChangeRequest::Reinvite)) {
+        let pending = self.change.map(|change| change.request);
+        if matches!(pending, Some(ChangeRequest::Update(_))) {
             return;
         }
-        self.change = None;
+        // Also an offer of ours whose 200 came too late: no ACK will answer it.
         self.negotiation.abandon();
-        if let Some(current) = self.negotiation.current() {
+        if self.change.take().is_some()
+            && let Some(current) = self.negotiation.current()
+        {
             self.session.update(rtp_parameters(current));
         }
     }
@@ -102,12 +118,19 @@ impl Call {
         result: Result<(), EngineRefusal>,
         around: &mut Surroundings<'_>,
     ) {
-        let Some(change) = self.change.take().filter(|_| !self.life.is_ending()) else {
-            return self.handle_done(result, around);
+        let Some((number, is_last)) = self.session.handle_updated() else { return };
+        let ours = |change: &mut PendingChange| change.update == number;
+        let Some(change) = self.change.take_if(ours).filter(|_| !self.life.is_ending()) else {
+            let is_refused = !matches!(result, Ok(()) | Err(EngineRefusal::Gone));
+            // What was refused is not wanted any more: the Update behind it says what is.
+            if is_last || !is_refused {
+                self.handle_done(result, around);
+            }
+            return;
         };
         let text = if result.is_ok() { self.negotiation.commit() } else { None };
         self.negotiation.abandon();
-        self.answer_change(change, text, around);
+        self.answer_change(change.request, text, around);
         self.life.hold(self.negotiation.is_held());
         // What the engine cannot carry leaves the call as it was; an engine that is gone ends it.
         if let Err(refusal @ (EngineRefusal::Gone | EngineRefusal::Unreachable(_))) = result {
