@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use control_plane::call::action::{Action, EngineCommand, EngineReply, Refusal};
+use control_plane::call::action::{Action, EngineCommand, EngineRefusal, EngineReply, Refusal};
 use control_plane::call::agent::{Agent, Dialect};
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
@@ -204,6 +204,12 @@ impl Planes {
                     self.calls.handle_reply(call_id, reply, now);
                 }
             }
+            Action::CloseStray { engine, session_id } => {
+                if self.engine_is_up {
+                    let reply = self.command(session_id, EngineCommand::Close { reason: "stray" }, network);
+                    self.calls.handle_stray(engine, session_id, &reply);
+                }
+            }
             Action::Lookup { call_id, credential } => {
                 let found = find(credential.key, &credential.assistant_id);
                 self.calls.handle_found(call_id, &credential, Ok(found), now);
@@ -242,7 +248,7 @@ impl Planes {
                     open.session.close(reason);
                     Box::new(contract::stats(&open.session.stats(now)))
                 });
-                EngineReply::Closed(closed)
+                EngineReply::Closed(closed.ok_or(EngineRefusal::Gone))
             }
         }
     }
