@@ -383,6 +383,12 @@ impl Call {
                 }
             }
             SessionEvent::AgentFailed { reason } if self.life.is_before_answer() => {
+                // An agent that refuses at once may be faster than the reply to Open. The call was offered to it all
+                // the same, and callers rely on hearing that.
+                if self.life.state() == State::Initializing {
+                    self.life.ring();
+                    around.actions.push_back(Action::Sip(Verb::Ring(self.sip)));
+                }
                 self.trace.push(refused_by("agent", "agent", "a connection in time", "none"));
                 self.end(Ending::with_detail(Cause::AgentUnreachable, reason), around);
             }

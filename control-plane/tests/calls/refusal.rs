@@ -116,6 +116,20 @@ fn agent_that_cannot_be_reached_is_480_with_a_reason() {
 }
 
 #[test]
+fn agent_that_refuses_before_the_engine_has_answered_rang_all_the_same() {
+    let mut bed = Bed::new();
+    bed.opens = Opens::Silent;
+    bed.invite(&echo_uri(), Some(&offer("sendrecv", "0")));
+    let call_id = bed.last_call_id();
+    bed.session(call_id, SessionEvent::AgentFailed { reason: "connection refused".to_owned() });
+    assert!(
+        matches!(bed.heard.as_slice(), [Heard::Provisional(180), Heard::Refused { status: 480, .. }]),
+        "{:?}",
+        bed.heard
+    );
+}
+
+#[test]
 fn agent_that_stays_away_is_480_when_the_ring_timer_is_over() {
     let mut bed = Bed::with(Limits { ring_max: Duration::from_secs(10), ..Limits::default() }, 1);
     bed.opens = Opens::Waiting;
