@@ -11,7 +11,6 @@ use control_plane::call::agent::{Agent, Dialect};
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
 use control_plane::media::{EngineId, News, client};
-use control_plane::sip::Verb;
 use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
 use media_engine::contract::{self, Target};
 use media_engine::leg::agent::AgentParameters;
@@ -189,13 +188,7 @@ impl Planes {
         match action {
             Action::Sip(verb) => {
                 // A verb may come too late: the peer was faster, and the event that says so is on its way.
-                let _ = match verb {
-                    Verb::Ring(call) => self.endpoint.ring(call, now),
-                    Verb::Answer(call, body) => self.endpoint.answer(call, body, now),
-                    Verb::Reject(call, reply) => self.endpoint.reject(call, reply, now),
-                    Verb::HangUp(call, headers) => self.endpoint.hang_up(call, headers, now),
-                    Verb::Reply(request, reply) => self.endpoint.reply(request, reply, now),
-                };
+                let _ = verb.perform(&mut self.endpoint, now);
             }
             Action::Engine { call_id, command, .. } => {
                 // A dead engine answers nothing; the call hears of it through the event stream.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   INVITE ─▶ credential ─▶ Lookup ─▶ principal, assistant, agent ─▶ offer readable? ─▶ Open ─▶ [180] ─▶ agent ready
-//!          ─▶ 200 + Start ─▶ ACK: Connected ⇄ OnHold (re-INVITE: Update, then 200) ─▶ BYE, from whoever ─▶ Close
+//!          ─▶ Start ─▶ 200 ─▶ ACK: Connected ⇄ OnHold (re-INVITE: Update, then 200) ─▶ BYE, from whoever ─▶ Close
 //! ```
 //!
 //! Whatever ends a call goes through [`Call::end`], once: it chooses refusal or BYE, closes the session, and the call
@@ -77,6 +77,9 @@ pub struct Call {
     negotiation: Negotiation,
     session: Session,
     agent_ready: bool,
+    /// Our description for the 200, which waits until the engine listens: the caller's first word may follow the 200 at
+    /// once.
+    answer: Option<String>,
     /// What the last engine said that did not open a session.
     engine_refusal: Option<EngineRefusal>,
     ending: Option<Ending>,
@@ -122,6 +125,7 @@ impl Call {
             negotiation: Negotiation::default(),
             session: Session::default(),
             agent_ready: false,
+            answer: None,
             engine_refusal: None,
             ending: None,
             stats: None,
@@ -295,7 +299,11 @@ impl Call {
             EngineReply::Opened(Err(refusal)) => self.handle_not_opened(refusal, fleet, around),
             EngineReply::Started(result) => {
                 self.session.handle_done();
+                let is_started = result.is_ok();
                 self.handle_done(result, around);
+                if is_started {
+                    self.send_answer(around);
+                }
             }
             EngineReply::Updated(result) => self.handle_updated(result, around),
             EngineReply::Closed(result) => {
@@ -378,7 +386,8 @@ impl Call {
             SessionEvent::AgentConnected => {
                 self.agent_ready = true;
                 // Before the port is known the answer waits for the reply to Open.
-                if self.life.state() == State::Ringing && self.life.is_before_answer() {
+                let is_open = self.life.state() == State::Ringing && self.life.is_before_answer();
+                if is_open && self.answer.is_none() {
                     self.answer(around);
                 }
             }
@@ -445,11 +454,21 @@ impl Call {
                 return self.end(Ending::with_detail(Cause::NoCommonCodec, error.to_string()), around);
             }
         };
-        around.actions.push_back(Action::Sip(Verb::Answer(self.sip, Body::sdp(text))));
+        self.answer = Some(text);
         // After a delayed offer the engine starts when the ACK has brought address and codec.
-        if !self.negotiation.awaits_answer() {
-            self.session.start();
+        match self.negotiation.awaits_answer() {
+            true => self.send_answer(around),
+            false => self.session.start(),
         }
+    }
+
+    /// The 200 leaves.
+    fn send_answer(&mut self, around: &mut Surroundings<'_>) {
+        if self.life.is_ending() {
+            return;
+        }
+        let Some(text) = self.answer.take() else { return };
+        around.actions.push_back(Action::Sip(Verb::Answer(self.sip, Body::sdp(text))));
         self.answered_ms = around.epoch_ms();
         self.life.answer(around.now);
         around.setup = Some(around.now.duration_since(self.born));
@@ -506,9 +525,9 @@ impl Call {
                     None => {
                         (Cause::StoreFailed, refused_by("store", "database", "an answer in time", "none"))
                     }
-                    Some(_) if !is_open => {
-                        let step = refused_by("engine", "OpenSession", "an answer in time", "none");
-                        (Cause::EngineLost, step)
+                    Some(_) if !is_open || self.answer.is_some() => {
+                        let command = if is_open { "StartSession" } else { "OpenSession" };
+                        (Cause::EngineLost, refused_by("engine", command, "an answer in time", "none"))
                     }
                     Some(_) => {
                         (Cause::AgentTimeout, refused_by("agent", "agent", "a connection in time", "none"))

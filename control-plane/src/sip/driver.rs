@@ -86,14 +86,7 @@ impl Driver {
 
     fn perform(&mut self, verb: Verb) {
         let now = Instant::now();
-        let done = match verb {
-            Verb::Ring(call) => self.endpoint.ring(call, now),
-            Verb::Answer(call, body) => self.endpoint.answer(call, body, now),
-            Verb::Reject(call, reply) => self.endpoint.reject(call, reply, now),
-            Verb::HangUp(call, headers) => self.endpoint.hang_up(call, headers, now),
-            Verb::Reply(request, reply) => self.endpoint.reply(request, reply, now),
-        };
-        match done {
+        match verb.perform(&mut self.endpoint, now) {
             Ok(()) => {}
             // The peer was faster; the event that says so is on its way.
             Err(error @ (CallError::Unknown | CallError::State(_))) => {

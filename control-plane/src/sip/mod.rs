@@ -12,9 +12,10 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use tandem_sip::message::{Body, Reply};
-use tandem_sip::{CallHandle, Counters, EndpointConfig, Event, Headers, RequestHandle, Transport};
+use tandem_sip::{CallError, CallHandle, Counters, Endpoint, EndpointConfig, Event, Headers, RequestHandle, Transport};
 use tokio::sync::mpsc;
 
 use crate::config::SipListen;
@@ -41,6 +42,22 @@ pub enum Verb {
     HangUp(CallHandle, Headers),
     /// The answer to a request that is no INVITE.
     Reply(RequestHandle, Reply),
+}
+
+impl Verb {
+    /// Carries it out.
+    ///
+    /// # Errors
+    /// Not possible (any more): the peer may have been faster, and the event that says so is on its way.
+    pub fn perform(self, endpoint: &mut Endpoint, now: Instant) -> Result<(), CallError> {
+        match self {
+            Self::Ring(call) => endpoint.ring(call, now),
+            Self::Answer(call, body) => endpoint.answer(call, body, now),
+            Self::Reject(call, reply) => endpoint.reject(call, reply, now),
+            Self::HangUp(call, headers) => endpoint.hang_up(call, headers, now),
+            Self::Reply(request, reply) => endpoint.reply(request, reply, now),
+        }
+    }
 }
 
 /// A running shell, seen from the rest.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use control_plane::call::action::EngineCommand;
+use control_plane::call::action::{EngineCommand, EngineRefusal, EngineReply};
 use control_plane::call::agent::Agent;
 use control_plane::call::state::State;
 use control_plane::media::SessionEvent;
@@ -21,6 +21,30 @@ fn agent_inside_the_engine_answers_at_once() {
     assert_eq!(bed.state(call_id), "connected");
     let states: Vec<State> = bed.changes.iter().map(|change| change.to).collect();
     assert_eq!(states.last(), Some(&State::Connected));
+}
+
+#[test]
+fn answer_waits_until_the_engine_listens() {
+    let mut bed = Bed::new();
+    bed.starts_are_answered = false;
+    bed.invite(&echo_uri(), Some(&offer("sendrecv", "0")));
+    let call_id = bed.last_call_id();
+    assert_eq!(bed.commands_of(call_id), ["open", "start"]);
+    assert!(bed.heard.is_empty(), "a caller who is answered talks at once: {:?}", bed.heard);
+    bed.pass(Duration::from_millis(3));
+    bed.reply(call_id, EngineReply::Started(Ok(())));
+    assert!(matches!(bed.heard.as_slice(), [Heard::Answered(_)]), "{:?}", bed.heard);
+    assert_eq!(bed.state(call_id), "connected");
+}
+
+#[test]
+fn session_that_cannot_start_is_a_refusal_and_no_answer() {
+    let mut bed = Bed::new();
+    bed.starts_are_answered = false;
+    bed.invite(&echo_uri(), Some(&offer("sendrecv", "0")));
+    let call_id = bed.last_call_id();
+    bed.reply(call_id, EngineReply::Started(Err(EngineRefusal::Gone)));
+    assert!(matches!(bed.heard.as_slice(), [Heard::Refused { status: 500..=599, .. }]), "{:?}", bed.heard);
 }
 
 #[test]
@@ -67,7 +91,7 @@ fn agent_that_is_up_before_the_engine_has_answered_is_not_forgotten() {
     bed.session(call_id, SessionEvent::AgentConnected);
     assert!(bed.heard.is_empty());
     let opened = Box::new(crate::bed::opened(false));
-    bed.reply(call_id, control_plane::call::action::EngineReply::Opened(Ok(opened)));
+    bed.reply(call_id, EngineReply::Opened(Ok(opened)));
     assert!(matches!(bed.heard.as_slice(), [Heard::Answered(_)]), "{:?}", bed.heard);
 }
 

@@ -10,7 +10,6 @@ use control_plane::call::record::CallRecord;
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
 use control_plane::media::{EngineId, Listed, News, SessionEvent};
-use control_plane::sip::Verb;
 use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
 use tandem_api::engine::v1 as engine;
 use tandem_sip::message::{Body, Method};
@@ -52,6 +51,8 @@ pub(crate) struct Bed {
     pub(crate) caller_is_heard: bool,
     /// Engines do not answer Update by themselves when false; the test calls [`Bed::reply`].
     pub(crate) updates_are_answered: bool,
+    /// Engines do not answer Start by themselves when false; the test calls [`Bed::reply`].
+    pub(crate) starts_are_answered: bool,
     /// What engines say to Close.
     pub(crate) closes: Result<(), EngineRefusal>,
     pub(crate) commands: Vec<(EngineId, Uuid, EngineCommand)>,
@@ -106,6 +107,7 @@ impl Bed {
             store_answers: true,
             caller_is_heard: true,
             updates_are_answered: true,
+            starts_are_answered: true,
             closes: Ok(()),
             commands: Vec::new(),
             strays: Vec::new(),
@@ -281,13 +283,7 @@ impl Bed {
             Action::Sip(verb) => {
                 let now = self.now;
                 // A verb that comes too late is what the driver ignores too.
-                let _ = match verb {
-                    Verb::Ring(call) => self.ours.ring(call, now),
-                    Verb::Answer(call, body) => self.ours.answer(call, body, now),
-                    Verb::Reject(call, reply) => self.ours.reject(call, reply, now),
-                    Verb::HangUp(call, headers) => self.ours.hang_up(call, headers, now),
-                    Verb::Reply(request, reply) => self.ours.reply(request, reply, now),
-                };
+                let _ = verb.perform(&mut self.ours, now);
             }
             Action::Engine { engine, call_id, command } => {
                 self.commands.push((engine, call_id, command.clone()));
@@ -325,6 +321,7 @@ impl Bed {
                 Opens::Ready => EngineReply::Opened(Ok(Box::new(opened(true)))),
                 Opens::Waiting => EngineReply::Opened(Ok(Box::new(opened(false)))),
             },
+            EngineCommand::Start if !self.starts_are_answered => return None,
             EngineCommand::Start => EngineReply::Started(Ok(())),
             EngineCommand::Update(_) if !self.updates_are_answered => return None,
             EngineCommand::Update(_) => EngineReply::Updated(self.updates.clone()),

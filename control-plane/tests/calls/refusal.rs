@@ -192,6 +192,13 @@ fn ring_timer_names_whom_the_call_waited_for() {
     assert_eq!(bed.refusals[0].step.rule, "engine");
 
     let mut bed = Bed::with(limits, 1);
+    bed.starts_are_answered = false;
+    bed.invite(&echo_uri(), Some(&offer("sendrecv", "0")));
+    bed.pass(Duration::from_secs(2));
+    assert_eq!(ending(&bed).0, "engine_lost");
+    assert_eq!(bed.refusals[0].step.field, "StartSession");
+
+    let mut bed = Bed::with(limits, 1);
     bed.store_answers = false;
     bed.invite(&echo_uri(), Some(&offer("sendrecv", "0")));
     bed.pass(Duration::from_secs(2));
