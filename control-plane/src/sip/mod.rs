@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tandem_sip::message::{Body, Reply};
-use tandem_sip::{CallError, CallHandle, Counters, Endpoint, EndpointConfig, Event, Headers, RequestHandle, Transport};
+use tandem_sip::{
+    CallError, CallHandle, Counters, Endpoint, EndpointConfig, Event, Headers, RequestHandle, Transport,
+};
 use tokio::sync::mpsc;
 
 use crate::config::SipListen;
