@@ -9,6 +9,9 @@ use tandem_api::engine::v1 as engine;
 /// The agent of an assistant.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Agent {
+    /// Nobody, and no media: the call is answered by signaling alone, with an inactive stream and no engine. For measuring
+    /// call set-up, and for checking a trunk.
+    None,
     /// What the caller says comes back.
     Echo,
     /// A steady tone; 0 means 440 Hz.
@@ -123,6 +126,7 @@ impl Agent {
     /// Reads the columns `agent_kind` and `agent_options`.
     pub fn from_stored(kind: &str, stored: &str) -> Result<Self, AgentError> {
         match kind {
+            "none" => Ok(Self::None),
             "echo" => Ok(Self::Echo),
             "talker" => Ok(Self::Talker),
             "tone" => {
@@ -149,6 +153,7 @@ impl Agent {
     /// The word for logs and decision traces.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::None => "none",
             Self::Echo => "echo",
             Self::Tone { .. } => "tone",
             Self::File { .. } => "file",
@@ -157,10 +162,16 @@ impl Agent {
         }
     }
 
+    /// Whether a call to it has a media session.
+    pub fn has_media(&self) -> bool {
+        !matches!(self, Self::None)
+    }
+
     /// As the engine is told. The built-in voice agent is a `pcm` agent at `talker_url`.
     pub fn to_engine(&self, talker_url: &str, connect_timeout_ms: u32) -> engine::Agent {
         use engine::agent::Target;
         let target = match self {
+            Self::None => return engine::Agent::default(),
             Self::Echo => Target::Echo(engine::EchoAgent {}),
             Self::Tone { frequency_hz } => Target::Tone(engine::ToneAgent { frequency_hz: *frequency_hz }),
             Self::File { path, repeat } => {

@@ -9,7 +9,6 @@
 //! Whatever ends a call goes through [`Call::end`], once: it chooses refusal or BYE, closes the session, and the call
 //! is over when both sides have said so or the grace is over.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +17,7 @@ use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::v1 as api;
 use tandem_sdp::SessionDescription;
 use tandem_sip::message::Body;
-use tandem_sip::{CallHandle, EndReason, Request};
+use tandem_sip::{CallHandle, EndReason, Flow, Request};
 use uuid::Uuid;
 
 use super::action::{Action, Change, EngineRefusal, EngineReply, Refusal};
@@ -64,7 +63,7 @@ pub struct Call {
     sip_is_over: bool,
     /// A change of the session that waits for the engine, and for our response.
     change: Option<PendingChange>,
-    source: SocketAddr,
+    flow: Flow,
     from: String,
     to: String,
     assistant_id: Arc<str>,
@@ -97,7 +96,7 @@ impl Call {
         id: Uuid,
         sip: CallHandle,
         request: &Request,
-        source: SocketAddr,
+        flow: Flow,
         credential: &Credential,
         trace: Trace,
         around: &Surroundings<'_>,
@@ -113,7 +112,7 @@ impl Call {
             sip,
             sip_is_over: false,
             change: None,
-            source,
+            flow,
             from: request.head.from().uri.redacted().to_string(),
             to: request.uri.without_password().as_str().to_owned(),
             assistant_id: credential.assistant_id.clone(),
@@ -195,7 +194,21 @@ impl Call {
             return self.end(ending, around);
         }
         self.remember(around);
-        self.open(fleet, around);
+        match self.has_media() {
+            true => self.open(fleet, around),
+            false => self.answer_without_media(around),
+        }
+    }
+
+    fn has_media(&self) -> bool {
+        self.agent.as_ref().is_some_and(Agent::has_media)
+    }
+
+    fn answer_without_media(&mut self, around: &mut Surroundings<'_>) {
+        let session_id = around.random() >> 2;
+        self.negotiation.open_inactive(self.flow.local.ip(), session_id);
+        self.life.ring();
+        self.answer(around);
     }
 
     fn admit(&mut self, credential: &Credential, found: &Found) -> Result<Agent, Ending> {
@@ -456,7 +469,7 @@ impl Call {
         };
         self.answer = Some(text);
         // After a delayed offer the engine starts when the ACK has brought address and codec.
-        match self.negotiation.awaits_answer() {
+        match self.negotiation.awaits_answer() || !self.has_media() {
             true => self.send_answer(around),
             false => self.session.start(),
         }
@@ -481,6 +494,7 @@ impl Call {
         }
         if self.negotiation.awaits_answer() {
             match self.negotiation.accept(ack.sdp()) {
+                Ok(_) if !self.has_media() => {}
                 Ok(negotiated) => {
                     self.session.update(rtp_parameters(&negotiated));
                     if self.life.state() == State::Ringing {
@@ -493,7 +507,12 @@ impl Call {
             }
         }
         self.life.acknowledge();
-        self.life.hold(self.negotiation.is_held());
+        self.life.hold(self.is_held());
+    }
+
+    /// The caller holds us. A call without media is inactive from the start and never held.
+    fn is_held(&self) -> bool {
+        self.has_media() && self.negotiation.is_held()
     }
 
     // --- the end ---
@@ -574,7 +593,7 @@ impl Call {
                 around.actions.push_back(Action::Refused(Box::new(Refusal {
                     call_id: self.id,
                     tenant_id: self.tenant_id.clone(),
-                    source: self.source,
+                    source: self.flow.remote,
                     step,
                     ending: ending.clone(),
                 })));

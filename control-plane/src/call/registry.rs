@@ -235,7 +235,7 @@ impl Calls {
         };
         let Self { actions, strays, settings, rng, .. } = self;
         let around = Surroundings { actions, strays, settings, now, setup: None, wall: self.wall, rng };
-        let call = Call::new(call_id, sip, request, flow.remote, &credential, trace, &around);
+        let call = Call::new(call_id, sip, request, flow, &credential, trace, &around);
         around.actions.push_back(Action::Lookup { call_id, credential });
         self.by_sip.insert(sip, call_id);
         self.calls.insert(call_id, call);
