@@ -17,9 +17,13 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
+pub mod bucket;
 pub mod credential;
 pub mod file;
+pub mod glance;
+pub mod guard;
 pub mod inbound;
+pub mod lru;
 pub mod outbound;
 pub mod policy;
 
@@ -137,7 +141,7 @@ impl Trunks {
     pub fn find_by_source<'a>(
         &'a self,
         ip: IpAddr,
-        certificate: &'a [String],
+        certificate: &'a [Box<str>],
     ) -> impl Iterator<Item = &'a Arc<Trunk>> {
         self.0.trunks.iter().filter(move |trunk| trunk.inbound.admits(ip, certificate))
     }
