@@ -20,6 +20,7 @@ use tokio::time::timeout_at;
 
 use crate::call::driver::{Driver, LiveCalls, Means, Sources};
 use crate::call::ending::{Cause, Ending};
+use crate::call::gate::Gate;
 use crate::call::registry::{Calls, Settings};
 use crate::config::Config;
 use crate::http;
@@ -27,8 +28,10 @@ use crate::media::EngineId;
 use crate::media::client::{AddressError, EngineClient};
 use crate::metrics::Metrics;
 use crate::sip;
+use crate::sip::guard::SharedGuard;
 use crate::store::accounts::Accounts;
 use crate::store::contexts::EmbeddedContexts;
+use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::store::{self, StoreError, calls, demo};
 
@@ -109,7 +112,8 @@ impl App {
             in_dialog_methods: vec![Method::Update],
             ..EndpointConfig::default()
         };
-        let sip = sip::start(&config.sip_listen, endpoint).await?;
+        let guard = SharedGuard::new(config.guard.clone(), config.trunks.clone());
+        let sip = sip::start(&config.sip_listen, endpoint, guard.clone()).await?;
 
         let (news_out, news) = mpsc::channel(NEWS_MAX);
         let controller_id = uuid::Uuid::new_v4().to_string();
@@ -127,6 +131,7 @@ impl App {
             engines: config.engines.clone(),
             seed: rand::random(),
         };
+        let refusals = Refusals::default();
         let means = Means {
             verbs: sip.verbs,
             engines,
@@ -134,8 +139,11 @@ impl App {
             writer: writer.clone(),
             contexts: Arc::new(EmbeddedContexts::default()),
             metrics: metrics.clone(),
+            guard: guard.clone(),
+            refusals: refusals.clone(),
         };
-        let calls = Calls::new(settings, Instant::now(), store::epoch_ms());
+        let gate = Gate::new(config.trunks.clone(), &config.sip_realm, &rand::random(), config.tenant_limits);
+        let calls = Calls::new(settings, Instant::now(), store::epoch_ms()).with_gate(gate);
         let (driver, live) = Driver::new(calls, means, Sources { events: sip.events, news });
 
         let shared = http::Shared {
@@ -144,6 +152,8 @@ impl App {
             writer: writer.clone(),
             live: live.clone(),
             metrics,
+            guard,
+            refusals,
             sip: sip.counters.clone(),
             service_token: config.service_token.map(|token: SecretString| Arc::new(token)),
             dial: dial_lines(&sip.listeners, config.demo),

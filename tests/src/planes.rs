@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use control_plane::call::action::{Action, EngineCommand, EngineRefusal, EngineReply, Refusal};
+use control_plane::call::admission::{Credential, Proof};
 use control_plane::call::agent::{Agent, Dialect};
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
@@ -204,14 +205,14 @@ impl Planes {
                 }
             }
             Action::Lookup { call_id, credential } => {
-                let found = find(credential.key, &credential.assistant_id);
+                let found = find(&credential);
                 self.calls.handle_found(call_id, &credential, Ok(found), now);
             }
             Action::Record(record) => {
                 self.records.insert(record.call.call_id.clone(), record.call);
             }
             Action::Refused(refusal) => self.refusals.push(*refusal),
-            Action::Remember(_) | Action::Forget(_) | Action::Changed(_) => {}
+            Action::Remember(_) | Action::Forget(_) | Action::Changed(_) | Action::Admitted(..) => {}
         }
     }
 
@@ -284,11 +285,11 @@ impl Planes {
 }
 
 /// What the database of a demo holds.
-fn find(key: KeyHash, assistant: &str) -> Found {
-    if key != KeyHash::of("demo-key") {
+fn find(credential: &Credential) -> Found {
+    if !matches!(credential.proof, Proof::Key(key) if key == KeyHash::of("demo-key")) {
         return Found::default();
     }
-    let agent = match assistant {
+    let agent = match &*credential.assistant_id {
         "echo" => Some(Agent::Echo),
         "tone" => Some(Agent::Tone { frequency_hz: 440.0 }),
         "pcm" => Some(Agent::WebSocket {
@@ -301,6 +302,7 @@ fn find(key: KeyHash, assistant: &str) -> Found {
     };
     Found {
         principal: Some(Principal { tenant_id: "demo".into(), key_id: "demo".into() }),
-        assistant: agent.map(|agent| Assistant { assistant_id: assistant.into(), agent: Ok(agent) }),
+        assistant: agent
+            .map(|agent| Assistant { assistant_id: credential.assistant_id.clone(), agent: Ok(agent) }),
     }
 }

@@ -19,11 +19,13 @@ use super::admission::Credential;
 use super::registry::Calls;
 use crate::media::client::EngineClient;
 use crate::media::{EngineId, News};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, TrunkCall};
+use crate::sip::guard::SharedGuard;
 use crate::sip::{SipEvent, Verb};
 use crate::store;
 use crate::store::accounts::{Accounts, Found};
 use crate::store::contexts::{ContextStore, EmbeddedContexts};
+use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 
 /// Replies and answers that wait for the core. Each live call has one at most under way; full: their tasks wait.
@@ -49,6 +51,10 @@ pub struct Means {
     pub contexts: Arc<EmbeddedContexts>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What is known of sources.
+    pub guard: SharedGuard,
+    /// Refusals without a record.
+    pub refusals: Refusals,
 }
 
 /// What comes in besides requests.
@@ -161,9 +167,9 @@ impl Driver {
                     None => return,
                 },
                 event = self.sources.events.recv() => match event {
-                    Some(SipEvent::Endpoint { event, .. }) => {
+                    Some(SipEvent::Endpoint { event, peer }) => {
                         self.calls.handle_store(self.means.writer.is_behind());
-                        self.calls.handle_sip(event, Instant::now());
+                        self.calls.handle_sip_from(event, peer.as_deref(), Instant::now());
                     }
                     // We place no calls and send no requests of our own.
                     Some(_) => {}
@@ -250,13 +256,13 @@ impl Driver {
                 });
             }
             Action::Lookup { call_id, credential } => {
-                let cached = self.means.accounts.find_cached(credential.key, &credential.assistant_id);
+                let cached = self.means.accounts.look_up_cached(&credential);
                 if let Some(found) = cached {
                     return self.calls.handle_found(call_id, &credential, Ok(found), Instant::now());
                 }
                 let (accounts, replies) = (self.means.accounts.clone(), self.replies_in.clone());
                 tokio::spawn(async move {
-                    let found = accounts.find(credential.key, &credential.assistant_id).await;
+                    let found = accounts.look_up(&credential).await;
                     let found = found.map_err(|error| error.to_string());
                     drop(replies.send(Reply::Found(call_id, credential, found)).await);
                 });
@@ -272,18 +278,31 @@ impl Driver {
                 }
             }
             Action::Record(record) => self.means.writer.put(*record),
-            Action::Refused(refusal) => self.report_refusal(&refusal),
+            Action::Refused(refusal) => self.report_refusal(*refusal),
+            Action::Admitted(source, trunk) => {
+                self.means.guard.admitted(source.ip(), Instant::now());
+                if let Some(trunk) = trunk {
+                    self.means.metrics.count_trunk(&trunk, TrunkCall::Accepted);
+                }
+            }
             Action::Changed(change) => self.report_change(&change),
         }
     }
 
     /// The one line of a refused call.
-    fn report_refusal(&self, refusal: &Refusal) {
-        let Refusal { call_id, tenant_id, source, step, ending } = refusal;
+    fn report_refusal(&self, refusal: Refusal) {
+        let Refusal { call_id, tenant_id, trunk, source, step, ending, .. } = &refusal;
         let row = ending.cause.row();
+        if let Some(failure) = ending.cause.failure() {
+            self.means.guard.refused(source.ip(), failure, Instant::now());
+        }
+        if let Some(trunk) = trunk.as_ref().filter(|_| !refusal.was_admitted()) {
+            self.means.metrics.count_trunk(trunk, TrunkCall::Refused);
+        }
         tracing::warn!(
             %call_id,
             tenant_id = tenant_id.as_deref().unwrap_or_default(),
+            trunk = trunk.as_deref().unwrap_or_default(),
             %source,
             step = %step.step,
             rule = %step.rule,
@@ -294,7 +313,10 @@ impl Driver {
             reason = row.word,
             "call refused"
         );
-        self.means.metrics.count_refusal(row.word);
+        self.means.metrics.count_refusal(row.word, &step.rule);
+        if !refusal.is_recorded {
+            self.means.refusals.put(refusal, store::epoch_ms());
+        }
     }
 
     fn report_change(&self, change: &Change) {

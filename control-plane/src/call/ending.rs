@@ -6,11 +6,16 @@
 use tandem_api::v1 as api;
 use tandem_sip::message::{Reply, reason_phrase};
 use tandem_sip::{HeaderName, Headers};
+use uuid::Uuid;
 
 use super::admission::ended_by;
+use crate::trunk::guard::Failure;
 
 /// Seconds in the Retry-After of our 503: calls end in tens of seconds, engines come back in a few.
 const RETRY_AFTER_S: u32 = 5;
+
+/// In a refusal: the id that its decision trace is kept under.
+pub const CALL_ID_HEADER: &str = "X-Tandem-Call-ID";
 
 /// Whose doing it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +68,15 @@ macro_rules! causes {
             /// Every cause.
             pub const ALL: &[Cause] = &[$(Cause::$variant,)*];
 
+            /// What the cause says of the caller's source: a stranger, or one that guesses.
+            pub const fn failure(self) -> Option<Failure> {
+                match self {
+                    Self::MissingKey => Some(Failure::Unknown),
+                    Self::WrongKey | Self::WrongPassword => Some(Failure::Wrong),
+                    _ => None,
+                }
+            }
+
             /// Its line of the table.
             pub const fn row(self) -> Row {
                 match self {
@@ -90,6 +104,8 @@ causes! {
     // --- admission ---
     MissingKey       = Caller, "missing_key",          403, 21, false, "the URI carries no API key";
     WrongKey         = Caller, "wrong_key",            403, 21, false, "nobody has this API key";
+    WrongPassword    = Caller, "wrong_password",       403, 21, false, "the phone's password was wrong too often";
+    UnknownNumber    = Caller, "unknown_number",       404,  1, false, "the trunk has no route for the dialled number";
     UnknownAssistant = Caller, "unknown_assistant",    404,  1, false, "the tenant has no such assistant";
     BrokenAssistant  = Us,     "assistant_misconfigured", 500, 41, false, "the assistant's agent is not readable";
     UnreadableOffer  = Caller, "unreadable_offer",     400, 95, false, "the session description is not readable";
@@ -97,6 +113,9 @@ causes! {
     MediaUnreachable = Caller, "media_unreachable",    488, 88, false, "no media engine can send to the address in the offer";
     // --- capacity ---
     TooManyCalls     = Us,     "too_many_calls",       503, 42, true,  "as many calls as allowed are live";
+    TrunkFull        = Us,     "trunk_full",           503, 42, true,  "the trunk offers more calls than it may";
+    TrunkBusy        = Us,     "trunk_busy",           486, 17, true,  "the trunk offers more calls than it may, and is told so by 486";
+    TenantFull       = Us,     "tenant_full",          503, 42, true,  "the tenant has as many calls as it may";
     StoreBehind      = Us,     "store_behind",         503, 42, true,  "the database does not keep up with the records of calls";
     StoreFailed      = Us,     "store_failed",         503, 41, true,  "the database does not answer";
     Draining         = Us,     "draining",             503, 41, true,  "this node is going down and takes no new calls";
@@ -166,6 +185,12 @@ impl Ending {
         if status == 503 { reply.retry_after_s(RETRY_AFTER_S) } else { reply }
     }
 
+    /// The same, with the id by which `tandem call explain` finds the reasons.
+    pub fn to_reply_of(&self, call_id: Uuid) -> Reply {
+        let reply = self.to_reply();
+        reply.clone().header(CALL_ID_HEADER, &call_id.to_string()).unwrap_or(reply)
+    }
+
     /// The headers of our BYE.
     pub fn to_headers(&self) -> Headers {
         let mut headers = Headers::new();
@@ -220,10 +245,18 @@ mod tests {
     }
 
     #[test]
-    fn never_401_since_there_is_no_digest_challenge() {
+    fn challenge_is_no_refusal_and_a_wrong_credential_is_403() {
         assert!(Cause::ALL.iter().all(|cause| cause.row().sip_status != 401));
+        assert_eq!(Cause::WrongPassword.row().sip_status, 403);
         assert_eq!(Cause::WrongKey.row().sip_status, 403);
         assert_eq!(Cause::MissingKey.row().sip_status, 403);
+    }
+
+    #[test]
+    fn refusal_names_the_call_by_which_its_reasons_are_found() {
+        let reply = Ending::new(Cause::WrongKey).to_reply_of(Uuid::from_u128(7));
+        let named = reply.headers().iter().find(|(name, _)| *name == CALL_ID_HEADER).map(|(_, value)| value);
+        assert_eq!(named, Some(&b"00000000-0000-0000-0000-000000000007"[..]));
     }
 
     #[test]

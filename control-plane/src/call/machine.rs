@@ -64,6 +64,7 @@ pub struct Call {
     /// A change of the session that waits for the engine, and for our response.
     change: Option<PendingChange>,
     flow: Flow,
+    trunk: Option<Arc<str>>,
     from: String,
     to: String,
     assistant_id: Arc<str>,
@@ -113,6 +114,7 @@ impl Call {
             sip_is_over: false,
             change: None,
             flow,
+            trunk: credential.trunk().map(|trunk| trunk.name.clone()),
             from: request.head.from().uri.redacted().to_string(),
             to: request.uri.without_password().as_str().to_owned(),
             assistant_id: credential.assistant_id.clone(),
@@ -186,8 +188,11 @@ impl Call {
                 return self.end(Ending::with_detail(Cause::StoreFailed, error), around);
             }
         };
-        match self.admit(credential, &found) {
-            Ok(agent) => self.agent = Some(agent),
+        match self.admit(credential, &found, around) {
+            Ok(agent) => {
+                self.agent = Some(agent);
+                around.actions.push_back(Action::Admitted(self.flow.remote, self.trunk.clone()));
+            }
             Err(ending) => return self.end(ending, around),
         }
         if let Err(ending) = self.check_offer() {
@@ -211,8 +216,14 @@ impl Call {
         self.answer(around);
     }
 
-    fn admit(&mut self, credential: &Credential, found: &Found) -> Result<Agent, Ending> {
-        let principal = admission::principal(found, &mut self.trace)?;
+    fn admit(
+        &mut self,
+        credential: &Credential,
+        found: &Found,
+        around: &mut Surroundings<'_>,
+    ) -> Result<Agent, Ending> {
+        let principal = admission::principal(credential, found, &mut self.trace)?;
+        around.gate.check_tenant(self.id, &principal.tenant_id, around.now, &mut self.trace)?;
         self.tenant_id = Some(principal.tenant_id);
         let stored = admission::assistant(credential, found, &mut self.trace)?;
         admission::agent(stored, &mut self.trace)
@@ -524,7 +535,9 @@ impl Call {
             EndReason::RemoteBye { .. } => Cause::CallerHangup,
             EndReason::Cancelled { .. } => Cause::CallerCancelled,
             EndReason::NoAck => Cause::NoAck,
-            EndReason::DialogLost { .. } | EndReason::SessionExpired | EndReason::NoPrack => Cause::DialogLost,
+            EndReason::DialogLost { .. } | EndReason::SessionExpired | EndReason::NoPrack => {
+                Cause::DialogLost
+            }
             EndReason::Replaced { .. } => Cause::CallerHangup,
             // The echo of what we did ourselves; as a surprise it is the dialog that is lost.
             EndReason::Rejected { .. }
@@ -579,7 +592,7 @@ impl Call {
         }
         if !self.sip_is_over {
             let verb = if self.life.is_before_answer() {
-                Verb::Reject(self.sip, ending.to_reply())
+                Verb::Reject(self.sip, ending.to_reply_of(self.id))
             } else {
                 Verb::HangUp(self.sip, ending.to_headers())
             };
@@ -593,8 +606,13 @@ impl Call {
                 around.actions.push_back(Action::Refused(Box::new(Refusal {
                     call_id: self.id,
                     tenant_id: self.tenant_id.clone(),
+                    trunk: self.trunk.clone(),
                     source: self.flow.remote,
+                    from: self.from.clone(),
+                    to: self.to.clone(),
                     step,
+                    trace: self.trace.clone(),
+                    is_recorded: self.tenant_id.is_some(),
                     ending: ending.clone(),
                 })));
             }

@@ -19,6 +19,7 @@ pub mod admission;
 pub mod agent;
 pub mod driver;
 pub mod ending;
+pub mod gate;
 pub mod machine;
 pub mod negotiation;
 pub mod record;

@@ -23,15 +23,16 @@ use tandem_sip::{CallHandle, Event, Flow, Request};
 use uuid::Uuid;
 
 use super::action::{Action, EngineRefusal, EngineReply, Refusal};
-use super::admission::{self, Credential, Trace, refused_by};
+use super::admission::{self, Credential, Trace, Turned, refused_by};
 use super::ending::{Cause, Ending};
+use super::gate::{Gate, Owner};
 use super::machine::{Call, Loss};
 use super::record::CallRecord;
 use super::state::State;
 use super::strays::Strays;
 use crate::config::Limits;
 use crate::media::{EngineId, Fleet, Listed, News};
-use crate::sip::Verb;
+use crate::sip::{TlsPeer, Verb};
 use crate::store::accounts::Found;
 
 /// What the core must know.
@@ -60,6 +61,8 @@ pub struct Surroundings<'a> {
     pub now: Instant,
     /// INVITE to 200 of this call, when it has just been answered.
     pub setup: Option<Duration>,
+    /// What trunks and tenants use.
+    pub gate: &'a mut Gate,
     wall: Wall,
     rng: &'a mut StdRng,
 }
@@ -106,6 +109,7 @@ pub struct Calls {
     rng: StdRng,
     /// Milliseconds and count of the last call id.
     last_id: (u64, u16),
+    gate: Gate,
     draining: bool,
     store_behind: bool,
 }
@@ -124,10 +128,17 @@ impl Calls {
             wall: Wall { instant: now, epoch_ms },
             rng: StdRng::seed_from_u64(settings.seed),
             last_id: (0, 0),
+            gate: Gate::without_trunks(settings.seed),
             draining: false,
             store_behind: false,
             settings,
         }
+    }
+
+    /// With these trunks, phones and limits.
+    pub fn with_gate(mut self, gate: Gate) -> Self {
+        self.gate = gate;
+        self
     }
 
     // --- getters ---
@@ -185,8 +196,15 @@ impl Calls {
 
     /// What the SIP endpoint says.
     pub fn handle_sip(&mut self, event: Event, now: Instant) {
+        self.handle_sip_from(event, None, now);
+    }
+
+    /// The same, with the certificate by which the peer has proved who it is.
+    pub fn handle_sip_from(&mut self, event: Event, peer: Option<&TlsPeer>, now: Instant) {
         match event {
-            Event::IncomingInvite { call, request, flow, .. } => self.handle_invite(call, &request, flow, now),
+            Event::IncomingInvite { call, request, flow, .. } => {
+                self.handle_invite(call, &request, flow, peer, now);
+            }
             Event::Acknowledged { call, ack } => {
                 self.on_sip(call, now, |call, around| call.handle_acknowledged(&ack, around));
             }
@@ -224,17 +242,34 @@ impl Calls {
         }
     }
 
-    fn handle_invite(&mut self, sip: CallHandle, request: &Request, flow: Flow, now: Instant) {
+    fn handle_invite(
+        &mut self,
+        sip: CallHandle,
+        request: &Request,
+        flow: Flow,
+        peer: Option<&TlsPeer>,
+        now: Instant,
+    ) {
         let call_id = self.new_call_id(now);
         let mut trace = Trace::new();
-        let capacity = self.check_capacity(&mut trace);
-        let credential = capacity.and_then(|()| admission::credential(&request.uri, &mut trace));
+        let certificate = peer.map(|peer| peer.names.as_slice()).unwrap_or_default();
+        let invite = admission::Invite { request, source: flow.remote, certificate, now };
+        let credential = match self.check_capacity(&mut trace) {
+            Ok(()) => admission::credential(&invite, &mut self.gate, &mut trace),
+            Err(ending) => Err(ending.into()),
+        };
         let credential = match credential {
             Ok(credential) => credential,
-            Err(ending) => return self.refuse(sip, call_id, flow, trace, ending),
+            Err(Turned::Challenged(reply)) => {
+                return self.actions.push_back(Action::Sip(Verb::Reject(sip, reply)));
+            }
+            Err(Turned::Refused(ending, owner)) => {
+                return self.refuse(sip, call_id, &invite, trace, ending, owner);
+            }
         };
-        let Self { actions, strays, settings, rng, .. } = self;
-        let around = Surroundings { actions, strays, settings, now, setup: None, wall: self.wall, rng };
+        self.gate.begin(call_id, credential.trunk());
+        let Self { actions, strays, settings, rng, gate, .. } = self;
+        let around = Surroundings { actions, strays, settings, now, setup: None, gate, wall: self.wall, rng };
         let call = Call::new(call_id, sip, request, flow, &credential, trace, &around);
         around.actions.push_back(Action::Lookup { call_id, credential });
         self.by_sip.insert(sip, call_id);
@@ -262,10 +297,28 @@ impl Calls {
     }
 
     /// Refuses an INVITE that never becomes a call of ours: no record, one log line.
-    fn refuse(&mut self, sip: CallHandle, call_id: Uuid, flow: Flow, trace: Trace, ending: Ending) {
-        self.actions.push_back(Action::Sip(Verb::Reject(sip, ending.to_reply())));
-        let Some(step) = trace.into_iter().next_back() else { return };
-        let refusal = Refusal { call_id, tenant_id: None, source: flow.remote, step, ending };
+    fn refuse(
+        &mut self,
+        sip: CallHandle,
+        call_id: Uuid,
+        invite: &admission::Invite<'_>,
+        trace: Trace,
+        ending: Ending,
+        owner: Owner,
+    ) {
+        self.actions.push_back(Action::Sip(Verb::Reject(sip, ending.to_reply_of(call_id))));
+        let refusal = Refusal {
+            call_id,
+            tenant_id: owner.tenant,
+            trunk: owner.trunk,
+            source: invite.source,
+            from: admission::shown(&invite.request.head.from().uri.redacted().to_string()),
+            to: admission::shown(invite.request.uri.without_password().as_str()),
+            step: trace.last().cloned().unwrap_or_default(),
+            trace,
+            is_recorded: false,
+            ending,
+        };
         self.actions.push_back(Action::Refused(Box::new(refusal)));
     }
 
@@ -427,9 +480,10 @@ impl Calls {
         now: Instant,
         handle: impl FnOnce(&mut Call, &mut Fleet, &mut Surroundings<'_>),
     ) {
-        let Self { calls, fleet, actions, strays, settings, rng, .. } = self;
+        let Self { calls, fleet, actions, strays, settings, rng, gate, .. } = self;
         let Some(call) = calls.get_mut(&call_id) else { return };
-        let mut around = Surroundings { actions, strays, settings, now, setup: None, wall: self.wall, rng };
+        let mut around =
+            Surroundings { actions, strays, settings, now, setup: None, gate, wall: self.wall, rng };
         handle(call, fleet, &mut around);
         let is_over = call.settle(&mut around);
         let deadline = if is_over { None } else { call.poll_timeout() };
@@ -446,6 +500,7 @@ impl Calls {
         }
         if is_over && let Some(call) = self.calls.remove(&call_id) {
             self.by_sip.remove(&call.sip());
+            self.gate.over(call_id);
         }
     }
 

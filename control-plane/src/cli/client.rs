@@ -4,8 +4,10 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use tandem_api::v1::call_service_client::CallServiceClient;
 use tandem_api::v1::conversation_service_client::ConversationServiceClient;
+use tandem_api::v1::refusal_service_client::RefusalServiceClient;
 use tandem_api::v1::{
-    Call, Conversation, GetCallRequest, GetConversationRequest, HangUpCallRequest, ListCallsRequest,
+    Call, Conversation, DecisionStep, Ending, GetCallRequest, GetConversationRequest, GetRefusalRequest,
+    HangUpCallRequest, ListCallsRequest, ListRefusalsRequest, RefusedCall,
 };
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
@@ -32,10 +34,12 @@ Examples:
   tandem call list --live
   tandem call show 01938a2e-7c5b-7d6e-9f00-1234567890ab --json
   tandem call explain 01938a2e-7c5b-7d6e-9f00-1234567890ab
+  tandem call refused
   tandem call hangup 01938a2e-7c5b-7d6e-9f00-1234567890ab
 
 The API key is read from TANDEM_API_KEY (or api_key in tandem.toml), so that it stands in no process list.
-With `tandem up --demo` it is demo-key.")]
+With `tandem up --demo` it is demo-key. Refused calls that are nobody's are shown to the operator: the service
+token is read from TANDEM_SERVICE_TOKEN or the state folder; without one it is enough to be on the same machine.")]
 pub struct CallArgs {
     #[command(flatten)]
     service: ServiceArgs,
@@ -61,8 +65,14 @@ enum CallVerb {
     },
     /// Why a call was refused or ended: each rule that was asked, and what it said
     Explain {
-        /// As `call list` prints it
+        /// As `call list` and `call refused` print it, X-Tandem-Call-ID in the response, or call_id in the log
         call_id: String,
+    },
+    /// The latest calls that were refused before they were anybody's
+    Refused {
+        /// How many at most
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: u32,
     },
     /// Ends a live call with a BYE
     Hangup {
@@ -114,7 +124,9 @@ pub enum ClientError {
     #[error("the service refuses the API key: {0}")]
     Unauthenticated(String),
     /// No such call, or another tenant's.
-    #[error("{0}; `tandem call list` shows the calls there are")]
+    #[error(
+        "{0}; `tandem call list` shows the calls there are, `tandem call refused` those that were turned away"
+    )]
     NotFound(String),
     /// Anything else the service said.
     #[error("the service answers {code:?}: {message}")]
@@ -126,28 +138,59 @@ pub enum ClientError {
     },
 }
 
-/// A connection and the key that goes with each request.
+/// A connection, and what goes with each request.
 struct Service {
     channel: Channel,
-    key: AsciiMetadataValue,
+    /// The tenant's key.
+    key: Option<AsciiMetadataValue>,
+    /// The operator's token.
+    token: Option<AsciiMetadataValue>,
     url: String,
+}
+
+/// The service token of these settings, or the one that `tandem up` has made in the state folder.
+fn service_token(layers: &Layers) -> Option<String> {
+    let given = layers.text("service_token").map(str::to_owned);
+    given.or_else(|| {
+        let folder = std::path::Path::new(layers.text("state_dir")?);
+        let text = std::fs::read_to_string(folder.join("service-token")).ok()?;
+        Some(text.trim().to_owned()).filter(|token| !token.is_empty())
+    })
+}
+
+fn header_value(text: &str) -> Result<AsciiMetadataValue, ClientError> {
+    let mut value = AsciiMetadataValue::try_from(text).map_err(|_| ClientError::MalformedKey)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 impl Service {
     async fn connect(args: &ServiceArgs, layers: &Layers) -> Result<Self, ClientError> {
-        let key = layers.text("api_key").ok_or(ClientError::NoKey)?;
-        let mut key = AsciiMetadataValue::try_from(key).map_err(|_| ClientError::MalformedKey)?;
-        key.set_sensitive(true);
+        let key = layers.text("api_key").map(header_value).transpose()?;
+        let token = service_token(layers).as_deref().map(header_value).transpose()?;
         let url = args.url.clone().unwrap_or_else(|| super::service_url(layers));
         let unreachable = || ClientError::Unreachable { url: url.clone() };
         let endpoint = Channel::from_shared(url.clone()).map_err(|_| unreachable())?;
         let channel = endpoint.connect().await.map_err(|_| unreachable())?;
-        Ok(Self { channel, key, url })
+        Ok(Self { channel, key, token, url })
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    /// A request in the tenant's name.
+    fn request<T>(&self, message: T) -> Result<Request<T>, ClientError> {
         let mut request = Request::new(message);
-        request.metadata_mut().insert("x-api-key", self.key.clone());
+        request.metadata_mut().insert("x-api-key", self.key.clone().ok_or(ClientError::NoKey)?);
+        Ok(request)
+    }
+
+    /// A request of the operator, or of the tenant if the service knows no better.
+    fn operator_request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("x-tandem-service-token", token.clone());
+        }
+        if let Some(key) = &self.key {
+            request.metadata_mut().insert("x-api-key", key.clone());
+        }
         request
     }
 
@@ -164,8 +207,45 @@ impl Service {
 
     async fn call(&self, call_id: String) -> Result<Call, ClientError> {
         let mut client = CallServiceClient::new(self.channel.clone());
-        let answer = client.get_call(self.request(GetCallRequest { call_id })).await;
+        let answer = client.get_call(self.request(GetCallRequest { call_id })?).await;
         answer.map(tonic::Response::into_inner).map_err(|status| self.refused(status))
+    }
+
+    async fn refusal(&self, call_id: String) -> Result<RefusedCall, ClientError> {
+        let mut client = RefusalServiceClient::new(self.channel.clone());
+        let answer = client.get_refusal(self.operator_request(GetRefusalRequest { call_id })).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| self.refused(status))
+    }
+
+    async fn refusals(&self, limit: u32) -> Result<Vec<RefusedCall>, ClientError> {
+        let mut client = RefusalServiceClient::new(self.channel.clone());
+        let answer = client.list_refusals(self.operator_request(ListRefusalsRequest { limit })).await;
+        answer.map(|answer| answer.into_inner().refusals).map_err(|status| self.refused(status))
+    }
+
+    /// A call's reasons, wherever they are kept: with the call, or, without one, among the refusals.
+    async fn explain(&self, call_id: String, json: bool) -> Result<(), ClientError> {
+        let unknown = match self.call(call_id.clone()).await {
+            Ok(call) if json => {
+                let call = view::call(&call);
+                print_json(&json!({ "decisions": call["decisions"], "ending": call["ending"] }));
+                return Ok(());
+            }
+            Ok(call) => {
+                print_explanation(&call);
+                return Ok(());
+            }
+            Err(why @ (ClientError::NotFound(_) | ClientError::NoKey)) => why,
+            Err(why) => return Err(why),
+        };
+        match self.refusal(call_id).await {
+            Ok(refused) if json => print_json(&view::refusal(&refused)),
+            Ok(refused) => print_refusal(&refused),
+            // What a tenant hears is about its calls; without a key it is about the refusals.
+            Err(_) if matches!(unknown, ClientError::NotFound(_)) => return Err(unknown),
+            Err(why) => return Err(why),
+        }
+        Ok(())
     }
 }
 
@@ -179,7 +259,7 @@ impl CallArgs {
                 let mut client = CallServiceClient::new(service.channel.clone());
                 let request =
                     ListCallsRequest { page_size: limit, page_token: String::new(), live_only: live };
-                let answer = client.list_calls(service.request(request)).await;
+                let answer = client.list_calls(service.request(request)?).await;
                 let calls = answer.map_err(|status| service.refused(status))?.into_inner().calls;
                 if json {
                     print_json(&json!({ "calls": calls.iter().map(view::call).collect::<Vec<_>>() }));
@@ -191,18 +271,19 @@ impl CallArgs {
                 let call = service.call(call_id).await?;
                 if json { print_json(&view::call(&call)) } else { print_call(&call) }
             }
-            CallVerb::Explain { call_id } => {
-                let call = service.call(call_id).await?;
+            CallVerb::Explain { call_id } => service.explain(call_id, json).await?,
+            CallVerb::Refused { limit } => {
+                let refusals = service.refusals(limit).await?;
                 if json {
-                    let call = view::call(&call);
-                    print_json(&json!({ "decisions": call["decisions"], "ending": call["ending"] }));
+                    let refusals: Vec<_> = refusals.iter().map(view::refusal).collect();
+                    print_json(&json!({ "refusals": refusals }));
                 } else {
-                    print_explanation(&call);
+                    print_refusals(&refusals);
                 }
             }
             CallVerb::Hangup { call_id } => {
                 let mut client = CallServiceClient::new(service.channel.clone());
-                let request = service.request(HangUpCallRequest { call_id: call_id.clone() });
+                let request = service.request(HangUpCallRequest { call_id: call_id.clone() })?;
                 client.hang_up_call(request).await.map_err(|status| service.refused(status))?;
                 if json { print_json(&json!({ "callId": call_id })) } else { println!("{call_id} is ending") }
             }
@@ -217,7 +298,7 @@ impl ConversationArgs {
         let service = Service::connect(&self.service, layers).await?;
         let ConversationVerb::Show { call_id } = self.verb;
         let mut client = ConversationServiceClient::new(service.channel.clone());
-        let answer = client.get_conversation(service.request(GetConversationRequest { call_id })).await;
+        let answer = client.get_conversation(service.request(GetConversationRequest { call_id })?).await;
         let conversation = answer.map_err(|status| service.refused(status))?.into_inner();
         if self.service.json {
             print_json(&view::conversation(&conversation));
@@ -289,20 +370,75 @@ fn print_call(call: &Call) {
 
 fn print_explanation(call: &Call) {
     println!("call {} is {}", call.call_id, call.state);
-    for step in &call.decisions {
-        let verdict = if step.passed { "passed " } else { "refused" };
-        println!(
-            "  {verdict}  {:10}  {:22}  {}: expected {}, got {}",
-            step.step, step.rule, step.field, step.expected, step.got
-        );
+    println!("  from {} to {}", call.from, call.to);
+    steps_table(&call.decisions).iter().for_each(|line| println!("{line}"));
+    match &call.ending {
+        Some(ending) => print_ending(ending, "ended"),
+        None => println!("  it has not ended"),
     }
-    let Some(ending) = &call.ending else {
-        println!("  it has not ended");
-        return;
-    };
-    println!("  ended by {}: {} ({})", ending.party, ending.reason, ending.detail);
+}
+
+fn print_refusal(refused: &RefusedCall) {
+    println!(
+        "call {} was refused at {}",
+        refused.call_id,
+        view::timestamp(refused.at_ms).unwrap_or_default()
+    );
+    let trunk =
+        if refused.trunk.is_empty() { String::new() } else { format!(" over trunk {}", refused.trunk) };
+    println!("  from {} to {}, sent by {}{trunk}", refused.from, refused.to, refused.source);
+    steps_table(&refused.decisions).iter().for_each(|line| println!("{line}"));
+    if let Some(ending) = &refused.ending {
+        print_ending(ending, "refused");
+    }
+}
+
+fn print_ending(ending: &Ending, verb: &str) {
+    println!("  {verb} by {}: {} ({})", ending.party, ending.reason, ending.detail);
     let retry = if ending.retryable { "trying again may help" } else { "trying again will not help" };
     println!("  SIP {}, Q.850 cause {}; {retry}", ending.sip_status, ending.q850_cause);
+}
+
+/// The steps in columns that are as wide as they must be. What a step expected stands below it only when it refused, or
+/// was passed over.
+fn steps_table(steps: &[DecisionStep]) -> Vec<String> {
+    let width = |of: fn(&DecisionStep) -> &str, least: usize| {
+        steps.iter().map(|step| of(step).chars().count()).max().unwrap_or(0).max(least)
+    };
+    let (step_width, rule_width) = (width(|step| &step.step, 4), width(|step| &step.rule, 4));
+    let field_width = width(|step| &step.field, 5);
+    let mut lines = vec![format!(
+        "  {:7}  {:step_width$}  {:rule_width$}  {:field_width$}  got",
+        "", "step", "rule", "field"
+    )];
+    for step in steps {
+        let verdict = if step.passed { "passed" } else { "refused" };
+        let (name, rule, field, got) = (&step.step, &step.rule, &step.field, &step.got);
+        lines.push(format!(
+            "  {verdict:7}  {name:step_width$}  {rule:rule_width$}  {field:field_width$}  {got}"
+        ));
+        if !step.passed {
+            let indent = 2 + 7 + 2 + step_width + 2 + rule_width + 2 + field_width;
+            lines.push(format!("  {:>indent$}  {}", "expected:", step.expected, indent = indent - 2));
+        }
+    }
+    lines
+}
+
+fn print_refusals(refusals: &[RefusedCall]) {
+    println!("{:36}  {:24}  {:22}  {:18}  {:22}  got", "call", "at", "source", "reason", "rule");
+    for refused in refusals {
+        let reason = refused.ending.as_ref().map(|ending| ending.reason.as_str()).unwrap_or_default();
+        let step = refused.decisions.last();
+        println!(
+            "{:36}  {:24}  {:22}  {reason:18}  {:22}  {}",
+            refused.call_id,
+            view::timestamp(refused.at_ms).unwrap_or_default(),
+            refused.source,
+            step.map(|step| step.rule.as_str()).unwrap_or_default(),
+            step.map(|step| step.got.as_str()).unwrap_or_default()
+        );
+    }
 }
 
 fn print_conversation(conversation: &Conversation) {
@@ -320,5 +456,35 @@ fn print_conversation(conversation: &Conversation) {
                 timing.tts_first_audio_ms
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_of_steps_says_what_was_expected_where_it_refused() {
+        let step = |step: &str, rule: &str, got: &str, passed| DecisionStep {
+            step: step.into(),
+            rule: rule.into(),
+            field: "source".into(),
+            expected: "a source of a trunk".into(),
+            got: got.into(),
+            passed,
+        };
+        let lines = steps_table(&[
+            step("credential", "trunk_source", "203.0.113.5", true),
+            step("assistant", "did_route", "+4389", false),
+        ]);
+        assert_eq!(
+            lines,
+            [
+                "           step        rule          field   got",
+                "  passed   credential  trunk_source  source  203.0.113.5",
+                "  refused  assistant   did_route     source  +4389",
+                "                                  expected:  a source of a trunk",
+            ]
+        );
     }
 }

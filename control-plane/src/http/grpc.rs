@@ -31,7 +31,7 @@ pub(super) fn conversation_server(shared: Shared) -> ConversationServer {
 }
 
 /// Both services: they share everything.
-pub(super) struct Service(Shared);
+pub(super) struct Service(pub(super) Shared);
 
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
@@ -49,19 +49,19 @@ impl From<ApiError> for Status {
 }
 
 impl Service {
-    async fn authenticate<T>(&self, request: &Request<T>) -> Result<Principal, Status> {
+    pub(super) async fn authenticate<T>(&self, request: &Request<T>) -> Result<Principal, Status> {
         let key = request.metadata().get("x-api-key").and_then(|value| value.to_str().ok());
         Ok(self.0.authenticate(key).await?)
     }
 
     /// Our own processes: by the service token, or, when there is none, by coming from this machine.
-    fn check_service<T>(&self, request: &Request<T>) -> Result<(), Status> {
+    pub(super) fn check_service<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let Some(token) = &self.0.service_token else {
             let peer = request.extensions().get::<ConnectInfo<Peer>>();
             return match peer {
                 Some(ConnectInfo(Peer(peer))) if peer.ip().to_canonical().is_loopback() => Ok(()),
                 _ => Err(Status::permission_denied(
-                    "without TANDEM_SERVICE_TOKEN only processes on this machine may write conversations",
+                    "without TANDEM_SERVICE_TOKEN only processes on this machine may do this",
                 )),
             };
         };

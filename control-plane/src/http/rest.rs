@@ -57,7 +57,7 @@ async fn readyz(State(shared): State<Shared>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
-    let text = shared.metrics.render(&shared.sip, &shared.writer);
+    let text = shared.metrics.render(&shared.sip, &shared.guard, &shared.writer);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }
 

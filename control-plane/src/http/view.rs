@@ -3,7 +3,9 @@
 //! Field names are the protobuf JSON names (lowerCamelCase); times are RFC 3339 beside the milliseconds.
 
 use serde_json::{Value, json};
-use tandem_api::v1::{Call, Conversation, DecisionStep, Ending, MediaStats, Message, TurnTiming};
+use tandem_api::v1::{
+    Call, Conversation, DecisionStep, Ending, MediaStats, Message, RefusedCall, TurnTiming,
+};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -36,6 +38,22 @@ pub fn call(call: &Call) -> Value {
         "ending": call.ending.as_ref().map(ending),
         "decisions": call.decisions.iter().map(decision).collect::<Vec<_>>(),
         "media": call.media.as_ref().map(media),
+    })
+}
+
+/// A call that was refused before it had a record.
+pub fn refusal(refused: &RefusedCall) -> Value {
+    json!({
+        "callId": refused.call_id,
+        "atMs": refused.at_ms,
+        "at": timestamp(refused.at_ms),
+        "tenantId": refused.tenant_id,
+        "trunk": refused.trunk,
+        "source": refused.source,
+        "from": refused.from,
+        "to": refused.to,
+        "ending": refused.ending.as_ref().map(ending),
+        "decisions": refused.decisions.iter().map(decision).collect::<Vec<_>>(),
     })
 }
 

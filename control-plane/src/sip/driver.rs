@@ -7,6 +7,7 @@ use tandem_sip::{CallError, Endpoint, EndpointConfig, Event, Flow, Reply, Transp
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
+use super::guard::SharedGuard;
 use super::refusal_log::{RefusalLog, Refused};
 use super::transport::{Arrival, Transports};
 use super::{Destination, NotSent, SharedCounters, SipEvent, Verb};
@@ -32,6 +33,7 @@ pub struct Driver {
     waiting: Option<SipEvent>,
     counters: SharedCounters,
     refusals: RefusalLog,
+    guard: SharedGuard,
 }
 
 impl Driver {
@@ -45,7 +47,22 @@ impl Driver {
     ) -> Self {
         let endpoint = Endpoint::new(config);
         let refusals = RefusalLog::default();
-        Self { endpoint, transports, verbs, events, said: VecDeque::new(), waiting: None, counters, refusals }
+        Self {
+            endpoint,
+            transports,
+            verbs,
+            events,
+            said: VecDeque::new(),
+            waiting: None,
+            counters,
+            refusals,
+            guard: SharedGuard::default(),
+        }
+    }
+
+    /// With a guard that knows trunks and phones.
+    pub fn with_guard(self, guard: SharedGuard) -> Self {
+        Self { guard, ..self }
     }
 
     /// Runs until every sender of verbs is gone, and a moment longer.
@@ -127,6 +144,9 @@ impl Driver {
     fn read_datagrams(&mut self, listener: usize, datagram: &mut [u8]) {
         for _ in 0..DATAGRAMS_A_TURN {
             let Some((len, flow)) = self.transports.try_receive(listener, datagram) else { return };
+            if !self.guard.lets_in(&datagram[..len], flow, Instant::now()) {
+                continue;
+            }
             self.endpoint.handle_input(&datagram[..len], flow, Instant::now());
             self.drain();
             if self.waiting.is_some() {
@@ -144,6 +164,10 @@ impl Driver {
             }
             Arrival::Opened(flow) => self.endpoint.handle_connected(flow),
             Arrival::Bytes(flow, bytes) => {
+                if !self.guard.lets_in(&bytes, flow, Instant::now()) {
+                    self.close(flow);
+                    return;
+                }
                 // Pieces that were under way when we closed the connection: the rest of a stream without its beginning.
                 if flow.connection.is_some_and(|connection| self.transports.knows(connection)) {
                     self.endpoint.handle_input(&bytes, flow, Instant::now());
@@ -161,6 +185,14 @@ impl Driver {
                 }
                 self.endpoint.handle_transport_error(Flow { connection: None, ..flow }, Instant::now());
             }
+        }
+    }
+
+    /// Closes a connection whose peer is not wanted.
+    fn close(&mut self, flow: Flow) {
+        if let Some(connection) = flow.connection {
+            self.transports.close(connection);
+            self.endpoint.handle_closed(connection, Instant::now());
         }
     }
 
@@ -269,7 +301,7 @@ mod tests {
     #[tokio::test]
     async fn invite_during_the_last_moments_is_sent_elsewhere() {
         let listen = [SipListen { transport: SipTransport::Udp, address: LOOPBACK }];
-        let shell = sip::start(&listen, EndpointConfig::default()).await.unwrap();
+        let shell = sip::start(&listen, EndpointConfig::default(), SharedGuard::default()).await.unwrap();
         let (_, address) = shell.listeners[0];
         drop((shell.verbs, shell.events));
         let caller = UdpSocket::bind(LOOPBACK).await.unwrap();

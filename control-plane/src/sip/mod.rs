@@ -17,8 +17,10 @@ use tandem_sip::{Counters, EndpointConfig, Transport};
 use tokio::sync::mpsc;
 
 use crate::config::SipListen;
+use guard::SharedGuard;
 
 pub mod driver;
+pub mod guard;
 mod refusal_log;
 pub mod transport;
 mod verb;
@@ -69,13 +71,18 @@ pub struct ListenError {
 }
 
 /// Opens the listeners and starts the task that owns the endpoint.
-pub async fn start(listen: &[SipListen], config: EndpointConfig) -> Result<Sip, ListenError> {
+pub async fn start(
+    listen: &[SipListen],
+    config: EndpointConfig,
+    guard: SharedGuard,
+) -> Result<Sip, ListenError> {
     let transports = transport::Transports::open(listen).await?;
     let listeners = transports.listeners();
     let (verbs, verbs_in) = mpsc::channel(VERBS_MAX);
     let (events_out, events) = mpsc::channel(EVENTS_MAX);
     let counters = SharedCounters::default();
     let driver = driver::Driver::new(config, transports, verbs_in, events_out, counters.clone());
+    let driver = driver.with_guard(guard);
     let task = tokio::spawn(driver.run());
     Ok(Sip { verbs, events, counters, listeners, task })
 }

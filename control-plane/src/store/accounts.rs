@@ -13,6 +13,7 @@ use subtle::ConstantTimeEq;
 
 use super::StoreError;
 use super::cache::Cache;
+use crate::call::admission::{Credential, Proof};
 use crate::call::agent::Agent;
 
 /// How long a key or an assistant is believed without asking the database.
@@ -104,6 +105,31 @@ impl Accounts {
         let Some(principal) = self.principal(key).await? else { return Ok(Found::default()) };
         let assistant = self.assistant(&principal.tenant_id, assistant_id).await?;
         Ok(Found { principal: Some(principal), assistant })
+    }
+
+    /// The answer to an admission's question, if the cache has the whole of it.
+    pub fn look_up_cached(&self, credential: &Credential) -> Option<Found> {
+        match (&credential.proof, credential.principal()) {
+            (Proof::Key(key), _) => self.find_cached(*key, &credential.assistant_id),
+            (_, None) => None,
+            (_, Some(principal)) => {
+                let key = (principal.tenant_id.clone(), credential.assistant_id.clone());
+                let assistant = self.lock().assistants.get(&key, Instant::now())?;
+                Some(Found { principal: Some(principal), assistant: Some(assistant) })
+            }
+        }
+    }
+
+    /// The answer to an admission's question: whose key it is unless the credential says so itself, and the assistant.
+    pub async fn look_up(&self, credential: &Credential) -> Result<Found, StoreError> {
+        match (&credential.proof, credential.principal()) {
+            (Proof::Key(key), _) => self.find(*key, &credential.assistant_id).await,
+            (_, None) => Ok(Found::default()),
+            (_, Some(principal)) => {
+                let assistant = self.assistant(&principal.tenant_id, &credential.assistant_id).await?;
+                Ok(Found { principal: Some(principal), assistant })
+            }
+        }
     }
 
     /// Who owns this key.

@@ -5,6 +5,7 @@
 //!   declared.rs       those of tandem.toml
 //!   writer.rs         records of calls, written behind the calls ──▶ calls.rs
 //!   conversations.rs  what was said
+//!   refusals.rs       the newest refusals that have no record
 //!   contexts.rs       the context of a call and its claim, taken at most once
 //! ```
 //!
@@ -28,6 +29,7 @@ pub mod contexts;
 pub mod conversations;
 pub mod declared;
 pub mod demo;
+pub mod refusals;
 pub mod writer;
 
 /// Connections to the database: one writes, the others read. SQLite has one writer at a time in any case.

@@ -9,4 +9,6 @@ mod ending;
 mod engines;
 mod hold;
 mod refusal;
+mod scanners;
 mod storm;
+mod trunks;
