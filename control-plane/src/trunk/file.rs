@@ -527,6 +527,33 @@ mod tests {
         assert!(!errors[0].contains("hunter2"), "{errors:?}");
     }
 
+    /// What a document shows as a file of settings.
+    fn mistakes_of(text: &str) -> Vec<String> {
+        let mut tables: toml::Table = text.parse().unwrap();
+        tables.retain(|key, _| crate::settings::TABLES.contains(&key.as_str()));
+        let environment = |_: &str| Some("a-secret-of-some-length".to_owned());
+        let source = Source::new(Path::new("tandem.toml"), &environment);
+        {
+            let (_, tenants) = declared::read(&source, &tables, false);
+            read(&source, &tables, &tenants);
+        }
+        let errors = source.into_errors().into_iter().map(|error| error.to_string());
+        // The certificates of a document are nobody's.
+        errors.filter(|error| !error.contains("there is no such file")).collect()
+    }
+
+    #[test]
+    fn every_example_of_the_documents_is_right() {
+        let mut blocks = vec![include_str!("../../../examples/tandem.toml")];
+        let document = include_str!("../../../docs/trunks.md");
+        blocks.extend(document.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()));
+        assert_eq!(blocks.len(), 7, "one file and six blocks");
+        for block in blocks {
+            let mistakes = mistakes_of(block);
+            assert!(mistakes.is_empty(), "{mistakes:?}\n{block}");
+        }
+    }
+
     fn shared(first: &str, second: &str) -> Vec<String> {
         let trunk = |name: &str, allow: &str, did: &str| {
             format!(
