@@ -60,6 +60,8 @@ pub enum EngineCommand {
     Open(Box<engine::OpenSessionRequest>),
     /// The call is answered.
     Start,
+    /// The other side may be heard before it answers; what the agent says waits.
+    Listen,
     /// Another address, codec or direction.
     Update(Box<engine::RtpParameters>),
     /// End it.

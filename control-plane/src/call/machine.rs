@@ -1,4 +1,4 @@
-//! One inbound call: what its events mean. Sans-IO; the timers are in [`super::state`], the offer/answer rules in
+//! One call: what its events mean. Sans-IO; the timers are in [`super::state`], the offer/answer rules in
 //! [`super::negotiation`], the engine's commands in [`super::session`].
 //!
 //! ```text
@@ -6,9 +6,10 @@
 //!          ─▶ Start ─▶ 200 ─▶ ACK: Connected ⇄ OnHold (re-INVITE: Update, then 200) ─▶ BYE, from whoever ─▶ Close
 //! ```
 //!
-//! Whatever ends a call goes through [`Call::end`], once: it chooses refusal or BYE, closes the session, and the call
+//! A call of ours is the same from the answer on; until then [`outbound`] leads it. Whatever ends a call goes through [`Call::end`], once: it chooses refusal or BYE, closes the session, and the call
 //! is over when both sides have said so or the grace is over.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,6 +27,7 @@ use super::admission::{self, Credential, Trace, refused_by};
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
 use super::negotiation::{Negotiation, NegotiationError, codec_name, rtp_parameters};
+use super::outcome::CarrierWord;
 use super::record::CallRecord;
 use super::registry::Surroundings;
 use super::session::Session;
@@ -36,8 +38,10 @@ use crate::store::accounts::Found;
 use crate::store::contexts::CallContext;
 
 mod change;
+pub(crate) mod outbound;
 
 use change::PendingChange;
+use outbound::Outbound;
 
 /// The engine's own limit on a session lies this much above ours: it matters only when nobody is left to end the call.
 const ENGINE_LIMIT_SLACK_MS: u32 = 60_000;
@@ -59,7 +63,10 @@ pub enum Loss {
 #[derive(Debug)]
 pub struct Call {
     id: Uuid,
-    sip: CallHandle,
+    /// `None`: a call of ours whose INVITE has not left.
+    sip: Option<CallHandle>,
+    /// What only a call of ours has.
+    outbound: Option<Box<Outbound>>,
     /// The SIP side has had its last word.
     sip_is_over: bool,
     /// A change of the session that waits for the engine, and for our response.
@@ -70,6 +77,8 @@ pub struct Call {
     assistant_id: Arc<str>,
     tenant_id: Option<Arc<str>>,
     agent: Option<Agent>,
+    /// What the agent is told in its start frame, besides what its assistant says.
+    custom: BTreeMap<String, String>,
     /// The offer of the INVITE: unreadable, readable, or none.
     offer: Option<Result<SessionDescription, NegotiationError>>,
     trace: Trace,
@@ -110,7 +119,8 @@ impl Call {
         };
         Self {
             id,
-            sip,
+            sip: Some(sip),
+            outbound: None,
             sip_is_over: false,
             change: None,
             source,
@@ -119,6 +129,7 @@ impl Call {
             assistant_id: credential.assistant_id.clone(),
             tenant_id: None,
             agent: None,
+            custom: BTreeMap::new(),
             offer,
             trace,
             life: Life::new(&around.settings.limits, around.now),
@@ -138,8 +149,19 @@ impl Call {
     }
 
     /// The SIP side's name of this call.
-    pub fn sip(&self) -> CallHandle {
+    pub fn sip(&self) -> Option<CallHandle> {
         self.sip
+    }
+
+    /// Asks something of the SIP side, if there is one.
+    fn ask_sip(&self, around: &mut Surroundings<'_>, verb: impl FnOnce(CallHandle) -> Verb) {
+        if let Some(sip) = self.sip {
+            around.actions.push_back(Action::Sip(verb(sip)));
+        }
+    }
+
+    fn direction(&self) -> &'static str {
+        if self.outbound.is_some() { "outbound" } else { "inbound" }
     }
 
     /// Where it is.
@@ -225,7 +247,7 @@ impl Call {
             call_id: self.id,
             tenant_id: tenant_id.clone(),
             assistant_id: self.assistant_id.clone(),
-            direction: "inbound",
+            direction: self.direction(),
             from: self.from.clone(),
             to: self.to.clone(),
             engine: String::new(),
@@ -277,16 +299,15 @@ impl Call {
                 call_id: self.id.to_string(),
                 from: self.from.clone(),
                 to: self.to.clone(),
-                direction: "inbound".to_owned(),
+                direction: self.direction().to_owned(),
                 tenant_id: self.tenant_id.as_deref().unwrap_or_default().to_owned(),
                 assistant_id: self.assistant_id.to_string(),
             }),
             // Without an offer address and codec are unknown until the ACK.
             rtp: Some(rtp.unwrap_or_default()),
-            agent: self
-                .agent
-                .as_ref()
-                .map(|agent| agent.to_engine(&around.settings.talker_url, connect_timeout_ms)),
+            agent: self.agent.as_ref().map(|agent| {
+                agent.to_engine(&around.settings.talker_url, connect_timeout_ms, &self.custom)
+            }),
             media_timeout_ms: 0,
             max_session_ms: millis(limits.call_duration_max).saturating_add(ENGINE_LIMIT_SLACK_MS),
         }
@@ -330,12 +351,16 @@ impl Call {
         // 62 bits: some stacks read o= as a signed number.
         let session_id = around.random() >> 2;
         self.negotiation.open(address, port, session_id);
+        if self.outbound.is_some() {
+            self.agent_ready |= opened.agent_ready;
+            return self.send_invite(None, around);
+        }
         self.life.ring();
         self.agent_ready |= opened.agent_ready;
         if self.agent_ready {
             return self.answer(around);
         }
-        around.actions.push_back(Action::Sip(Verb::Ring(self.sip)));
+        self.ask_sip(around, Verb::Ring);
     }
 
     fn handle_not_opened(
@@ -387,16 +412,16 @@ impl Call {
                 self.agent_ready = true;
                 // Before the port is known the answer waits for the reply to Open.
                 let is_open = self.life.state() == State::Ringing && self.life.is_before_answer();
-                if is_open && self.answer.is_none() {
+                if is_open && self.answer.is_none() && self.outbound.is_none() {
                     self.answer(around);
                 }
             }
             SessionEvent::AgentFailed { reason } if self.life.is_before_answer() => {
                 // An agent that refuses at once may be faster than the reply to Open. The call was offered to it all
                 // the same, and callers rely on hearing that.
-                if self.life.state() == State::Initializing {
+                if self.life.state() == State::Initializing && self.outbound.is_none() {
                     self.life.ring();
-                    around.actions.push_back(Action::Sip(Verb::Ring(self.sip)));
+                    self.ask_sip(around, Verb::Ring);
                 }
                 self.trace.push(refused_by("agent", "agent", "a connection in time", "none"));
                 self.end(Ending::with_detail(Cause::AgentUnreachable, reason), around);
@@ -468,7 +493,7 @@ impl Call {
             return;
         }
         let Some(text) = self.answer.take() else { return };
-        around.actions.push_back(Action::Sip(Verb::Answer(self.sip, Body::sdp(text))));
+        self.ask_sip(around, |sip| Verb::Answer(sip, Body::sdp(text)));
         self.answered_ms = around.epoch_ms();
         self.life.answer(around.now);
         around.setup = Some(around.now.duration_since(self.born));
@@ -500,9 +525,12 @@ impl Call {
 
     /// The SIP side is over.
     pub fn handle_sip_ended(&mut self, why: EndReason, around: &mut Surroundings<'_>) {
+        if self.outbound.is_some() && self.life.is_before_answer() {
+            return self.handle_not_answered(why, around);
+        }
         self.sip_is_over = true;
         let cause = match why {
-            EndReason::RemoteBye { .. } => Cause::CallerHangup,
+            EndReason::RemoteBye { reason } => return self.handle_bye(reason.as_deref(), around),
             EndReason::Cancelled { .. } => Cause::CallerCancelled,
             EndReason::NoAck => Cause::NoAck,
             EndReason::DialogLost { .. } => Cause::DialogLost,
@@ -515,10 +543,20 @@ impl Call {
         self.end(Ending::new(cause), around);
     }
 
+    /// The other side has hung up; its BYE may say why.
+    fn handle_bye(&mut self, reason: Option<&str>, around: &mut Surroundings<'_>) {
+        let is_ours = self.outbound.is_some();
+        let mut ending = Ending::new(if is_ours { Cause::CalleeHangup } else { Cause::CallerHangup });
+        ending.carrier = reason.and_then(CarrierWord::of_reason).map(Box::new);
+        self.end(ending, around);
+    }
+
     /// A timer of the call is due.
     pub fn handle_timeout(&mut self, around: &mut Surroundings<'_>) {
         match self.life.handle_timeout(around.now) {
             None => {}
+            Some(Expired::Queue) => self.end(Ending::new(Cause::QueueTimeout), around),
+            Some(Expired::Ring) if self.outbound.is_some() => self.handle_ring_timeout(around),
             Some(Expired::Ring) => {
                 let is_open = self.life.state() != State::Initializing;
                 let (cause, step) = match self.session.engine() {
@@ -557,14 +595,16 @@ impl Call {
         if self.life.is_ending() {
             return;
         }
-        if !self.sip_is_over {
-            let verb = if self.life.is_before_answer() {
-                Verb::Reject(self.sip, ending.to_reply())
-            } else {
-                Verb::HangUp(self.sip, ending.to_headers())
-            };
-            around.actions.push_back(Action::Sip(verb));
-            if self.life.is_before_answer() {
+        let ending = if self.outbound.is_some() { ending.of_outbound() } else { ending };
+        if self.outbound.is_some() && self.life.is_before_answer() {
+            self.give_up(&ending, around);
+        } else if !self.sip_is_over {
+            let is_refusal = self.life.is_before_answer();
+            self.ask_sip(around, |sip| match is_refusal {
+                true => Verb::Reject(sip, ending.to_reply()),
+                false => Verb::HangUp(sip, ending.to_headers()),
+            });
+            if is_refusal {
                 // No rule refused it; the reason of the end does.
                 if self.trace.last().is_none_or(|step| step.passed) {
                     self.trace.push(ending.to_step());
@@ -636,7 +676,7 @@ impl Call {
             call: api::Call {
                 call_id: self.id.to_string(),
                 assistant_id: self.assistant_id.to_string(),
-                direction: "inbound".to_owned(),
+                direction: self.direction().to_owned(),
                 from: self.from.clone(),
                 to: self.to.clone(),
                 state: self.life.state().word().to_owned(),
@@ -646,6 +686,9 @@ impl Call {
                 ending: self.ending.as_ref().map(Ending::to_api),
                 decisions: self.trace.clone(),
                 media,
+                trunk: self.outbound.as_ref().map(|own| own.trunk_name().to_owned()).unwrap_or_default(),
+                metadata: self.outbound.as_ref().map(|own| own.metadata()).unwrap_or_default(),
+                bulk_id: self.outbound.as_ref().and_then(|own| own.bulk_id()).unwrap_or_default(),
             },
         })
     }

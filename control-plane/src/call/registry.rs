@@ -6,7 +6,7 @@
 //!   handle_reply(engine) ───▶ │   one Call each, deadlines│                  records, log lines
 //!   handle_news(engine) ────▶ │   Fleet of engines        │ ──poll_timeout─▶ the next deadline
 //!   handle_timeout(now) ────▶ └───────────────────────────┘
-//!   verbs: hang_up, drain, end_all
+//!   verbs: place, hang_up, hold, transfer, drain, end_all
 //! ```
 //!
 //! After each `handle_*` or verb the driver empties `poll_action`. No socket, no clock, no task in here: a scenario
@@ -62,12 +62,20 @@ pub struct Surroundings<'a> {
     pub setup: Option<Duration>,
     wall: Wall,
     rng: &'a mut StdRng,
+    tokens: &'a mut HashMap<Token, Uuid>,
 }
 
 impl Surroundings<'_> {
     /// Milliseconds since the Unix epoch.
     pub fn epoch_ms(&self) -> i64 {
         self.wall.at(self.now)
+    }
+
+    /// A name for a request that leaves for this call.
+    pub fn token(&mut self, call_id: Uuid) -> Token {
+        let token = Token::unique();
+        self.tokens.insert(token, call_id);
+        token
     }
 
     /// A random number.
@@ -108,6 +116,14 @@ pub struct Calls {
     last_id: (u64, u16),
     draining: bool,
     store_behind: bool,
+    /// Requests of ours that have neither left nor failed. Each call has a few at most; a call that is over leaves its
+    /// own until the shell has said what became of them.
+    tokens: HashMap<Token, Uuid>,
+    dispatcher: Dispatcher,
+    bulks: Bulks,
+    repeats: Repeats,
+    /// A queued call may have a chance now that it had not before.
+    pump_at: Option<Instant>,
 }
 
 impl Calls {
@@ -126,6 +142,11 @@ impl Calls {
             last_id: (0, 0),
             draining: false,
             store_behind: false,
+            tokens: HashMap::new(),
+            dispatcher: Dispatcher::default(),
+            bulks: Bulks::default(),
+            repeats: Repeats::default(),
+            pump_at: None,
             settings,
         }
     }
@@ -135,6 +156,11 @@ impl Calls {
     /// Calls that are not over.
     pub fn len(&self) -> usize {
         self.calls.len()
+    }
+
+    /// Calls that are not over and do not wait in the queue.
+    fn under_way(&self) -> usize {
+        self.calls.len().saturating_sub(self.dispatcher.queued())
     }
 
     /// Whether every call is over.
@@ -231,8 +257,8 @@ impl Calls {
             Ok(credential) => credential,
             Err(ending) => return self.refuse(sip, call_id, flow, trace, ending),
         };
-        let Self { actions, strays, settings, rng, .. } = self;
-        let around = Surroundings { actions, strays, settings, now, setup: None, wall: self.wall, rng };
+        let Self { actions, strays, settings, rng, tokens, .. } = self;
+        let around = Surroundings { actions, strays, settings, now, setup: None, wall: self.wall, rng, tokens };
         let call = Call::new(call_id, sip, request, flow.remote, &credential, trace, &around);
         around.actions.push_back(Action::Lookup { call_id, credential });
         self.by_sip.insert(sip, call_id);
@@ -245,8 +271,8 @@ impl Calls {
         let calls_max = self.settings.limits.calls_max;
         let (cause, step) = if self.draining {
             (Cause::Draining, refused_by("draining", "node", "one that takes calls", "going down"))
-        } else if self.calls.len() >= calls_max {
-            let (expected, got) = (format!("fewer than {calls_max}"), self.calls.len().to_string());
+        } else if self.under_way() >= calls_max {
+            let (expected, got) = (format!("fewer than {calls_max}"), self.under_way().to_string());
             (Cause::TooManyCalls, refused_by("calls_max", "live calls", &expected, &got))
         } else if self.store_behind {
             (Cause::StoreBehind, refused_by("store", "records that wait", "room for one more", "none"))
@@ -298,6 +324,7 @@ impl Calls {
         match news {
             News::Up { instance_id, sessions } => {
                 self.fleet.handle_up(engine, &instance_id, sessions.len());
+                self.pump_at = Some(now);
                 let on_engine = self.calls_on(engine);
                 for call_id in on_engine {
                     let listed = sessions.get(&call_id);
@@ -346,6 +373,7 @@ impl Calls {
         while let Some((_, call_id)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
             self.on_call(call_id, now, |call, _, around| call.handle_timeout(around));
         }
+        self.pump(now);
     }
 
     /// The wall clock: after a step of it records show the new time.
@@ -372,9 +400,14 @@ impl Calls {
         is_own
     }
 
-    /// Refuses new calls from now on.
-    pub fn drain(&mut self) {
+    /// Refuses new calls from now on; what waits in the queue is over.
+    pub fn drain(&mut self, now: Instant) {
         self.draining = true;
+        let queued = self.calls.iter().filter(|(_, call)| call.state() == State::Queued);
+        let queued: Vec<Uuid> = queued.map(|(id, _)| *id).collect();
+        for call_id in queued {
+            self.on_call(call_id, now, |call, _, around| call.end(Ending::new(Cause::Draining), around));
+        }
     }
 
     /// Ends every call: this node goes down.
@@ -396,8 +429,8 @@ impl Calls {
     /// When `handle_timeout` must be called, at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let calls = self.deadlines.first().map(|(at, _)| *at);
-        let fleet = self.fleet.poll_timeout();
-        [calls, fleet].into_iter().flatten().min()
+        let queue = if self.may_dial() { self.dispatcher.poll_timeout() } else { None };
+        [calls, self.fleet.poll_timeout(), queue, self.pump_at].into_iter().flatten().min()
     }
 
     // --- inside ---
@@ -425,9 +458,10 @@ impl Calls {
         now: Instant,
         handle: impl FnOnce(&mut Call, &mut Fleet, &mut Surroundings<'_>),
     ) {
-        let Self { calls, fleet, actions, strays, settings, rng, .. } = self;
+        let Self { calls, fleet, actions, strays, settings, rng, tokens, .. } = self;
         let Some(call) = calls.get_mut(&call_id) else { return };
-        let mut around = Surroundings { actions, strays, settings, now, setup: None, wall: self.wall, rng };
+        let wall = self.wall;
+        let mut around = Surroundings { actions, strays, settings, now, setup: None, wall, rng, tokens };
         handle(call, fleet, &mut around);
         let is_over = call.settle(&mut around);
         let deadline = if is_over { None } else { call.poll_timeout() };
@@ -442,8 +476,16 @@ impl Calls {
                 self.scheduled.insert(call_id, at);
             }
         }
+        if let Some(bulk) = call.bulk() {
+            let word = call.ending().map(|ending| ending.cause.row().word);
+            self.bulks.handle_change(bulk, call_id, call.state(), word);
+        }
         if is_over && let Some(call) = self.calls.remove(&call_id) {
-            self.by_sip.remove(&call.sip());
+            if let Some(sip) = call.sip() {
+                self.by_sip.remove(&sip);
+            }
+            self.dispatcher.remove(call_id, now);
+            self.pump_at = Some(now);
         }
     }
 

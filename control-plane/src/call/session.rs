@@ -40,6 +40,7 @@ pub struct Session {
     /// The event stream broke while Open was under way: the next Snapshot may be older than the session.
     opened_in_outage: bool,
     start: bool,
+    listen: bool,
     update: Option<(UpdateNumber, Box<engine::RtpParameters>)>,
     last_update: UpdateNumber,
     /// The Update that is under way.
@@ -59,6 +60,7 @@ impl Default for Session {
             command_under_way: false,
             opened_in_outage: false,
             start: false,
+            listen: false,
             update: None,
             last_update: UpdateNumber::default(),
             updating: None,
@@ -112,6 +114,11 @@ impl Session {
         self.start = true;
     }
 
+    /// The other side may be heard before it answers. Doing it again changes nothing.
+    pub fn listen(&mut self) {
+        self.listen = true;
+    }
+
     /// Other parameters; they replace those that still wait, whose number is never answered.
     pub fn update(&mut self, rtp: engine::RtpParameters) -> UpdateNumber {
         self.last_update.0 += 1;
@@ -121,7 +128,7 @@ impl Session {
 
     /// Ends it; what waits is forgotten.
     pub fn close(&mut self, reason: &'static str) {
-        self.start = false;
+        (self.start, self.listen) = (false, false);
         self.update = None;
         self.open = None;
         match self.phase {
@@ -134,7 +141,8 @@ impl Session {
     /// The session ended by itself, or its engine is given up: no command can reach it.
     pub fn lose(&mut self) {
         self.phase = Phase::Closed;
-        (self.start, self.update, self.close, self.open) = (false, None, None, None);
+        (self.start, self.listen) = (false, false);
+        (self.update, self.close, self.open) = (None, None, None);
     }
 
     /// The engine has opened it. `None`: its address is not one.
@@ -203,7 +211,10 @@ impl Session {
             // Before Start: after a delayed offer the first packet needs an address.
             EngineCommand::Update(rtp)
         } else if std::mem::take(&mut self.start) {
+            self.listen = false;
             EngineCommand::Start
+        } else if std::mem::take(&mut self.listen) {
+            EngineCommand::Listen
         } else {
             return None;
         };
