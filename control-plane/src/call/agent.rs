@@ -12,6 +12,9 @@ pub const CUSTOM_MAX: usize = 32;
 /// The agent of an assistant.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Agent {
+    /// Nobody, and no media: the call is answered by signaling alone, with an inactive stream and no engine. For measuring
+    /// call set-up, and for checking a trunk.
+    None,
     /// What the caller says comes back.
     Echo,
     /// A steady tone; 0 means 440 Hz.
@@ -126,6 +129,7 @@ impl Agent {
     /// Reads the columns `agent_kind` and `agent_options`.
     pub fn from_stored(kind: &str, stored: &str) -> Result<Self, AgentError> {
         match kind {
+            "none" => Ok(Self::None),
             "echo" => Ok(Self::Echo),
             "talker" => Ok(Self::Talker),
             "tone" => {
@@ -152,12 +156,18 @@ impl Agent {
     /// The word for logs and decision traces.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::None => "none",
             Self::Echo => "echo",
             Self::Tone { .. } => "tone",
             Self::File { .. } => "file",
             Self::Talker => "talker",
             Self::WebSocket { .. } => "websocket",
         }
+    }
+
+    /// Whether a call to it has a media session.
+    pub fn has_media(&self) -> bool {
+        !matches!(self, Self::None)
     }
 
     /// As the engine is told. The built-in voice agent is a `pcm` agent at `talker_url`. `custom` is what this call adds
@@ -170,6 +180,7 @@ impl Agent {
     ) -> engine::Agent {
         use engine::agent::Target;
         let target = match self {
+            Self::None => return engine::Agent::default(),
             Self::Echo => Target::Echo(engine::EchoAgent {}),
             Self::Tone { frequency_hz } => Target::Tone(engine::ToneAgent { frequency_hz: *frequency_hz }),
             Self::File { path, repeat } => {

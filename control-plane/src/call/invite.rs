@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use tandem_sip::header::ValueError;
 use tandem_sip::message::Body;
-use tandem_sip::{Flow, Headers, InviteRequest, NameAddr, Uri, UriError};
+use tandem_sip::uri::UriError;
+use tandem_sip::{Flow, Headers, InviteRequest, NameAddr, Uri};
 
 use super::order::{Callee, Order};
 use crate::sip::Destination;
@@ -31,7 +32,7 @@ pub enum InviteError {
 }
 
 /// Where nothing is known yet: the shell chooses.
-const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+pub const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Writes the INVITE to this target; `None`: to whom the order says.
 pub fn invite(

@@ -6,11 +6,11 @@
 //!          ─▶ Start ─▶ 200 ─▶ ACK: Connected ⇄ OnHold (re-INVITE: Update, then 200) ─▶ BYE, from whoever ─▶ Close
 //! ```
 //!
-//! A call of ours is the same from the answer on; until then [`outbound`] leads it. Whatever ends a call goes through [`Call::end`], once: it chooses refusal or BYE, closes the session, and the call
-//! is over when both sides have said so or the grace is over.
+//! A call of ours is the same from the answer on; until then [`outbound`] leads it. Whatever ends a call goes through
+//! [`Call::end`], once: it chooses refusal or BYE, closes the session, and the call is over when both sides have said so
+//! or the grace is over.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::v1 as api;
 use tandem_sdp::SessionDescription;
 use tandem_sip::message::Body;
-use tandem_sip::{CallHandle, EndReason, Request};
+use tandem_sip::{CallHandle, EndReason, Flow, Request};
 use uuid::Uuid;
 
 use super::action::{Action, Change, EngineRefusal, EngineReply, Refusal};
@@ -71,7 +71,7 @@ pub struct Call {
     sip_is_over: bool,
     /// A change of the session that waits for the engine, and for our response.
     change: Option<PendingChange>,
-    source: SocketAddr,
+    flow: Flow,
     from: String,
     to: String,
     assistant_id: Arc<str>,
@@ -106,7 +106,7 @@ impl Call {
         id: Uuid,
         sip: CallHandle,
         request: &Request,
-        source: SocketAddr,
+        flow: Flow,
         credential: &Credential,
         trace: Trace,
         around: &Surroundings<'_>,
@@ -123,7 +123,7 @@ impl Call {
             outbound: None,
             sip_is_over: false,
             change: None,
-            source,
+            flow,
             from: request.head.from().uri.redacted().to_string(),
             to: request.uri.without_password().as_str().to_owned(),
             assistant_id: credential.assistant_id.clone(),
@@ -174,6 +174,11 @@ impl Call {
         self.tenant_id.as_ref()
     }
 
+    /// Why it ends; from Ending on.
+    pub fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref()
+    }
+
     /// Its media session.
     pub fn session(&self) -> &Session {
         &self.session
@@ -217,7 +222,21 @@ impl Call {
             return self.end(ending, around);
         }
         self.remember(around);
-        self.open(fleet, around);
+        match self.has_media() {
+            true => self.open(fleet, around),
+            false => self.answer_without_media(around),
+        }
+    }
+
+    fn has_media(&self) -> bool {
+        self.agent.as_ref().is_some_and(Agent::has_media)
+    }
+
+    fn answer_without_media(&mut self, around: &mut Surroundings<'_>) {
+        let session_id = around.random() >> 2;
+        self.negotiation.open_inactive(self.flow.local.ip(), session_id);
+        self.life.ring();
+        self.answer(around);
     }
 
     fn admit(&mut self, credential: &Credential, found: &Found) -> Result<Agent, Ending> {
@@ -326,6 +345,13 @@ impl Call {
                     self.send_answer(around);
                 }
             }
+            EngineReply::Told(result) => {
+                self.session.handle_done();
+                // What the agent was not told is no reason to end the call; that the session is gone is.
+                if let Err(EngineRefusal::Gone) = result {
+                    self.handle_done(Err(EngineRefusal::Gone), around);
+                }
+            }
             EngineReply::Updated(result) => self.handle_updated(result, around),
             EngineReply::Closed(result) => {
                 match result {
@@ -431,7 +457,12 @@ impl Call {
             }
             SessionEvent::AgentHangup => self.end(Ending::new(Cause::AgentHangup), around),
             // Transfer, and what only counts: nothing changes for the call.
-            SessionEvent::AgentTransfer | SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
+            SessionEvent::AgentTransfer { .. }
+            | SessionEvent::AgentAnswer
+            | SessionEvent::AgentDtmf { .. }
+            | SessionEvent::AgentHeaders { .. } => {}
+            // What only counts.
+            SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
             SessionEvent::Ended { reason, stats } => {
                 self.session.lose();
                 if stats.is_some() {
@@ -481,7 +512,7 @@ impl Call {
         };
         self.answer = Some(text);
         // After a delayed offer the engine starts when the ACK has brought address and codec.
-        match self.negotiation.awaits_answer() {
+        match self.negotiation.awaits_answer() || !self.has_media() {
             true => self.send_answer(around),
             false => self.session.start(),
         }
@@ -506,6 +537,7 @@ impl Call {
         }
         if self.negotiation.awaits_answer() {
             match self.negotiation.accept(ack.sdp()) {
+                Ok(_) if !self.has_media() => {}
                 Ok(negotiated) => {
                     self.session.update(rtp_parameters(&negotiated));
                     if self.life.state() == State::Ringing {
@@ -518,7 +550,12 @@ impl Call {
             }
         }
         self.life.acknowledge();
-        self.life.hold(self.negotiation.is_held());
+        self.life.hold(self.is_held());
+    }
+
+    /// The caller holds us. A call without media is inactive from the start and never held.
+    fn is_held(&self) -> bool {
+        self.has_media() && self.negotiation.is_held()
     }
 
     // --- the end ---
@@ -613,7 +650,7 @@ impl Call {
                 around.actions.push_back(Action::Refused(Box::new(Refusal {
                     call_id: self.id,
                     tenant_id: self.tenant_id.clone(),
-                    source: self.source,
+                    source: self.flow.remote,
                     step,
                     ending: ending.clone(),
                 })));

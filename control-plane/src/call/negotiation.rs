@@ -58,6 +58,12 @@ impl Negotiation {
         self.local = Some(local_media(address, port, session_id));
     }
 
+    /// Nobody will open a port: an inactive stream, whatever is offered.
+    pub fn open_inactive(&mut self, address: IpAddr, session_id: u64) {
+        let direction = Direction::Inactive;
+        self.local = Some(LocalMedia { direction, ..local_media(address, PORT_UNKNOWN, session_id) });
+    }
+
     /// What holds now.
     pub fn current(&self) -> Option<&Negotiated> {
         self.current.as_ref()

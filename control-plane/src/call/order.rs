@@ -215,6 +215,9 @@ fn read_assistant(
         return Err(FieldError::new("assistant.assistant_id", problem));
     };
     match &assistant.agent {
+        Ok(Agent::None) => {
+            Err(FieldError::new("assistant.assistant_id", "has no agent that could talk: it cannot place calls"))
+        }
         Ok(agent) => Ok((assistant.assistant_id.clone(), agent.clone())),
         Err(wrong) => Err(FieldError::new("assistant.assistant_id", format!("its agent is unusable: {wrong}"))),
     }

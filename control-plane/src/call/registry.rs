@@ -19,11 +19,13 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tandem_api::v1 as api;
 use tandem_sip::message::{Method, Reply};
-use tandem_sip::{CallHandle, Event, Flow, Request};
+use tandem_sip::{CallHandle, Event, Flow, Headers, Request};
 use uuid::Uuid;
 
 use super::action::{Action, EngineRefusal, EngineReply, Refusal};
 use super::admission::{self, Credential, Trace, refused_by};
+use super::bulk::Bulks;
+use super::dispatcher::Dispatcher;
 use super::ending::{Cause, Ending};
 use super::machine::{Call, Loss};
 use super::record::CallRecord;
@@ -31,8 +33,12 @@ use super::state::State;
 use super::strays::Strays;
 use crate::config::Limits;
 use crate::media::{EngineId, Fleet, Listed, News};
-use crate::sip::Verb;
+use crate::sip::{NotSent, SipEvent, Token, Verb};
 use crate::store::accounts::Found;
+
+pub mod placing;
+
+use placing::Repeats;
 
 /// What the core must know.
 #[derive(Debug, Clone)]
@@ -76,6 +82,11 @@ impl Surroundings<'_> {
         let token = Token::unique();
         self.tokens.insert(token, call_id);
         token
+    }
+
+    /// What this token named is over.
+    pub fn forget(&mut self, token: Token) {
+        self.tokens.remove(&token);
     }
 
     /// A random number.
@@ -209,8 +220,40 @@ impl Calls {
 
     // --- from network, store, engines and clock ---
 
-    /// What the SIP endpoint says.
-    pub fn handle_sip(&mut self, event: Event, now: Instant) {
+    /// What the SIP shell says.
+    pub fn handle_sip(&mut self, event: SipEvent, now: Instant) {
+        match event {
+            SipEvent::Endpoint { event, .. } => self.handle_endpoint(event, now),
+            SipEvent::Placed { token, call } => self.handle_placed(token, call, now),
+            SipEvent::NotSent { token, why } => self.handle_not_sent(token, &why, now),
+            SipEvent::Sent { token, .. } => {
+                self.tokens.remove(&token);
+            }
+            SipEvent::FlowLost { .. } => {}
+        }
+    }
+
+    fn handle_placed(&mut self, token: Token, sip: CallHandle, now: Instant) {
+        // The token stays: the INVITE may move on to another address. It goes with its call.
+        let Some(call_id) = self.tokens.get(&token).copied().filter(|id| self.calls.contains_key(id)) else {
+            self.tokens.remove(&token);
+            // Its call has ended without waiting: nobody is to answer that phone.
+            let verb = Verb::HangUp(sip, Headers::new());
+            return self.actions.push_back(Action::Sip(verb));
+        };
+        if let Some(before) = self.calls.get(&call_id).and_then(Call::sip) {
+            self.by_sip.remove(&before);
+        }
+        self.by_sip.insert(sip, call_id);
+        self.on_call(call_id, now, |call, _, around| call.handle_placed(token, sip, around));
+    }
+
+    fn handle_not_sent(&mut self, token: Token, why: &NotSent, now: Instant) {
+        let Some(call_id) = self.tokens.remove(&token) else { return };
+        self.on_call(call_id, now, |call, _, around| call.handle_not_sent(token, why, around));
+    }
+
+    fn handle_endpoint(&mut self, event: Event, now: Instant) {
         match event {
             Event::IncomingInvite { call, request, flow } => self.handle_invite(call, &request, flow, now),
             Event::Acknowledged { call, ack } => {
@@ -237,10 +280,14 @@ impl Calls {
                 };
                 self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(status))));
             }
-            // We place no calls and send no requests of our own; connections are the shell's.
-            Event::Provisional { .. }
-            | Event::Answered { .. }
-            | Event::ReinviteAnswered { .. }
+            Event::Provisional { call, response } => {
+                self.on_sip(call, now, |call, _| call.handle_provisional(&response));
+            }
+            Event::Answered { call, response, wants_ack } => {
+                self.on_sip(call, now, |call, around| call.handle_answered(&response, wants_ack, around));
+            }
+            // Connections are the shell's.
+            Event::ReinviteAnswered { .. }
             | Event::ReinviteRefused { .. }
             | Event::Response { .. }
             | Event::Refused { .. }
@@ -259,7 +306,7 @@ impl Calls {
         };
         let Self { actions, strays, settings, rng, tokens, .. } = self;
         let around = Surroundings { actions, strays, settings, now, setup: None, wall: self.wall, rng, tokens };
-        let call = Call::new(call_id, sip, request, flow.remote, &credential, trace, &around);
+        let call = Call::new(call_id, sip, request, flow, &credential, trace, &around);
         around.actions.push_back(Action::Lookup { call_id, credential });
         self.by_sip.insert(sip, call_id);
         self.calls.insert(call_id, call);
@@ -483,6 +530,10 @@ impl Calls {
         if is_over && let Some(call) = self.calls.remove(&call_id) {
             if let Some(sip) = call.sip() {
                 self.by_sip.remove(&sip);
+            }
+            // One that waits for its INVITE stays, so that what leaves late is hung up.
+            if let Some(token) = call.idle_token() {
+                self.tokens.remove(&token);
             }
             self.dispatcher.remove(call_id, now);
             self.pump_at = Some(now);

@@ -1,14 +1,20 @@
 //! A call's media session, seen from the call: which engine has it, and the commands that wait their turn.
 //!
 //! A call has at most one command under way, so an engine sees them in order: Open before Start before Update before
-//! Close. What waits is one Start, the newest Update and one Close: nothing else can be in the queue.
+//! Close. What waits is one Start, the newest Update, one Close, and a few words for the agent: nothing else can be in
+//! the queue.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use tandem_api::engine::v1 as engine;
+use tandem_api::engine::v1::tell_agent_request::What as Tell;
 
 use super::action::EngineCommand;
 use crate::media::EngineId;
+
+/// Words for the agent that wait for their turn: digits of a burst, and how a transfer goes.
+pub const TELLS_MAX: usize = 64;
 
 /// What of the session exists, as far as we know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +47,7 @@ pub struct Session {
     opened_in_outage: bool,
     start: bool,
     listen: bool,
+    tells: VecDeque<Box<Tell>>,
     update: Option<(UpdateNumber, Box<engine::RtpParameters>)>,
     last_update: UpdateNumber,
     /// The Update that is under way.
@@ -61,6 +68,7 @@ impl Default for Session {
             opened_in_outage: false,
             start: false,
             listen: false,
+            tells: VecDeque::new(),
             update: None,
             last_update: UpdateNumber::default(),
             updating: None,
@@ -119,6 +127,13 @@ impl Session {
         self.listen = true;
     }
 
+    /// Something for the agent. When too much waits, the newest is dropped: the engine does not keep up, or is gone.
+    pub fn tell(&mut self, what: Tell) {
+        if self.tells.len() < TELLS_MAX && self.phase != Phase::Closed {
+            self.tells.push_back(Box::new(what));
+        }
+    }
+
     /// Other parameters; they replace those that still wait, whose number is never answered.
     pub fn update(&mut self, rtp: engine::RtpParameters) -> UpdateNumber {
         self.last_update.0 += 1;
@@ -131,6 +146,7 @@ impl Session {
         (self.start, self.listen) = (false, false);
         self.update = None;
         self.open = None;
+        self.tells.clear();
         match self.phase {
             Phase::None => self.phase = Phase::Closed,
             Phase::Opening | Phase::Open => self.close = Some(reason),
@@ -143,6 +159,7 @@ impl Session {
         self.phase = Phase::Closed;
         (self.start, self.listen) = (false, false);
         (self.update, self.close, self.open) = (None, None, None);
+        self.tells.clear();
     }
 
     /// The engine has opened it. `None`: its address is not one.
@@ -215,6 +232,8 @@ impl Session {
             EngineCommand::Start
         } else if std::mem::take(&mut self.listen) {
             EngineCommand::Listen
+        } else if let Some(what) = self.tells.pop_front() {
+            EngineCommand::Tell(what)
         } else {
             return None;
         };

@@ -22,6 +22,7 @@ pub async fn seed(pool: &SqlitePool) -> Result<(), StoreError> {
         ("demo", "talker", json!({})),
         ("ws", "websocket", twilio),
         ("pcm", "websocket", pcm),
+        ("null", "none", json!({})),
     ] {
         put_assistant(pool, TENANT, assistant, kind, &options).await?;
     }
@@ -47,7 +48,7 @@ mod tests {
         seed(&pool).await.unwrap();
         seed(&pool).await.unwrap();
         let accounts = Accounts::new(pool);
-        for id in ["echo", "tone", "demo", "ws", "pcm"] {
+        for id in ["echo", "tone", "demo", "ws", "pcm", "null"] {
             let found = accounts.find(KeyHash::of(DEMO_KEY), id).await.unwrap();
             assert!(found.assistant.unwrap().agent.is_ok(), "{id}");
         }

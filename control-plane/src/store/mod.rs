@@ -96,6 +96,7 @@ fn migrations() -> Migrator {
     let files = [
         (1, "accounts", include_str!("../../migrations/0001_accounts.sql")),
         (2, "calls", include_str!("../../migrations/0002_calls.sql")),
+        (4, "outbound", include_str!("../../migrations/0004_outbound.sql")),
     ];
     let migrations = files.into_iter().map(|(version, name, sql)| {
         let sql = AssertSqlSafe(sql).into_sql_str();

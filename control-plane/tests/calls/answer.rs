@@ -7,6 +7,7 @@ use control_plane::call::agent::Agent;
 use control_plane::call::state::State;
 use control_plane::media::SessionEvent;
 use tandem_api::engine::v1::{Codec, Direction, agent};
+use tandem_sip::Headers;
 use tandem_sip::message::Body;
 
 use crate::bed::{Bed, Heard, Opens, echo_uri, offer};
@@ -35,6 +36,22 @@ fn answer_waits_until_the_engine_listens() {
     bed.reply(call_id, EngineReply::Started(Ok(())));
     assert!(matches!(bed.heard.as_slice(), [Heard::Answered(_)]), "{:?}", bed.heard);
     assert_eq!(bed.state(call_id), "connected");
+}
+
+#[test]
+fn assistant_without_media_is_answered_by_signaling_alone() {
+    let mut bed = Bed::new();
+    bed.agent = Agent::None;
+    let (call, call_id) = bed.connected();
+    let Some(Heard::Answered(sdp)) = bed.heard.last() else { panic!("{:?}", bed.heard) };
+    assert!(sdp.contains("a=inactive") && sdp.contains("c=IN IP4 192.0.2.1"), "{sdp}");
+    assert_eq!(bed.state(call_id), "connected");
+    bed.reinvite(call, Some(&offer("sendrecv", "8")));
+    assert!(matches!(bed.heard.last(), Some(Heard::ReinviteAnswered(_))), "{:?}", bed.heard);
+    bed.caller.hang_up(call, Headers::new(), bed.now).unwrap();
+    bed.run();
+    assert!(bed.commands.is_empty(), "no engine is asked: {:?}", bed.commands);
+    assert_eq!(bed.calls.list("t1"), []);
 }
 
 #[test]
@@ -126,7 +143,7 @@ fn records_show_times_media_and_who() {
     let mut bed = Bed::new();
     let (call, call_id) = bed.connected();
     bed.pass(Duration::from_secs(7));
-    bed.caller.bye(call, tandem_sip::Headers::new(), bed.now).unwrap();
+    bed.caller.bye(call, Headers::new(), bed.now).unwrap();
     bed.run();
     let record = bed.last_record();
     assert_eq!(&*record.tenant_id, "t1");

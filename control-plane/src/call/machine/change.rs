@@ -78,6 +78,10 @@ impl Call {
             .map_err(NegotiationError::from)
             .and_then(|offer| self.negotiation.propose(&offer));
         match proposed {
+            Ok(_) if !self.has_media() => {
+                let text = self.negotiation.commit();
+                self.answer_change(request, text, around);
+            }
             Ok(negotiated) => {
                 let update = self.session.update(rtp_parameters(&negotiated));
                 self.change = Some(PendingChange { request, update });
@@ -107,6 +111,7 @@ impl Call {
         // Also an offer of ours whose 200 came too late: no ACK will answer it.
         self.negotiation.abandon();
         if self.change.take().is_some()
+            && self.has_media()
             && let Some(current) = self.negotiation.current()
         {
             self.session.update(rtp_parameters(current));
@@ -131,7 +136,7 @@ impl Call {
         let text = if result.is_ok() { self.negotiation.commit() } else { None };
         self.negotiation.abandon();
         self.answer_change(change.request, text, around);
-        self.life.hold(self.negotiation.is_held());
+        self.life.hold(self.is_held());
         // What the engine cannot carry leaves the call as it was; an engine that is gone ends it.
         if let Err(refusal @ (EngineRefusal::Gone | EngineRefusal::Unreachable(_))) = result {
             self.handle_done(Err(refusal), around);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use tandem_api::v1::DecisionStep;
 use tandem_sip::message::{Body, Response};
-use tandem_sip::{CallHandle, EndReason, HeaderName, Headers, NameAddr, Uri};
+use tandem_sip::{CallHandle, EndReason, Flow, HeaderName, Headers, NameAddr, Uri};
 use uuid::Uuid;
 
 use super::{Call, Negotiation, Session};
@@ -42,7 +42,9 @@ pub(super) struct Outbound {
     trunk: Arc<Trunk>,
     /// Trunks that are left to try.
     failover: VecDeque<Arc<Trunk>>,
-    /// An INVITE that has been asked for, and has neither left nor failed.
+    /// The name of its last INVITE.
+    token: Option<Token>,
+    /// The same, while it has neither left nor failed.
     asked: Option<Token>,
     /// What its CANCEL says: it is to be given up when it has left.
     give_up: Option<Headers>,
@@ -103,7 +105,7 @@ impl Call {
             sip: None,
             sip_is_over: false,
             change: None,
-            source: std::net::SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), 0),
+            flow: Flow::udp(invite::ANYWHERE, invite::ANYWHERE),
             from: order.from.to_string(),
             to: order.to.shown().to_owned(),
             assistant_id: order.assistant_id.clone(),
@@ -129,6 +131,7 @@ impl Call {
                 failover: order.failover.iter().cloned().collect(),
                 order,
                 trunk,
+                token: None,
                 asked: None,
                 give_up: None,
                 contacts: VecDeque::new(),
@@ -137,6 +140,12 @@ impl Call {
                 refusal: None,
             })),
         }
+    }
+
+    /// The name of its INVITE, once that has left or failed.
+    pub fn idle_token(&self) -> Option<Token> {
+        let own = self.outbound.as_deref()?;
+        own.token.filter(|_| own.asked.is_none())
     }
 
     /// Of which bulk it is.
@@ -157,7 +166,7 @@ impl Call {
     /// The INVITE leaves, to the callee or to where it was redirected.
     pub(super) fn send_invite(&mut self, target: Option<Uri>, around: &mut Surroundings<'_>) {
         let Some(own) = self.outbound.as_deref_mut() else { return };
-        let offer = if own.trunk.outbound.delayed_offer { None } else { self.negotiation.offer() };
+        let offer = if own.trunk.outbound.is_offer_delayed { None } else { self.negotiation.offer() };
         let (request, destination) =
             match invite::invite(&own.order, &own.trunk, target, offer.map(Body::sdp)) {
                 Ok(invite) => invite,
@@ -167,6 +176,9 @@ impl Call {
                 }
             };
         let token = around.token(self.id);
+        if let Some(before) = own.token.replace(token) {
+            around.forget(before);
+        }
         own.asked = Some(token);
         own.is_heard = false;
         self.sip = None;
@@ -202,7 +214,7 @@ impl Call {
     }
 
     /// 101 to 199, of this or another fork.
-    pub fn handle_provisional(&mut self, response: &Response, around: &mut Surroundings<'_>) {
+    pub fn handle_provisional(&mut self, response: &Response) {
         let Some(own) = self.outbound.as_deref_mut() else { return };
         if self.life.is_ending() || !self.life.is_before_answer() {
             return;
@@ -238,7 +250,7 @@ impl Call {
                 self.session.update(rtp);
                 self.session.start();
                 self.life.acknowledge();
-                self.life.hold(self.negotiation.is_held());
+                self.life.hold(self.is_held());
             }
             Err(error) => self.end(Ending::with_detail(Cause::BadAnswer, error.to_string()), around),
         }
