@@ -105,8 +105,8 @@ impl App {
         let endpoint = EndpointConfig {
             advertised_host: config.sip_public.clone(),
             seed: rand::random(),
-            // Nobody reads an INFO yet, so Allow does not invite them.
-            in_dialog_methods: vec![Method::Update],
+            // INFO brings keys; a REFER is answered by policy.
+            in_dialog_methods: vec![Method::Update, Method::Info, Method::Refer],
             ..EndpointConfig::default()
         };
         let sip = sip::start(&config.sip_listen, endpoint).await?;
@@ -143,6 +143,7 @@ impl App {
             pool: pool.clone(),
             writer: writer.clone(),
             live: live.clone(),
+            trunks: config.trunks.clone(),
             metrics,
             sip: sip.counters.clone(),
             service_token: config.service_token.map(|token: SecretString| Arc::new(token)),

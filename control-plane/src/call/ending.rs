@@ -215,6 +215,16 @@ impl Ending {
         headers
     }
 
+    /// The same, and what the agent wants to say with it.
+    pub fn headers_with(&self, more: &Headers) -> Headers {
+        let mut headers = self.to_headers();
+        for (name, value) in more.iter() {
+            let pushed = headers.push(name, &String::from_utf8_lossy(value));
+            debug_assert!(pushed.is_ok(), "they come from a list of headers");
+        }
+        headers
+    }
+
     fn reason_value(&self) -> String {
         let row = self.cause.row();
         format!("Q.850;cause={};text=\"{}\"", row.q850_cause, row.sentence)

@@ -19,7 +19,7 @@ use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::v1 as api;
 use tandem_sdp::SessionDescription;
 use tandem_sip::message::Body;
-use tandem_sip::{CallHandle, EndReason, Flow, Request};
+use tandem_sip::{CallHandle, EndReason, Flow, Headers, Request, Uri};
 use uuid::Uuid;
 
 use super::action::{Action, Change, EngineRefusal, EngineReply, Refusal};
@@ -36,12 +36,20 @@ use crate::media::{Fleet, SessionEvent};
 use crate::sip::Verb;
 use crate::store::accounts::Found;
 use crate::store::contexts::CallContext;
+use crate::trunk::Trunk;
 
 mod change;
-pub(crate) mod outbound;
+mod hold;
+mod info;
+mod outbound;
+mod transfer;
 
 use change::PendingChange;
+use hold::OwnChange;
+use info::Keys;
 use outbound::Outbound;
+use transfer::{DialogId, Transfer};
+pub use transfer::{ReferTarget, TransferTo};
 
 /// The engine's own limit on a session lies this much above ours: it matters only when nobody is left to end the call.
 const ENGINE_LIMIT_SLACK_MS: u32 = 60_000;
@@ -59,6 +67,21 @@ pub enum Loss {
     Unlisted,
 }
 
+/// What becomes of something that the API or the agent asks of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// It is on its way, or was so already.
+    Done,
+    /// Not in this state.
+    State(State),
+    /// Something of the kind is under way.
+    Busy,
+    /// The trunk's policy does not allow it, or it makes no sense: in words.
+    Policy(String),
+    /// The other call is not there, or not answered.
+    NoTarget,
+}
+
 /// One call.
 #[derive(Debug)]
 pub struct Call {
@@ -71,6 +94,22 @@ pub struct Call {
     sip_is_over: bool,
     /// A change of the session that waits for the engine, and for our response.
     change: Option<PendingChange>,
+    /// A re-INVITE of ours.
+    own_change: Option<OwnChange>,
+    /// We hold the other side.
+    is_holding: bool,
+    transfer: Option<Transfer>,
+    /// Keys of the agent that go by INFO.
+    keys: Keys,
+    /// Of the request that ends the call.
+    agent_headers: Headers,
+    /// Over which it came or goes; `None`: neither.
+    trunk: Option<Arc<Trunk>>,
+    /// The domain of who called us.
+    peer_host: String,
+    /// Where who called us is, by its Contact.
+    contact: Option<Uri>,
+    dialog: Option<DialogId>,
     flow: Flow,
     from: String,
     to: String,
@@ -123,6 +162,15 @@ impl Call {
             outbound: None,
             sip_is_over: false,
             change: None,
+            own_change: None,
+            is_holding: false,
+            transfer: None,
+            keys: Keys::default(),
+            agent_headers: Headers::new(),
+            trunk: None,
+            peer_host: request.head.from().uri.host().to_owned(),
+            contact: request.head.contact().map(|contact| contact.uri),
+            dialog: None,
             flow,
             from: request.head.from().uri.redacted().to_string(),
             to: request.uri.without_password().as_str().to_owned(),
@@ -191,7 +239,9 @@ impl Call {
 
     /// When [`Call::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.life.poll_timeout()
+        let own = if self.life.is_ending() { None } else { self.own_change_deadline() };
+        let transfer = if self.life.is_ending() { None } else { self.transfer_deadline() };
+        [self.life.poll_timeout(), own, transfer].into_iter().flatten().min()
     }
 
     // --- admission ---
@@ -457,10 +507,10 @@ impl Call {
             }
             SessionEvent::AgentHangup => self.end(Ending::new(Cause::AgentHangup), around),
             // Transfer, and what only counts: nothing changes for the call.
-            SessionEvent::AgentTransfer { .. }
-            | SessionEvent::AgentAnswer
-            | SessionEvent::AgentDtmf { .. }
-            | SessionEvent::AgentHeaders { .. } => {}
+            SessionEvent::AgentTransfer { to } => self.handle_agent_transfer(to, around),
+            SessionEvent::AgentDtmf { digits } => self.press(&digits, around),
+            SessionEvent::AgentHeaders { headers } => self.set_agent_headers(&headers),
+            SessionEvent::AgentAnswer => {}
             // What only counts.
             SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
             SessionEvent::Ended { reason, stats } => {
@@ -549,11 +599,14 @@ impl Call {
                 }
             }
         }
+        if let (None, Some(contact)) = (&self.dialog, &self.contact) {
+            self.dialog = DialogId::of_ack(ack, contact);
+        }
         self.life.acknowledge();
         self.life.hold(self.is_held());
     }
 
-    /// The caller holds us. A call without media is inactive from the start and never held.
+    /// The caller holds us, or we hold the caller. A call without media is inactive from the start and never held.
     fn is_held(&self) -> bool {
         self.has_media() && self.negotiation.is_held()
     }
@@ -570,7 +623,8 @@ impl Call {
             EndReason::RemoteBye { reason } => return self.handle_bye(reason.as_deref(), around),
             EndReason::Cancelled { .. } => Cause::CallerCancelled,
             EndReason::NoAck => Cause::NoAck,
-            EndReason::DialogLost { .. } => Cause::DialogLost,
+            EndReason::DialogLost { .. } | EndReason::SessionExpired | EndReason::NoPrack => Cause::DialogLost,
+            EndReason::Replaced { .. } => Cause::CallerHangup,
             // The echo of what we did ourselves; as a surprise it is the dialog that is lost.
             EndReason::Rejected { .. }
             | EndReason::LocalBye { .. }
@@ -583,13 +637,21 @@ impl Call {
     /// The other side has hung up; its BYE may say why.
     fn handle_bye(&mut self, reason: Option<&str>, around: &mut Surroundings<'_>) {
         let is_ours = self.outbound.is_some();
-        let mut ending = Ending::new(if is_ours { Cause::CalleeHangup } else { Cause::CallerHangup });
+        let mut ending = Ending::new(match is_ours {
+            _ if self.is_leaving() => Cause::Transferred,
+            true => Cause::CalleeHangup,
+            false => Cause::CallerHangup,
+        });
         ending.carrier = reason.and_then(CarrierWord::of_reason).map(Box::new);
         self.end(ending, around);
     }
 
     /// A timer of the call is due.
     pub fn handle_timeout(&mut self, around: &mut Surroundings<'_>) {
+        if !self.life.is_ending() {
+            self.handle_own_change_timeout(around);
+            self.handle_transfer_timeout(around.now);
+        }
         match self.life.handle_timeout(around.now) {
             None => {}
             Some(Expired::Queue) => self.end(Ending::new(Cause::QueueTimeout), around),
@@ -639,7 +701,7 @@ impl Call {
             let is_refusal = self.life.is_before_answer();
             self.ask_sip(around, |sip| match is_refusal {
                 true => Verb::Reject(sip, ending.to_reply()),
-                false => Verb::HangUp(sip, ending.to_headers()),
+                false => Verb::HangUp(sip, ending.headers_with(&self.agent_headers)),
             });
             if is_refusal {
                 // No rule refused it; the reason of the end does.

@@ -27,7 +27,7 @@ use super::admission::{self, Credential, Trace, refused_by};
 use super::bulk::Bulks;
 use super::dispatcher::Dispatcher;
 use super::ending::{Cause, Ending};
-use super::machine::{Call, Loss};
+use super::machine::{Asked, Call, Loss, ReferTarget, TransferTo};
 use super::record::CallRecord;
 use super::state::State;
 use super::strays::Strays;
@@ -234,13 +234,14 @@ impl Calls {
     }
 
     fn handle_placed(&mut self, token: Token, sip: CallHandle, now: Instant) {
-        // The token stays: the INVITE may move on to another address. It goes with its call.
-        let Some(call_id) = self.tokens.get(&token).copied().filter(|id| self.calls.contains_key(id)) else {
+        // Unknown: somebody else's. The token stays: the INVITE may move on to another address. It goes with its call.
+        let Some(call_id) = self.tokens.get(&token).copied() else { return };
+        if !self.calls.contains_key(&call_id) {
             self.tokens.remove(&token);
             // Its call has ended without waiting: nobody is to answer that phone.
             let verb = Verb::HangUp(sip, Headers::new());
             return self.actions.push_back(Action::Sip(verb));
-        };
+        }
         if let Some(before) = self.calls.get(&call_id).and_then(Call::sip) {
             self.by_sip.remove(&before);
         }
@@ -255,7 +256,7 @@ impl Calls {
 
     fn handle_endpoint(&mut self, event: Event, now: Instant) {
         match event {
-            Event::IncomingInvite { call, request, flow } => self.handle_invite(call, &request, flow, now),
+            Event::IncomingInvite { call, request, flow, .. } => self.handle_invite(call, &request, flow, now),
             Event::Acknowledged { call, ack } => {
                 self.on_sip(call, now, |call, around| call.handle_acknowledged(&ack, around));
             }
@@ -271,24 +272,41 @@ impl Calls {
             Event::Request { handle, call: Some(call), request, .. } if request.method == Method::Update => {
                 self.on_sip(call, now, |call, around| call.handle_update(handle, &request, around));
             }
+            Event::Request { handle, call: Some(call), request, .. } if request.method == Method::Info => {
+                match self.by_sip.contains_key(&call) {
+                    true => self.on_sip(call, now, |call, around| call.handle_info(handle, &request, around)),
+                    false => self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(481)))),
+                }
+            }
             Event::Request { handle, request, .. } => {
-                // An empty INFO only asks whether we are alive (RFC 2976 §2.2); what others carry is not served yet.
-                let status = match request.method {
-                    Method::Info if request.body.is_empty() => 200,
-                    Method::Info => 415,
-                    _ => 501,
-                };
+                // A transfer of theirs would make us place calls: declined (RFC 3515 §2.4.2).
+                let status = if request.method == Method::Refer { 603 } else { 501 };
                 self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(status))));
             }
-            Event::Provisional { call, response } => {
+            Event::Provisional { call, response, .. } => {
                 self.on_sip(call, now, |call, _| call.handle_provisional(&response));
             }
             Event::Answered { call, response, wants_ack } => {
                 self.on_sip(call, now, |call, around| call.handle_answered(&response, wants_ack, around));
             }
+            Event::ReinviteAnswered { call, response, .. } => {
+                self.on_sip(call, now, |call, around| call.handle_reinvite_answered(&response, around));
+            }
+            Event::ReinviteRefused { call, status, retry_after } => {
+                self.on_sip(call, now, |call, around| {
+                    call.handle_reinvite_refused(status, retry_after, around);
+                });
+            }
+            Event::ReferProgress { call, status, reason, is_final } => {
+                self.on_sip(call, now, |call, around| {
+                    call.handle_refer_progress(status, &reason, is_final, around);
+                });
+            }
+            Event::Response { call: Some(call), .. } => {
+                self.on_sip(call, now, |call, around| call.handle_info_answered(around));
+            }
             // Connections are the shell's.
-            Event::ReinviteAnswered { .. }
-            | Event::ReinviteRefused { .. }
+            Event::Pracked { .. }
             | Event::Response { .. }
             | Event::Refused { .. }
             | Event::CloseConnection { .. } => {}
@@ -445,6 +463,37 @@ impl Calls {
             self.on_call(call_id, now, |call, _, around| call.end(ending, around));
         }
         is_own
+    }
+
+    /// Puts the other side of a call on hold, or takes it back. `None`: this tenant has no such call.
+    pub fn hold(&mut self, tenant_id: &str, call_id: Uuid, is_held: bool, now: Instant) -> Option<Asked> {
+        self.own(tenant_id, call_id)?;
+        let mut asked = None;
+        self.on_call(call_id, now, |call, _, around| asked = Some(call.hold(is_held, around)));
+        asked
+    }
+
+    /// Hands the other side of a call on. `None`: this tenant has no such call.
+    pub fn transfer(&mut self, tenant_id: &str, call_id: Uuid, to: TransferTo, now: Instant) -> Option<Asked> {
+        self.own(tenant_id, call_id)?;
+        let to = match to {
+            TransferTo::Blind(to) => ReferTarget::Blind(to),
+            TransferTo::Attended(other) => {
+                let other = self.own(tenant_id, other).filter(|other| other.state() != State::Ending);
+                match other.and_then(Call::dialog) {
+                    Some(dialog) => ReferTarget::Attended(dialog.clone()),
+                    None => return Some(Asked::NoTarget),
+                }
+            }
+        };
+        let mut asked = None;
+        self.on_call(call_id, now, |call, _, around| asked = Some(call.transfer(to, around)));
+        asked
+    }
+
+    fn own(&self, tenant_id: &str, call_id: Uuid) -> Option<&Call> {
+        let call = self.calls.get(&call_id)?;
+        call.tenant_id().filter(|owner| &***owner == tenant_id).map(|_| call)
     }
 
     /// Refuses new calls from now on; what waits in the queue is over.

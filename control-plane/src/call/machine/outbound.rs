@@ -63,10 +63,6 @@ impl Outbound {
         &self.trunk.name
     }
 
-    pub(super) fn trunk(&self) -> &Arc<Trunk> {
-        &self.trunk
-    }
-
     pub(super) fn metadata(&self) -> HashMap<String, String> {
         self.order.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
     }
@@ -105,6 +101,15 @@ impl Call {
             sip: None,
             sip_is_over: false,
             change: None,
+            own_change: None,
+            is_holding: false,
+            transfer: None,
+            keys: super::Keys::default(),
+            agent_headers: Headers::new(),
+            trunk: Some(trunk.clone()),
+            peer_host: String::new(),
+            contact: None,
+            dialog: None,
             flow: Flow::udp(invite::ANYWHERE, invite::ANYWHERE),
             from: order.from.to_string(),
             to: order.to.shown().to_owned(),
@@ -203,7 +208,10 @@ impl Call {
 
     /// The INVITE could not leave.
     pub fn handle_not_sent(&mut self, token: Token, why: &NotSent, around: &mut Surroundings<'_>) {
-        let Some(own) = self.outbound.as_deref_mut().filter(|own| own.asked == Some(token)) else { return };
+        let Some(own) = self.outbound.as_deref_mut().filter(|own| own.asked == Some(token)) else {
+            // An INFO of ours.
+            return self.handle_info_answered(around);
+        };
         own.asked = None;
         if self.life.is_ending() {
             self.sip_is_over = true;
@@ -240,6 +248,7 @@ impl Call {
         }
         self.answered_ms = around.epoch_ms();
         self.life.answer(around.now);
+        self.dialog = super::DialogId::of_answer(response);
         let negotiated = if wants_ack {
             self.answer_their_offer(response, around)
         } else {
@@ -332,6 +341,7 @@ impl Call {
     fn try_next_trunk(&mut self, ending: Ending, around: &mut Surroundings<'_>) {
         let next = self.outbound.as_deref_mut().and_then(|own| {
             own.trunk = own.failover.pop_front()?;
+            self.trunk = Some(own.trunk.clone());
             own.contacts.clear();
             Some(())
         });
