@@ -143,7 +143,7 @@ impl App {
             pool: pool.clone(),
             writer: writer.clone(),
             live: live.clone(),
-            trunks: config.trunks.clone(),
+            trunks: crate::trunk::Trunks::default(),
             metrics,
             sip: sip.counters.clone(),
             service_token: config.service_token.map(|token: SecretString| Arc::new(token)),

@@ -221,8 +221,8 @@ impl Calls {
     // --- from network, store, engines and clock ---
 
     /// What the SIP shell says.
-    pub fn handle_sip(&mut self, event: SipEvent, now: Instant) {
-        match event {
+    pub fn handle_sip(&mut self, event: impl Into<SipEvent>, now: Instant) {
+        match event.into() {
             SipEvent::Endpoint { event, .. } => self.handle_endpoint(event, now),
             SipEvent::Placed { token, call } => self.handle_placed(token, call, now),
             SipEvent::NotSent { token, why } => self.handle_not_sent(token, &why, now),

@@ -8,5 +8,6 @@ mod bed;
 mod ending;
 mod engines;
 mod hold;
+mod place;
 mod refusal;
 mod storm;

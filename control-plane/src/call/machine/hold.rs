@@ -18,7 +18,7 @@ use crate::call::state::State;
 use crate::sip::Verb;
 
 /// How often one hold is tried when both sides change the session at once.
-pub const TRIES_MAX: u8 = 4;
+const TRIES_MAX: u8 = 4;
 /// A re-INVITE without an outcome for so long is forgotten: an INVITE transaction takes 32 s at most.
 const OUTCOME_MAX: Duration = Duration::from_secs(40);
 

@@ -23,7 +23,7 @@ const KEY_MS_DEFAULT: u32 = 160;
 /// The longest that is believed.
 const KEY_MS_MAX: u32 = 8_000;
 /// Keys that wait for the INFO before them: one event of an agent. More are dropped.
-pub const KEYS_MAX: usize = 64;
+const KEYS_MAX: usize = 64;
 /// What we say of our own keys.
 const OWN_KEY: Duration = Duration::from_millis(160);
 

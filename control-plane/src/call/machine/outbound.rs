@@ -32,7 +32,7 @@ use crate::sip::{NotSent, Token, Verb};
 use crate::trunk::{Redirects, Trunk};
 
 /// Contacts of 3xx answers that one call follows, in all. More would be a loop.
-pub const REDIRECTS_MAX: usize = 5;
+const REDIRECTS_MAX: usize = 5;
 
 /// What only a call of ours has.
 #[derive(Debug)]
