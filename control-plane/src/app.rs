@@ -108,8 +108,8 @@ impl App {
         let endpoint = EndpointConfig {
             advertised_host: config.sip_public.clone(),
             seed: rand::random(),
-            // Nobody reads an INFO yet, so Allow does not invite them.
-            in_dialog_methods: vec![Method::Update],
+            // INFO brings keys; a REFER is answered by policy.
+            in_dialog_methods: vec![Method::Update, Method::Info, Method::Refer],
             ..EndpointConfig::default()
         };
         let guard = SharedGuard::new(config.guard.clone(), config.trunks.clone());
@@ -151,6 +151,7 @@ impl App {
             pool: pool.clone(),
             writer: writer.clone(),
             live: live.clone(),
+            trunks: config.trunks.clone(),
             metrics,
             guard,
             refusals,

@@ -62,6 +62,10 @@ pub enum EngineCommand {
     Open(Box<engine::OpenSessionRequest>),
     /// The call is answered.
     Start,
+    /// The other side may be heard before it answers; what the agent says waits.
+    Listen,
+    /// Something for the agent.
+    Tell(Box<engine::tell_agent_request::What>),
     /// Another address, codec or direction.
     Update(Box<engine::RtpParameters>),
     /// End it.
@@ -78,6 +82,8 @@ pub enum EngineReply {
     Opened(Result<Box<engine::OpenSessionResponse>, EngineRefusal>),
     /// To Start.
     Started(Result<(), EngineRefusal>),
+    /// To Tell.
+    Told(Result<(), EngineRefusal>),
     /// To Update.
     Updated(Result<(), EngineRefusal>),
     /// To Close; [`EngineRefusal::Gone`]: it was over already.

@@ -1,13 +1,17 @@
 //! `tandem call …` and `tandem conversation …`: gRPC clients of a running service.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use serde_json::json;
 use tandem_api::v1::call_service_client::CallServiceClient;
 use tandem_api::v1::conversation_service_client::ConversationServiceClient;
 use tandem_api::v1::refusal_service_client::RefusalServiceClient;
+use tandem_api::v1::talk_service_client::TalkServiceClient;
 use tandem_api::v1::{
-    Call, Conversation, DecisionStep, Ending, GetCallRequest, GetConversationRequest, GetRefusalRequest,
-    HangUpCallRequest, ListCallsRequest, ListRefusalsRequest, RefusedCall,
+    AssistantDefinition, Call, Conversation, CreatePhoneCallRequest, DecisionStep, Ending, GetCallRequest,
+    GetConversationRequest, GetRefusalRequest, HangUpCallRequest, HoldCallRequest, ListCallsRequest,
+    ListRefusalsRequest, RefusedCall, TransferCallRequest,
 };
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
@@ -36,6 +40,8 @@ Examples:
   tandem call explain 01938a2e-7c5b-7d6e-9f00-1234567890ab
   tandem call refused
   tandem call hangup 01938a2e-7c5b-7d6e-9f00-1234567890ab
+  tandem call place --assistant desk --trunk carrier --from +4930111 --to +4930222 --arg name=Anna --wait
+  tandem call transfer 01938a2e-7c5b-7d6e-9f00-1234567890ab --to +4930333
 
 The API key is read from TANDEM_API_KEY (or api_key in tandem.toml), so that it stands in no process list.
 With `tandem up --demo` it is demo-key. Refused calls that are nobody's are shown to the operator: the service
@@ -74,11 +80,93 @@ enum CallVerb {
         #[arg(long, default_value_t = 20, value_name = "N")]
         limit: u32,
     },
+    /// Places a call over a trunk and prints its id
+    Place(Box<PlaceArgs>),
+    /// Hands the other side of a connected call on (REFER)
+    Transfer {
+        /// As `call list` prints it
+        call_id: String,
+        /// A number or a SIP URI: a blind transfer
+        #[arg(
+            long,
+            value_name = "NUMBER|URI",
+            required_unless_present = "to_call",
+            conflicts_with = "to_call"
+        )]
+        to: Option<String>,
+        /// Another live call whose other side takes over: an attended transfer
+        #[arg(long, value_name = "CALL")]
+        to_call: Option<String>,
+    },
+    /// Puts the other side of a connected call on hold
+    Hold {
+        /// As `call list` prints it
+        call_id: String,
+    },
+    /// Takes the other side back from hold
+    Resume {
+        /// As `call list` prints it
+        call_id: String,
+    },
     /// Ends a live call with a BYE
     Hangup {
         /// As `call list` prints it
         call_id: String,
     },
+}
+
+/// `tandem call place`.
+#[derive(Debug, Args)]
+struct PlaceArgs {
+    /// Who talks
+    #[arg(long)]
+    assistant: String,
+    /// Whom to call: a number or a SIP URI
+    #[arg(long, value_name = "NUMBER|URI")]
+    to: String,
+    /// The number that the callee sees [default: the trunk's caller id]
+    #[arg(long, value_name = "NUMBER", default_value = "", hide_default_value = true)]
+    from: String,
+    /// Over which trunk [default: the only one]
+    #[arg(long, default_value = "", hide_default_value = true)]
+    trunk: String,
+    /// Told to the agent; may be repeated
+    #[arg(long = "arg", value_name = "KEY=VALUE", value_parser = key_value)]
+    args: Vec<(String, String)>,
+    /// Kept with the call; may be repeated
+    #[arg(long = "metadata", value_name = "KEY=VALUE", value_parser = key_value)]
+    metadata: Vec<(String, String)>,
+    /// A header of the INVITE that the trunk lets pass; may be repeated
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = key_value)]
+    headers: Vec<(String, String)>,
+    /// The same key and request again give the same call
+    #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
+    idempotency_key: String,
+    /// Stay until the call is over, and fail when it was not answered
+    #[arg(long)]
+    wait: bool,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    pair.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "must be KEY=VALUE".to_owned())
+}
+
+impl From<PlaceArgs> for CreatePhoneCallRequest {
+    fn from(args: PlaceArgs) -> Self {
+        let assistant = AssistantDefinition { assistant_id: args.assistant, version: String::new() };
+        Self {
+            assistant: Some(assistant),
+            metadata: args.metadata.into_iter().collect(),
+            args: args.args.into_iter().collect(),
+            from_number: args.from,
+            to_number: args.to,
+            trunk: args.trunk,
+            headers: args.headers.into_iter().collect(),
+            idempotency_key: args.idempotency_key,
+            ..Self::default()
+        }
+    }
 }
 
 /// `tandem conversation`.
@@ -128,6 +216,14 @@ pub enum ClientError {
         "{0}; `tandem call list` shows the calls there are, `tandem call refused` those that were turned away"
     )]
     NotFound(String),
+    /// `call place --wait`: nobody answered.
+    #[error("call {call_id} was not answered: {why}")]
+    NotAnswered {
+        /// Which.
+        call_id: String,
+        /// As its ending says.
+        why: String,
+    },
     /// Anything else the service said.
     #[error("the service answers {code:?}: {message}")]
     Refused {
@@ -281,15 +377,82 @@ impl CallArgs {
                     print_refusals(&refusals);
                 }
             }
+            CallVerb::Place(args) => return place(&service, *args, json).await,
+            CallVerb::Transfer { call_id, to, to_call } => {
+                let mut client = CallServiceClient::new(service.channel.clone());
+                let request = TransferCallRequest {
+                    call_id: call_id.clone(),
+                    to: to.unwrap_or_default(),
+                    to_call_id: to_call.unwrap_or_default(),
+                };
+                client.transfer_call(service.request(request)?).await.map_err(|s| service.refused(s))?;
+                said(&call_id, "is asked to go on", json);
+            }
+            CallVerb::Hold { call_id } => hold(&service, call_id, false, json).await?,
+            CallVerb::Resume { call_id } => hold(&service, call_id, true, json).await?,
             CallVerb::Hangup { call_id } => {
                 let mut client = CallServiceClient::new(service.channel.clone());
                 let request = service.request(HangUpCallRequest { call_id: call_id.clone() })?;
                 client.hang_up_call(request).await.map_err(|status| service.refused(status))?;
-                if json { print_json(&json!({ "callId": call_id })) } else { println!("{call_id} is ending") }
+                said(&call_id, "is ending", json);
             }
         }
         Ok(())
     }
+}
+
+fn said(call_id: &str, what: &str, json: bool) {
+    if json { print_json(&json!({ "callId": call_id })) } else { println!("{call_id} {what}") }
+}
+
+async fn hold(service: &Service, call_id: String, resume: bool, json: bool) -> Result<(), ClientError> {
+    let mut client = CallServiceClient::new(service.channel.clone());
+    let request = service.request(HoldCallRequest { call_id: call_id.clone(), resume })?;
+    client.hold_call(request).await.map_err(|status| service.refused(status))?;
+    said(&call_id, if resume { "is taken back" } else { "is put on hold" }, json);
+    Ok(())
+}
+
+/// How often a call that is waited for is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+async fn place(service: &Service, args: PlaceArgs, json: bool) -> Result<(), ClientError> {
+    let wait = args.wait;
+    let mut client = TalkServiceClient::new(service.channel.clone());
+    let answer = client.create_phone_call(service.request(args.into())?).await;
+    let made = answer.map_err(|status| service.refused(status))?.into_inner();
+    let mut call = made.call.unwrap_or_default();
+    if !wait {
+        if json {
+            print_json(&view::call(&call))
+        } else {
+            println!("{}", call.call_id)
+        }
+        return Ok(());
+    }
+    let mut shown = String::new();
+    loop {
+        if !json && call.state != shown {
+            println!("{} {}", call.call_id, call.state);
+            shown.clone_from(&call.state);
+        }
+        if call.ended_ms != 0 && matches!(call.state.as_str(), "ended" | "failed") {
+            break;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+        call = service.call(call.call_id.clone()).await?;
+    }
+    if json {
+        print_json(&view::call(&call))
+    } else {
+        print_call(&call)
+    }
+    if call.answered_ms == 0 {
+        let ending = call.ending.unwrap_or_default();
+        let why = format!("{} ({})", ending.reason, ending.detail);
+        return Err(ClientError::NotAnswered { call_id: call.call_id, why });
+    }
+    Ok(())
 }
 
 impl ConversationArgs {
@@ -346,6 +509,9 @@ fn print_call(call: &Call) {
     println!("direction  {}", call.direction);
     println!("from       {}", call.from);
     println!("to         {}", call.to);
+    if !call.trunk.is_empty() {
+        println!("trunk      {}", call.trunk);
+    }
     for (name, at_ms) in
         [("started", call.created_ms), ("answered", call.answered_ms), ("ended", call.ended_ms)]
     {
@@ -365,6 +531,9 @@ fn print_call(call: &Call) {
     }
     if let Some(ending) = &call.ending {
         println!("ending     {} ({}): {}", ending.reason, ending.party, ending.detail);
+        if let Some(word) = &ending.carrier {
+            println!("carrier    {} {}", word.sip_status, word.reason_phrase);
+        }
     }
 }
 

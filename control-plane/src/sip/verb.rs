@@ -13,6 +13,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tandem_sip::header::refer::ReferTo;
 use tandem_sip::message::{Body, Reply};
 use tandem_sip::{
     CallError, CallHandle, Endpoint, Event, Flow, Headers, InviteRequest, Method, OutgoingRequest,
@@ -81,6 +82,8 @@ pub enum Verb {
     Reinvite(CallHandle, Option<Body>),
     /// The ACK with our answer, after a 2xx with the peer's offer.
     Ack(CallHandle, Body),
+    /// REFER: the peer shall call somebody else instead of us.
+    Refer(CallHandle, Box<ReferTo>, Headers),
     /// Gives up our INVITE.
     Cancel(CallHandle),
 }
@@ -183,6 +186,7 @@ impl Verb {
             Self::Reply(request, reply) => endpoint.reply(request, reply, now),
             Self::Reinvite(call, body) => endpoint.reinvite(call, body, now),
             Self::Ack(call, body) => endpoint.ack(call, body, now),
+            Self::Refer(call, target, headers) => endpoint.refer(call, &target, headers, now),
             Self::Cancel(call) => endpoint.cancel(call, now),
             Self::Invite(token, mut invite, destination) => {
                 let placed = address(&destination, invite.flow).and_then(|flow| {

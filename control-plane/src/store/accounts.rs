@@ -150,7 +150,8 @@ impl Accounts {
         Ok(Some(principal))
     }
 
-    async fn assistant(&self, tenant_id: &Arc<str>, id: &str) -> Result<Option<Assistant>, StoreError> {
+    /// This tenant's assistant of this name.
+    pub async fn assistant(&self, tenant_id: &Arc<str>, id: &str) -> Result<Option<Assistant>, StoreError> {
         let cache_key = (tenant_id.clone(), Arc::from(id));
         if let Some(assistant) = self.lock().assistants.get(&cache_key, Instant::now()) {
             return Ok(Some(assistant));

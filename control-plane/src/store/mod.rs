@@ -101,6 +101,7 @@ fn migrations() -> Migrator {
         (1, "accounts", include_str!("../../migrations/0001_accounts.sql")),
         (2, "calls", include_str!("../../migrations/0002_calls.sql")),
         (3, "origin", include_str!("../../migrations/0003_origin.sql")),
+        (4, "outbound", include_str!("../../migrations/0004_outbound.sql")),
     ];
     let migrations = files.into_iter().map(|(version, name, sql)| {
         let sql = AssertSqlSafe(sql).into_sql_str();

@@ -60,6 +60,8 @@ pub struct Trunk {
     pub session_timer: Option<SessionTimer>,
     /// Reliable provisional responses (RFC 3262) on its calls, both directions.
     pub reliable: Reliable,
+    /// Whether the keys of an agent go by SIP INFO when the trunk has not agreed on telephone-events.
+    pub is_dtmf_by_info: bool,
     /// Which addresses and which certificate it sees of us.
     pub addresses: Addresses,
 }

@@ -13,13 +13,13 @@ use control_plane::call::record::CallRecord;
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
 use control_plane::media::{EngineId, Listed, News, SessionEvent};
-use control_plane::sip::TlsPeer;
+use control_plane::sip::{SipEvent, TlsPeer, Verb};
 use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
 use control_plane::trunk::Trunks;
 use control_plane::trunk::guard::{GuardSettings, SourceGuard, Verdict};
 use tandem_api::engine::v1 as engine;
 use tandem_sip::digest::Credentials;
-use tandem_sip::message::{Body, Method};
+use tandem_sip::message::{Body, Method, Reply, Request};
 use tandem_sip::{
     CallHandle, EndReason, Endpoint, EndpointConfig, Event, Flow, Headers, InviteRequest, NameAddr, Response,
     Uri,
@@ -70,6 +70,13 @@ pub(crate) struct Bed {
     pub(crate) changes: Vec<Change>,
     /// The last re-INVITE that reached the calls.
     pub(crate) reinvited: Option<Event>,
+    /// Calls that have reached the other side.
+    pub(crate) incoming: Vec<(CallHandle, Box<Request>)>,
+    /// Whether our INVITEs leave at once; if not, the test takes them from `held_back`.
+    pub(crate) invites_leave: bool,
+    /// Whether the other side agrees to our re-INVITEs, or says 491.
+    pub(crate) answers_reinvites: bool,
+    pub(crate) held_back: Vec<Verb>,
     /// What the caller has seen.
     pub(crate) heard: Vec<Heard>,
     pub(crate) lookups: usize,
@@ -124,6 +131,10 @@ impl Bed {
             refusals: Vec::new(),
             changes: Vec::new(),
             reinvited: None,
+            incoming: Vec::new(),
+            invites_leave: true,
+            answers_reinvites: true,
+            held_back: Vec::new(),
             heard: Vec::new(),
             lookups: 0,
             forgotten: HashSet::new(),
@@ -315,7 +326,8 @@ impl Bed {
             if matches!(event, Event::Reinvite { .. }) {
                 self.reinvited = Some(event.clone());
             }
-            self.calls.handle_sip_from(event, self.certificate.as_ref(), self.now);
+            let peer = self.certificate.clone().map(std::sync::Arc::new);
+            self.calls.handle_sip(SipEvent::Endpoint { event, peer }, self.now);
         }
         for transmit in datagrams.into_iter().filter(|transmit| transmit.flow.remote == self.caller_at) {
             self.caller.handle_input(&transmit.bytes, Flow::udp(self.caller_at, addr(OURS)), self.now);
@@ -324,11 +336,8 @@ impl Bed {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Sip(verb) => {
-                let now = self.now;
-                // A verb that comes too late is what the driver ignores too.
-                let _ = verb.perform(&mut self.ours, now);
-            }
+            Action::Sip(verb @ Verb::Invite(..)) if !self.invites_leave => self.held_back.push(verb),
+            Action::Sip(verb) => self.verb(verb),
             Action::Engine { engine, call_id, command } => {
                 self.commands.push((engine, call_id, command.clone()));
                 if let Some(reply) = self.answer_command(&command) {
@@ -368,6 +377,22 @@ impl Bed {
         }
     }
 
+    /// Carries a verb out as the shell does.
+    pub(crate) fn verb(&mut self, mut verb: Verb) {
+        if let Verb::Invite(_, invite, _) = &mut verb {
+            invite.flow = Flow::udp(addr(OURS), addr(CALLERS));
+        }
+        // A verb that comes too late is what the driver ignores too.
+        if let Ok(Some(event)) = verb.perform(&mut self.ours, self.now) {
+            self.calls.handle_sip(event, self.now);
+        }
+    }
+
+    pub(crate) fn shell(&mut self, event: SipEvent) {
+        self.calls.handle_sip(event, self.now);
+        self.run();
+    }
+
     fn answer_command(&self, command: &EngineCommand) -> Option<EngineReply> {
         Some(match command {
             EngineCommand::Open(_) => match &self.opens {
@@ -377,7 +402,8 @@ impl Bed {
                 Opens::Waiting => EngineReply::Opened(Ok(Box::new(opened(false)))),
             },
             EngineCommand::Start if !self.starts_are_answered => return None,
-            EngineCommand::Start => EngineReply::Started(Ok(())),
+            EngineCommand::Start | EngineCommand::Listen => EngineReply::Started(Ok(())),
+            EngineCommand::Tell(_) => EngineReply::Told(Ok(())),
             EngineCommand::Update(_) if !self.updates_are_answered => return None,
             EngineCommand::Update(_) => EngineReply::Updated(self.updates.clone()),
             EngineCommand::Close { .. } => {
@@ -401,6 +427,23 @@ impl Bed {
 
     fn hear(&mut self, event: Event) {
         let heard = match event {
+            Event::IncomingInvite { call, request, .. } => {
+                self.incoming.push((call, request));
+                return;
+            }
+            Event::Reinvite { call, request } if self.answers_reinvites => {
+                let direction = if String::from_utf8_lossy(&request.body).contains("a=inactive") {
+                    "inactive"
+                } else {
+                    "sendrecv"
+                };
+                self.caller.answer(call, Body::sdp(offer(direction, "0")), self.now).unwrap();
+                return;
+            }
+            Event::Reinvite { call, .. } => {
+                self.caller.reject(call, Reply::new(491), self.now).unwrap();
+                return;
+            }
             Event::Provisional { response, .. } => Heard::Provisional(response.status),
             Event::Answered { response, .. } => Heard::Answered(text(&response)),
             Event::ReinviteAnswered { response, .. } => Heard::ReinviteAnswered(text(&response)),
@@ -452,6 +495,8 @@ fn command_name(command: &EngineCommand) -> &'static str {
     match command {
         EngineCommand::Open(_) => "open",
         EngineCommand::Start => "start",
+        EngineCommand::Listen => "listen",
+        EngineCommand::Tell(_) => "tell",
         EngineCommand::Update(_) => "update",
         EngineCommand::Close { .. } => "close",
     }

@@ -8,6 +8,7 @@ mod bed;
 mod ending;
 mod engines;
 mod hold;
+mod place;
 mod refusal;
 mod scanners;
 mod storm;
