@@ -34,6 +34,7 @@ use crate::store::contexts::EmbeddedContexts;
 use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::store::{self, StoreError, calls, demo};
+use crate::trunk::Trunk;
 
 /// Live calls have said goodbye: counted from the signal, as are the times below. A step that is done sooner leaves the
 /// rest to those behind it; one that is late is cut off there, so that the last records are always written.
@@ -113,7 +114,14 @@ impl App {
             ..EndpointConfig::default()
         };
         let guard = SharedGuard::new(config.guard.clone(), config.trunks.clone());
-        let sip = sip::start(&config.sip_listen, endpoint, guard.clone()).await?;
+        let settings = sip::SipSettings {
+            listen: config.sip_listen.clone(),
+            tls: config.tls.clone(),
+            dns: config.sip_dns,
+            trunks: config.trunks.iter().filter_map(|trunk| identity(trunk)).collect(),
+            guard: guard.clone(),
+        };
+        let sip = sip::start(&settings, endpoint).await?;
 
         let (news_out, news) = mpsc::channel(NEWS_MAX);
         let controller_id = uuid::Uuid::new_v4().to_string();
@@ -251,6 +259,19 @@ async fn open_store(config: &Config) -> Result<SqlitePool, StoreError> {
     config.declared.apply(&pool).await?;
     warn_of_missing_assistants(config, &pool).await?;
     Ok(pool)
+}
+
+/// What the shell must know of a trunk; `None`: nothing special.
+fn identity(trunk: &Trunk) -> Option<sip::TrunkIdentity> {
+    let tls = trunk.addresses.tls.clone().unwrap_or_default();
+    let identity = sip::TrunkIdentity {
+        name: trunk.name.clone(),
+        ca: tls.ca,
+        cert: tls.certificate.zip(tls.key).map(|(cert, key)| sip::TlsFiles { cert, key }),
+        shows_certificate: !trunk.inbound.tls_client.is_empty(),
+        advertised_host: trunk.addresses.advertised_host.as_deref().map(Into::into),
+    };
+    (identity != sip::TrunkIdentity::new(trunk.name.clone())).then_some(identity)
 }
 
 /// A number or a phone that leads to an assistant whom nobody has made is no reason not to start, but to say so.

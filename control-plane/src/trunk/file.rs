@@ -328,7 +328,6 @@ fn read_addresses(parent: &mut Section<'_>) -> Addresses {
         certificate: section.path("certificate", "\"trunk.pem\""),
         key: section.path("key", "\"trunk.key\""),
         ca: section.path("ca", "\"carrier-ca.pem\""),
-        server_name: section.parsed("server_name", "a host such as \"sbc.carrier.example\"", host),
     };
     if identity.certificate.is_some() != identity.key.is_some() {
         section.wrong("\"certificate\" and \"key\" belong together: give both, or neither");

@@ -210,8 +210,6 @@ pub struct TlsIdentity {
     pub key: Option<PathBuf>,
     /// Whose certificates the trunk's must come from; `None`: the usual public ones.
     pub ca: Option<PathBuf>,
-    /// The name that must stand in the trunk's certificate; `None`: the host of its URI.
-    pub server_name: Option<String>,
 }
 
 #[cfg(test)]
