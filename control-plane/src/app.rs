@@ -20,6 +20,7 @@ use tokio::time::timeout_at;
 
 use crate::call::driver::{Driver, LiveCalls, Means, Sources};
 use crate::call::ending::{Cause, Ending};
+use crate::call::gate::Gate;
 use crate::call::registry::{Calls, Settings};
 use crate::config::Config;
 use crate::http;
@@ -27,10 +28,13 @@ use crate::media::EngineId;
 use crate::media::client::{AddressError, EngineClient};
 use crate::metrics::Metrics;
 use crate::sip;
+use crate::sip::guard::SharedGuard;
 use crate::store::accounts::Accounts;
 use crate::store::contexts::EmbeddedContexts;
+use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::store::{self, StoreError, calls, demo};
+use crate::trunk::Trunk;
 
 /// Live calls have said goodbye: counted from the signal, as are the times below. A step that is done sooner leaves the
 /// rest to those behind it; one that is late is cut off there, so that the last records are always written.
@@ -105,11 +109,12 @@ impl App {
         let endpoint = EndpointConfig {
             advertised_host: config.sip_public.clone(),
             seed: rand::random(),
-            // Nobody reads an INFO yet, so Allow does not invite them.
-            in_dialog_methods: vec![Method::Update],
+            // INFO brings keys; a REFER is answered by policy.
+            in_dialog_methods: vec![Method::Update, Method::Info, Method::Refer],
             ..EndpointConfig::default()
         };
-        let sip = sip::start(&config.sip(), endpoint).await?;
+        let guard = SharedGuard::new(config.guard.clone(), config.trunks.clone());
+        let sip = sip::start(&config.sip(guard.clone()), endpoint).await?;
 
         let (news_out, news) = mpsc::channel(NEWS_MAX);
         let controller_id = uuid::Uuid::new_v4().to_string();
@@ -127,6 +132,7 @@ impl App {
             engines: config.engines.clone(),
             seed: rand::random(),
         };
+        let refusals = Refusals::default();
         let means = Means {
             verbs: sip.verbs,
             engines,
@@ -134,8 +140,11 @@ impl App {
             writer: writer.clone(),
             contexts: Arc::new(EmbeddedContexts::default()),
             metrics: metrics.clone(),
+            guard: guard.clone(),
+            refusals: refusals.clone(),
         };
-        let calls = Calls::new(settings, Instant::now(), store::epoch_ms());
+        let gate = Gate::new(config.trunks.clone(), &config.sip_realm, &rand::random(), config.tenant_limits);
+        let calls = Calls::new(settings, Instant::now(), store::epoch_ms()).with_gate(gate);
         let (driver, live) = Driver::new(calls, means, Sources { events: sip.events, news });
 
         let shared = http::Shared {
@@ -143,7 +152,10 @@ impl App {
             pool: pool.clone(),
             writer: writer.clone(),
             live: live.clone(),
+            trunks: config.trunks.clone(),
             metrics,
+            guard,
+            refusals,
             sip: sip.counters.clone(),
             service_token: config.service_token.map(|token: SecretString| Arc::new(token)),
             dial: dial_lines(&sip.listeners, config.demo),
