@@ -22,6 +22,7 @@ pub mod config;
 pub mod http;
 pub mod media;
 pub mod metrics;
+pub mod registration;
 pub mod settings;
 pub mod sip;
 pub mod store;
