@@ -60,6 +60,8 @@ pub mod headers;
 pub mod message;
 pub mod parse;
 mod random;
+pub mod resolve;
+pub mod stun;
 mod table;
 #[cfg(test)]
 mod test_time;
@@ -70,7 +72,7 @@ mod write;
 
 pub use endpoint::{
     CallError, CallHandle, Counters, EndReason, Endpoint, EndpointConfig, Event, InviteRequest, NoResponse,
-    OutgoingRequest, RequestHandle,
+    OutgoingRequest, OwnContact, Reliability, RequestHandle, SessionTimer,
 };
 pub use flow::{ConnectionId, Flow, Transmit, Transport};
 pub use header::NameAddr;
