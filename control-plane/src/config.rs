@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::settings::section::{Source, TableError};
 use crate::settings::{Layers, SettingsError};
+use crate::store::declared::{self, Declared};
+use crate::trunk::{self, Trunks};
 
 /// Everything the control plane needs to know to start.
 #[derive(Debug, Clone)]
@@ -34,6 +37,12 @@ pub struct Config {
     pub demo: bool,
     /// Bounds of calls.
     pub limits: Limits,
+    /// Tenants, keys and assistants of tandem.toml.
+    pub declared: Declared,
+    /// Trunks and phones of tandem.toml.
+    pub trunks: Trunks,
+    /// Realm of our digest challenges: what a phone shows when it asks for a password.
+    pub sip_realm: String,
 }
 
 /// One SIP listener.
@@ -129,6 +138,9 @@ pub enum ConfigError {
         /// The listener.
         listener: String,
     },
+    /// Tables of tandem.toml are wrong; every mistake is named.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Tables(Vec<TableError>),
     /// Demo data would be reachable from outside.
     #[error(
         "--demo opens a well-known API key, so every listener must be on loopback; {listener} is not. \
@@ -152,6 +164,8 @@ impl Config {
                 "leave it unset: the embedded store is used",
             ));
         }
+        let demo = parse(layers, "demo", "true or false", |text| text.parse().ok())?;
+        let (declared, trunks) = tables(layers, demo)?;
         let config = Self {
             http_listen: parse(layers, "http_listen", "an address such as 127.0.0.1:8080", |text| {
                 text.parse().ok()
@@ -165,7 +179,13 @@ impl Config {
             talker_url: parse(layers, "talker_url", "a URL such as ws://127.0.0.1:8767/v1/talk", |text| {
                 text.starts_with("ws://").then(|| text.to_owned())
             })?,
-            demo: parse(layers, "demo", "true or false", |text| text.parse().ok())?,
+            demo,
+            declared,
+            trunks,
+            sip_realm: parse(layers, "sip_realm", "a text without quotes, such as tandem", |text| {
+                let fits = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
+                (!text.is_empty() && text.bytes().all(fits)).then(|| text.to_owned())
+            })?,
             limits: Limits {
                 calls_max: parse(layers, "calls_max", "a number from 1 to 100000", |text| {
                     text.parse().ok().filter(|n| (1..=100_000).contains(n))
@@ -196,6 +216,9 @@ impl Config {
             talker_url: "ws://127.0.0.1:8767/v1/talk".to_owned(),
             demo: true,
             limits: Limits::default(),
+            declared: Declared::default(),
+            trunks: Trunks::default(),
+            sip_realm: "tandem".to_owned(),
         }
     }
 
@@ -222,6 +245,16 @@ impl Config {
             None => Ok(()),
         }
     }
+}
+
+/// Every table of the file; all mistakes at once.
+fn tables(layers: &Layers, demo: bool) -> Result<(Declared, Trunks), ConfigError> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let source = Source::new(layers.path().unwrap_or(Path::new("tandem.toml")), &environment);
+    let (declared, tenants) = declared::read(&source, layers.tables(), demo);
+    let trunks = trunk::file::read(&source, layers.tables(), &tenants);
+    let errors = source.into_errors();
+    if errors.is_empty() { Ok((declared, trunks)) } else { Err(ConfigError::Tables(errors)) }
 }
 
 fn parse<T>(
