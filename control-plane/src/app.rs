@@ -26,6 +26,7 @@ use crate::http;
 use crate::media::EngineId;
 use crate::media::client::{AddressError, EngineClient};
 use crate::metrics::Metrics;
+use crate::registration::{self, driver::Office};
 use crate::sip;
 use crate::store::accounts::Accounts;
 use crate::store::contexts::EmbeddedContexts;
@@ -72,6 +73,7 @@ pub struct App {
     http: SocketAddr,
     sip: Vec<(Transport, SocketAddr)>,
     live: LiveCalls,
+    office: Office,
     writer: Writer,
     pool: SqlitePool,
     shutdown: watch::Sender<bool>,
@@ -82,6 +84,7 @@ pub struct App {
 struct Tasks {
     http: JoinHandle<()>,
     driver: JoinHandle<()>,
+    registration: JoinHandle<()>,
     sip: JoinHandle<()>,
     writer: JoinHandle<()>,
     streams: Vec<JoinHandle<()>>,
@@ -107,6 +110,7 @@ impl App {
             seed: rand::random(),
             // Nobody reads an INFO yet, so Allow does not invite them.
             in_dialog_methods: vec![Method::Update],
+            accepted_methods: if config.trunks.phones().next().is_some() { vec![Method::Register] } else { Vec::new() },
             ..EndpointConfig::default()
         };
         let sip = sip::start(&config.sip_listen, endpoint).await?;
@@ -127,16 +131,25 @@ impl App {
             engines: config.engines.clone(),
             seed: rand::random(),
         };
+        let contexts = Arc::new(EmbeddedContexts::default());
+        let registration = registration::driver::start(registration::driver::Means {
+            verbs: sip.verbs.clone(),
+            trunks: config.trunks.clone(),
+            contexts: contexts.clone(),
+            realm: config.sip_realm.clone(),
+            nonce_secret: rand::random(),
+            seed: rand::random(),
+        });
         let means = Means {
             verbs: sip.verbs,
             engines,
             accounts: accounts.clone(),
             writer: writer.clone(),
-            contexts: Arc::new(EmbeddedContexts::default()),
+            contexts,
             metrics: metrics.clone(),
         };
         let calls = Calls::new(settings, Instant::now(), store::epoch_ms());
-        let (driver, live) = Driver::new(calls, means, Sources { events: sip.events, news });
+        let (driver, live) = Driver::new(calls, means, Sources { events: sip.events, news, desk: registration.desk });
 
         let shared = http::Shared {
             accounts,
@@ -145,6 +158,7 @@ impl App {
             live: live.clone(),
             metrics,
             sip: sip.counters.clone(),
+            office: registration.office.clone(),
             service_token: config.service_token.map(|token: SecretString| Arc::new(token)),
             dial: dial_lines(&sip.listeners, config.demo),
         };
@@ -152,12 +166,13 @@ impl App {
         let tasks = Tasks {
             http: tokio::spawn(serve_http(listener, shared, down)),
             driver: tokio::spawn(driver.run()),
+            registration: registration.task,
             sip: sip.task,
             writer: tokio::spawn(write),
             streams,
         };
         tracing::info!(http = %address, sip = ?sip.listeners, demo = config.demo, "control plane is up");
-        Ok(Self { http: address, sip: sip.listeners, live, writer, pool, shutdown, tasks })
+        Ok(Self { http: address, sip: sip.listeners, live, office: registration.office, writer, pool, shutdown, tasks })
     }
 
     /// Where HTTP and gRPC are served.
@@ -175,6 +190,11 @@ impl App {
         self.sip.iter().find(|(transport, _)| *transport == Transport::Udp).map(|(_, address)| *address)
     }
 
+    /// Trunks and registered phones.
+    pub fn office(&self) -> &Office {
+        &self.office
+    }
+
     /// The live calls.
     pub fn live_calls(&self) -> &LiveCalls {
         &self.live
@@ -182,9 +202,10 @@ impl App {
 
     /// Refuses new calls, says BYE to the live ones, closes their sessions, writes the last records; bounded.
     pub async fn shutdown(self) {
-        let Self { live, writer, pool, shutdown, tasks, .. } = self;
+        let Self { live, office, writer, pool, shutdown, tasks, .. } = self;
         let began = tokio::time::Instant::now();
-        if timeout_at(began + CALLS_OVER_BY, live.end_all()).await.is_err() {
+        let goodbyes = async { tokio::join!(live.end_all(), office.stop()) };
+        if timeout_at(began + CALLS_OVER_BY, goodbyes).await.is_err() {
             tracing::warn!("some calls did not end in time");
         }
         // Readiness says "draining" until here; now the API goes, and with it the last users of live calls.
@@ -192,6 +213,7 @@ impl App {
         finish(tasks.http, "http", began + HTTP_BY).await;
         drop(live);
         finish(tasks.driver, "call handling", began + SIP_BY).await;
+        finish(tasks.registration, "registration", began + SIP_BY).await;
         finish(tasks.sip, "sip", began + SIP_BY).await;
         tasks.streams.iter().for_each(JoinHandle::abort);
         writer.close();

@@ -7,6 +7,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = PathBuf::from(std::env::var("OUT_DIR")?).join("tandem_descriptor.bin");
     tonic_prost_build::configure()
         .file_descriptor_set_path(descriptors)
-        .compile_protos(&["tandem/engine/v1/engine.proto", "tandem/v1/call.proto"], &["."])?;
+        .compile_protos(&["tandem/engine/v1/engine.proto", "tandem/v1/call.proto", "tandem/v1/trunk.proto"], &["."])?;
     Ok(())
 }

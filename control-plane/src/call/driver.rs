@@ -20,6 +20,7 @@ use super::registry::Calls;
 use crate::media::client::EngineClient;
 use crate::media::{EngineId, News};
 use crate::metrics::Metrics;
+use crate::registration::{self, desk::{Desk, Taken}};
 use crate::sip::{SipEvent, Verb};
 use crate::store;
 use crate::store::accounts::{Accounts, Found};
@@ -57,6 +58,8 @@ pub struct Sources {
     pub events: mpsc::Receiver<SipEvent>,
     /// From the engines' event streams.
     pub news: mpsc::Receiver<(EngineId, News)>,
+    /// Takes what is registration's.
+    pub desk: Desk,
 }
 
 /// The live calls, for the API. Cheap to clone.
@@ -161,16 +164,25 @@ impl Driver {
                     None => return,
                 },
                 event = self.sources.events.recv() => match event {
-                    Some(SipEvent::Endpoint { event, .. }) => {
-                        self.calls.handle_store(self.means.writer.is_behind());
-                        self.calls.handle_sip(event, Instant::now());
-                    }
-                    // We place no calls and send no requests of our own.
-                    Some(_) => {}
+                    Some(event) => self.handle_sip(event).await,
                     None => return,
                 },
             }
             self.perform_all().await;
+        }
+    }
+
+    async fn handle_sip(&mut self, event: SipEvent) {
+        match self.sources.desk.take(event) {
+            Taken::NotOurs(SipEvent::Endpoint { event, .. }) => {
+                self.calls.handle_store(self.means.writer.is_behind());
+                self.calls.handle_sip(event, Instant::now());
+            }
+            // We place no calls and send no requests of our own.
+            Taken::NotOurs(_) | Taken::Ours => {}
+            Taken::Full(request) => {
+                drop(self.means.verbs.send(Verb::Reply(request, registration::driver::too_busy())).await);
+            }
         }
     }
 

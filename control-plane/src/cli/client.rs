@@ -16,7 +16,7 @@ use crate::settings::Layers;
 
 /// Where the service is and who asks.
 #[derive(Debug, Clone, Args)]
-struct ServiceArgs {
+pub(super) struct ServiceArgs {
     /// The service [default: the HTTP listener of the settings]
     #[arg(long, global = true, value_name = "URL")]
     url: Option<String>,
@@ -116,6 +116,9 @@ pub enum ClientError {
     /// No such call, or another tenant's.
     #[error("{0}; `tandem call list` shows the calls there are")]
     NotFound(String),
+    /// No such trunk, or another tenant's.
+    #[error("{0}; `tandem trunk list` shows the trunks there are")]
+    NoTrunk(String),
     /// Anything else the service said.
     #[error("the service answers {code:?}: {message}")]
     Refused {
@@ -126,15 +129,22 @@ pub enum ClientError {
     },
 }
 
+impl ServiceArgs {
+    /// For scripts?
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+}
+
 /// A connection and the key that goes with each request.
-struct Service {
+pub(super) struct Service {
     channel: Channel,
     key: AsciiMetadataValue,
     url: String,
 }
 
 impl Service {
-    async fn connect(args: &ServiceArgs, layers: &Layers) -> Result<Self, ClientError> {
+    pub(super) async fn connect(args: &ServiceArgs, layers: &Layers) -> Result<Self, ClientError> {
         let key = layers.text("api_key").ok_or(ClientError::NoKey)?;
         let mut key = AsciiMetadataValue::try_from(key).map_err(|_| ClientError::MalformedKey)?;
         key.set_sensitive(true);
@@ -145,13 +155,17 @@ impl Service {
         Ok(Self { channel, key, url })
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("x-api-key", self.key.clone());
         request
     }
 
-    fn refused(&self, status: Status) -> ClientError {
+    pub(super) fn refused(&self, status: Status) -> ClientError {
         match status.code() {
             Code::Unauthenticated | Code::PermissionDenied => {
                 ClientError::Unauthenticated(status.message().to_owned())
@@ -228,7 +242,7 @@ impl ConversationArgs {
     }
 }
 
-fn print_json(value: &serde_json::Value) {
+pub(super) fn print_json(value: &serde_json::Value) {
     println!("{value:#}");
 }
 

@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use crate::call::driver::LiveCalls;
 use crate::metrics::Metrics;
+use crate::registration::driver::Office;
 use crate::sip::SharedCounters;
 use crate::store::accounts::{Accounts, KeyHash, Principal};
 use crate::store::writer::Writer;
@@ -28,6 +29,7 @@ use crate::store::{StoreError, calls, conversations};
 mod grpc;
 mod listener;
 mod rest;
+mod trunks;
 pub mod view;
 
 use listener::{Bounded, Peer};
@@ -47,6 +49,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// What the SIP endpoint has counted.
     pub sip: SharedCounters,
+    /// Trunks and registered phones.
+    pub office: Office,
     /// What our own processes prove themselves with.
     pub service_token: Option<Arc<SecretString>>,
     /// Where callers dial, for the page.
@@ -67,6 +71,7 @@ async fn router(shared: Shared) -> Router {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<grpc::CallServer>().await;
     health.set_serving::<grpc::ConversationServer>().await;
+    health.set_serving::<trunks::Server>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(tandem_api::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -76,6 +81,7 @@ async fn router(shared: Shared) -> Router {
         .add_service(reflection)
         .add_service(grpc::call_server(shared.clone()))
         .add_service(grpc::conversation_server(shared.clone()))
+        .add_service(trunks::server(shared.clone()))
         .prepare()
         .into_axum_router()
         // Routes answers every other path as a gRPC error; over REST that must be a plain 404.

@@ -152,6 +152,7 @@ impl Driver {
             Arrival::Closed(flow) => {
                 if let Some(connection) = flow.connection {
                     self.transports.forget(connection);
+                    self.deliver(SipEvent::Closed { connection });
                     self.endpoint.handle_closed(connection, Instant::now());
                 }
             }

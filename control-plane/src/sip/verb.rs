@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use tandem_sip::message::{Body, Reply};
 use tandem_sip::{
-    CallError, CallHandle, Endpoint, Event, Flow, Headers, InviteRequest, Method, OutgoingRequest,
+    CallError, CallHandle, ConnectionId, Endpoint, Event, Flow, Headers, InviteRequest, Method, OutgoingRequest,
     RequestHandle, Transport, Uri,
 };
 
@@ -115,6 +115,11 @@ pub enum SipEvent {
         token: Token,
         /// Why.
         why: NotSent,
+    },
+    /// A connection is gone, whoever had opened it.
+    Closed {
+        /// Which.
+        connection: ConnectionId,
     },
     /// The connection over which this REGISTER had gone is gone: whoever we registered with cannot reach us by it.
     FlowLost {

@@ -19,6 +19,7 @@ use secrecy::SecretString;
 
 pub mod credential;
 pub mod file;
+pub mod health;
 pub mod inbound;
 pub mod outbound;
 pub mod policy;

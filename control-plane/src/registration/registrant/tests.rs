@@ -36,7 +36,7 @@ impl Bed {
     }
 
     /// To the next REGISTER; the lease is renewed on the way. How long it took.
-    fn to_register(&mut self) -> (Register, Duration) {
+    fn next_register(&mut self) -> (Register, Duration) {
         let before = self.now;
         loop {
             match self.registrant.poll_action() {
@@ -67,7 +67,7 @@ impl Bed {
     }
 
     fn registered(&mut self) {
-        self.to_register();
+        self.next_register();
         self.answer(200, "Contact: <sip:42@192.0.2.1:5060>;expires=600\r\n");
         assert_eq!(self.state(), State::Registered);
     }
@@ -95,11 +95,11 @@ fn response(status: u16, cseq: u32, headers: &str) -> Response {
 #[test]
 fn registration_is_refreshed_between_half_and_four_fifths_of_its_time() {
     let mut bed = Bed::new();
-    let (first, _) = bed.to_register();
+    let (first, _) = bed.next_register();
     assert_eq!((first.expires_s, first.cseq), (600, 1));
     bed.answer(200, "Contact: <sip:42@192.0.2.1:5060>;expires=100\r\n");
     for number in 2..30 {
-        let (register, waited) = bed.to_register();
+        let (register, waited) = bed.next_register();
         assert!((50..=80).contains(&waited.as_secs()), "{waited:?}");
         assert_eq!((register.cseq, &*register.call_id), (number, "c1"));
         assert_eq!(bed.state(), State::Registered, "while it is refreshed");
@@ -110,11 +110,11 @@ fn registration_is_refreshed_between_half_and_four_fifths_of_its_time() {
 #[test]
 fn next_number_is_above_what_the_endpoint_has_used() {
     let mut bed = Bed::new();
-    bed.to_register();
+    bed.next_register();
     // 401, and once more with credentials.
     let granted = response(200, 2, "Expires: 60\r\n");
     bed.registrant.handle_response(&granted, bed.now);
-    assert_eq!(bed.to_register().0.cseq, 3);
+    assert_eq!(bed.next_register().0.cseq, 3);
 }
 
 #[test]
@@ -134,25 +134,25 @@ fn own_contact_of_several_says_how_long() {
 #[test]
 fn min_expires_is_followed_at_once_and_remembered() {
     let mut bed = Bed::new();
-    bed.to_register();
+    bed.next_register();
     bed.answer(423, "Min-Expires: 1800\r\n");
-    let (register, waited) = bed.to_register();
+    let (register, waited) = bed.next_register();
     assert_eq!((register.expires_s, waited), (1_800, Duration::ZERO));
     bed.answer(200, "Expires: 1800\r\n");
-    assert_eq!(bed.to_register().0.expires_s, 1_800);
+    assert_eq!(bed.next_register().0.expires_s, 1_800);
 }
 
 #[test]
 fn senseless_min_expires_is_a_refusal() {
     for headers in ["", "Min-Expires: 10\r\n", "Min-Expires: 4000000\r\n", "Min-Expires: x\r\n"] {
         let mut bed = Bed::new();
-        bed.to_register();
+        bed.next_register();
         bed.answer(423, headers);
         assert_eq!(bed.state(), State::Refused, "{headers}");
     }
     let mut bed = Bed::new();
     for round in 1..=4 {
-        bed.to_register();
+        bed.next_register();
         bed.answer(423, &format!("Min-Expires: {}\r\n", 1_000 * round));
     }
     assert_eq!(bed.state(), State::Refused, "it raises its price each time");
@@ -162,15 +162,15 @@ fn senseless_min_expires_is_a_refusal() {
 fn refused_credentials_are_not_tried_again_soon() {
     for status in [401, 403, 404, 407, 603, 301] {
         let mut bed = Bed::new();
-        bed.to_register();
+        bed.next_register();
         bed.answer(status, "");
         let said = bed.status();
         assert_eq!((said.state, said.sip_status), (State::Refused, status));
         assert!(said.detail.starts_with(&status.to_string()), "{}", said.detail);
-        let (_, waited) = bed.to_register();
+        let (_, waited) = bed.next_register();
         assert!((300..=600).contains(&waited.as_secs()), "{waited:?}");
         bed.answer(status, "");
-        let (_, waited) = bed.to_register();
+        let (_, waited) = bed.next_register();
         assert!((600..=1_200).contains(&waited.as_secs()), "{waited:?}");
     }
 }
@@ -180,7 +180,7 @@ fn network_failures_back_off_up_to_five_minutes() {
     let mut bed = Bed::new();
     let mut most = Duration::ZERO;
     for round in 0..20 {
-        let (_, waited) = bed.to_register();
+        let (_, waited) = bed.next_register();
         assert!(round == 0 || waited >= S, "{waited:?}");
         most = most.max(waited);
         bed.registrant.handle_failure("no response in time", bed.now);
@@ -188,9 +188,9 @@ fn network_failures_back_off_up_to_five_minutes() {
     }
     assert!(Duration::from_secs(150) <= most && most <= RETRY_MAX, "{most:?}");
     bed.registered();
-    bed.to_register();
+    bed.next_register();
     bed.registrant.handle_failure("no response in time", bed.now);
-    let (_, waited) = bed.to_register();
+    let (_, waited) = bed.next_register();
     assert!(waited <= 2 * S, "the count began anew: {waited:?}");
 }
 
@@ -201,7 +201,7 @@ fn failing_refresh_leaves_the_registration_until_it_ends() {
     let until = bed.status().registered_until.unwrap();
     while bed.now < until {
         assert_eq!(bed.state(), State::Registered);
-        bed.to_register();
+        bed.next_register();
         bed.registrant.handle_failure("no response in time", bed.now);
         assert_eq!(bed.status().detail, "no response in time");
     }
@@ -211,11 +211,11 @@ fn failing_refresh_leaves_the_registration_until_it_ends() {
 #[test]
 fn retry_after_is_followed_within_bounds() {
     let mut bed = Bed::new();
-    bed.to_register();
+    bed.next_register();
     bed.answer(503, "Retry-After: 120\r\n");
-    assert_eq!(bed.to_register().1, 120 * S);
+    assert_eq!(bed.next_register().1, 120 * S);
     bed.answer(503, "Retry-After: 999999\r\n");
-    assert_eq!(bed.to_register().1, REFUSED_MAX);
+    assert_eq!(bed.next_register().1, REFUSED_MAX);
 }
 
 #[test]
@@ -225,13 +225,13 @@ fn lost_connection_is_made_again_at_once_and_a_flapping_one_later() {
     bed.pass(STABLE);
     bed.registrant.handle_flow_lost(bed.now);
     assert_eq!(bed.state(), State::Unreachable);
-    let (_, waited) = bed.to_register();
+    let (_, waited) = bed.next_register();
     assert!(waited <= S, "{waited:?}");
     let mut waits = Vec::new();
     for _ in 0..6 {
         bed.answer(200, "Expires: 600\r\n");
         bed.registrant.handle_flow_lost(bed.now);
-        waits.push(bed.to_register().1);
+        waits.push(bed.next_register().1);
     }
     assert!(waits[0] >= S && waits[5] >= 30 * S, "{waits:?}");
 }
@@ -241,7 +241,7 @@ fn shutdown_unregisters_and_waits_no_longer_than_two_seconds() {
     let mut bed = Bed::new();
     bed.registered();
     bed.registrant.stop(bed.now);
-    let (last, _) = bed.to_register();
+    let (last, _) = bed.next_register();
     assert_eq!(last.expires_s, 0);
     assert!(!bed.registrant.is_gone());
     assert_eq!(bed.registrant.poll_timeout(), Some(bed.now + LEAVE_MAX));
