@@ -5,16 +5,16 @@
 //!        │    │  └──▶ generator ─▶ stream ─▶ marker, sequence, schedule ─ ring ─────▶ media engine
 //!        │    └─────▶ observe: host, bare timer; scrape: the engine's own figures
 //!        ├▶ floor ──▶ generator … ─────────────────────────────────────────────────▶ a bare echo (child process)
-//!        ├▶ setup ──▶ caller
+//!        ├▶ setup, idle ──▶ caller; processes: the target's, by pid
 //!        ├▶ codec, compare
 //!        └▶ verdict (was the generator the bottleneck?) ─▶ report (JSON), table (people)
 //! ```
 //!
-//! * [`calls`], [`floor`], [`setup`], [`codec`], [`compare`]: the commands
+//! * [`calls`], [`floor`], [`setup`], [`idle`], [`codec`], [`compare`]: the commands
 //! * [`plan`], [`progress`], [`report`], [`table`], [`verdict`]: what is asked for, and what is said
 //! * [`caller`]: SIP user agent on one socket; [`generator`]: media of all calls on one pinned thread
 //! * [`stream`], [`marker`], [`sequence`], [`schedule`], [`emodel`], [`distribution`]: one call's account, without I/O
-//! * [`observe`], [`timer`], [`scrape`]: what is watched meanwhile
+//! * [`observe`], [`timer`], [`scrape`], [`processes`]: what is watched meanwhile
 //! * [`ring`], [`host`], [`clock`]: the kernel
 
 pub mod caller;
@@ -27,9 +27,11 @@ pub mod emodel;
 pub mod floor;
 pub mod generator;
 pub mod host;
+pub mod idle;
 pub mod marker;
 pub mod observe;
 pub mod plan;
+pub mod processes;
 pub mod progress;
 pub mod report;
 pub mod ring;

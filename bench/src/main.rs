@@ -7,15 +7,20 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tandem_bench::calls::{self, CallsPlan};
+use tandem_bench::idle::{self, IdlePlan};
 use tandem_bench::marker::Law;
 use tandem_bench::plan::{Cores, Interrupted, Plan};
+use tandem_bench::processes::Processes;
 use tandem_bench::report::Report;
 use tandem_bench::scrape::MetricsUrl;
-use tandem_bench::setup::{self, SetupPlan};
+use tandem_bench::setup::{self, Media, SetupPlan};
 use tandem_bench::{codec, compare, floor, host, table};
 
 /// The demo assistant that echoes.
 const DEMO_ECHO: &str = "sip:echo:demo-key@127.0.0.1:4573";
+
+/// The demo assistant that answers without media.
+const DEMO_NULL: &str = "sip:null:demo-key@127.0.0.1:4573";
 
 /// Exit code when the generator was the bottleneck.
 const LIMITED: u8 = 3;
@@ -39,6 +44,8 @@ enum Command {
     Floor(FloorArgs),
     /// INVITE, 200, ACK, BYE, and what that costs.
     Setup(SetupArgs),
+    /// Calls that are left alone, and the memory that one takes.
+    Idle(IdleArgs),
     /// Nanoseconds for 20 ms of audio.
     Codec(CodecArgs),
     /// Two reports side by side.
@@ -131,9 +138,9 @@ struct FloorArgs {
 
 #[derive(Args)]
 struct SetupArgs {
-    /// Whom to call.
-    #[arg(long, default_value = DEMO_ECHO)]
-    target: String,
+    /// Whom to call; the demo's echo, or its null with --no-media, if not given.
+    #[arg(long)]
+    target: Option<String>,
     /// INVITEs a second.
     #[arg(long, default_value_t = 100.0)]
     cps: f64,
@@ -143,9 +150,12 @@ struct SetupArgs {
     /// INVITEs in all, instead of a duration.
     #[arg(long)]
     calls: Option<u64>,
-    /// Leaves the engine out.
+    /// Leaves the engine out: the target must answer with an inactive media line.
     #[arg(long)]
     no_media: bool,
+    /// A process of the target, for processor time and memory as the kernel counts them, its children included.
+    #[arg(long)]
+    target_pid: Option<u32>,
     /// Codec that is offered.
     #[arg(long, value_enum, default_value_t = Law::Pcmu)]
     codec: Law,
@@ -155,6 +165,30 @@ struct SetupArgs {
     /// The control plane's metrics.
     #[arg(long)]
     control_metrics: Option<MetricsUrl>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct IdleArgs {
+    /// Whom to call; the demo's echo, or its null with --no-media, if not given.
+    #[arg(long)]
+    target: Option<String>,
+    /// Calls in the end.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(4..=20_000))]
+    concurrent: u32,
+    /// INVITEs a second.
+    #[arg(long, default_value_t = 100.0)]
+    cps: f64,
+    /// Seconds without any message before each of the four readings; a transaction lives 32 s.
+    #[arg(long, default_value_t = 35.0, value_parser = seconds)]
+    settle: f64,
+    /// Leaves the engine out: the target must answer with an inactive media line.
+    #[arg(long)]
+    no_media: bool,
+    /// The process whose memory is read, its children included.
+    #[arg(long)]
+    target_pid: u32,
     #[command(flatten)]
     common: Common,
 }
@@ -249,19 +283,32 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             tell(report, &args.load.common)
         }
         Command::Setup(args) => {
-            anyhow::ensure!(
-                !args.no_media,
-                "--no-media is not supported by this target yet: every call of it has an engine session"
-            );
+            let (target, media) = whom(args.target, args.no_media);
             let calls = args.calls.unwrap_or((args.cps * args.duration) as u64);
             let report = setup::run(&SetupPlan {
-                target: args.target,
+                target,
                 cps: args.cps,
                 calls,
                 law: args.codec,
+                media,
+                processes: args.target_pid.map(processes_of).transpose()?,
                 cores: args.common.cores()?,
                 engine_metrics: args.engine_metrics,
                 control_metrics: args.control_metrics,
+                quiet: args.common.quiet,
+            })?;
+            tell(report, &args.common)
+        }
+        Command::Idle(args) => {
+            let (target, media) = whom(args.target, args.no_media);
+            let report = idle::run(&IdlePlan {
+                target,
+                calls: u64::from(args.concurrent),
+                cps: args.cps,
+                settle: Duration::from_secs_f64(args.settle),
+                media,
+                processes: processes_of(args.target_pid)?,
+                cores: args.common.cores()?,
                 quiet: args.common.quiet,
             })?;
             tell(report, &args.common)
@@ -280,6 +327,16 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::FloorEcho { .. } => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Whom to call, and what its answer must hold.
+fn whom(target: Option<String>, no_media: bool) -> (String, Media) {
+    let (demo, media) = if no_media { (DEMO_NULL, Media::None) } else { (DEMO_ECHO, Media::Session) };
+    (target.unwrap_or_else(|| demo.to_owned()), media)
+}
+
+fn processes_of(pid: u32) -> anyhow::Result<Processes> {
+    Processes::of(pid).with_context(|| format!("--target-pid {pid}"))
 }
 
 /// Shows the report, or says why there is none.

@@ -44,6 +44,10 @@ pub struct Report {
     pub floor: Option<Floor>,
     /// Set-ups (of `setup`).
     pub setup: Option<Setup>,
+    /// The target's processes (of `setup` with `--target-pid`).
+    pub target: Option<Target>,
+    /// Calls that are left alone (of `idle`).
+    pub idle: Option<Idle>,
     /// The machine while it was measured.
     pub host: Host,
 }
@@ -52,7 +56,7 @@ pub struct Report {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Run {
-    /// `calls`, `floor`, `setup`.
+    /// `calls`, `floor`, `setup`, `idle`.
     pub command: String,
     /// The target without its key.
     pub target: String,
@@ -219,6 +223,51 @@ pub struct Setup {
     pub retransmits: u64,
     /// False when the engine was left out.
     pub media: bool,
+}
+
+/// The target's processes, as the kernel counts them.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Target {
+    /// How many.
+    pub processes: u64,
+    /// Processor microseconds a call.
+    pub cpu_us_per_call: f64,
+    /// Resident memory before the first call, octets.
+    pub resident_bytes_before: f64,
+    /// After the last.
+    pub resident_bytes_after: f64,
+    /// After each tenth of the calls.
+    pub resident_bytes: Vec<f64>,
+    /// Growth over the second half of the calls, octets a call.
+    pub resident_bytes_per_call: f64,
+}
+
+/// Calls that are left alone.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Idle {
+    /// Calls at the end.
+    pub held: u64,
+    /// Not answered, or ended by the target.
+    pub failed: u64,
+    /// By cause.
+    pub failures: BTreeMap<String, u64>,
+    /// Resident memory that one takes, octets: the slope through the readings.
+    pub bytes_per_call: f64,
+    /// Before the first call.
+    pub resident_bytes_before: f64,
+    /// After all were hung up, and a pause.
+    pub resident_bytes_after: f64,
+    /// With a quarter, half, three quarters and all of them.
+    pub readings: Vec<IdleReading>,
+}
+
+/// Memory with so many calls.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct IdleReading {
+    /// Calls.
+    pub calls: u64,
+    /// Resident memory.
+    pub resident_bytes: f64,
 }
 
 /// The machine while it was measured.

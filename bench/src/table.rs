@@ -12,6 +12,14 @@ impl Display for Report {
             "setup" => {
                 row(f, "setup", format_args!("{} at {}/s for {} s", run.target, run.cps, run.duration_s))?
             }
+            "idle" => row(
+                f,
+                "idle",
+                format_args!(
+                    "{} calls to {}, read after {} s of quiet",
+                    run.concurrent, run.target, run.duration_s
+                ),
+            )?,
             "floor" => row(
                 f,
                 "floor",
@@ -26,6 +34,10 @@ impl Display for Report {
         self.signalling(f)?;
         self.media(f)?;
         self.processors(f)?;
+        self.memory(f)?;
+        if self.idle.is_some() {
+            return Ok(());
+        }
         self.instrument(f)
     }
 }
@@ -196,9 +208,60 @@ impl Report {
         Ok(())
     }
 
+    fn memory(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: f64| bytes / (1_024.0 * 1_024.0);
+        if let Some(target) = &self.target {
+            let processes = if target.processes == 1 { "process" } else { "processes" };
+            row(
+                f,
+                "target",
+                format_args!(
+                    "{:.0} µs CPU a call in {} {processes}",
+                    target.cpu_us_per_call, target.processes
+                ),
+            )?;
+            let readings: Vec<String> =
+                target.resident_bytes.iter().map(|bytes| format!("{:.1}", mib(*bytes))).collect();
+            row(
+                f,
+                "",
+                format_args!(
+                    "  resident {:.1} MiB before, {} during, {:.1} after; {:.0} octets a call over the second half",
+                    mib(target.resident_bytes_before),
+                    readings.join(" "),
+                    mib(target.resident_bytes_after),
+                    target.resident_bytes_per_call
+                ),
+            )?;
+        }
+        if let Some(idle) = &self.idle {
+            row(f, "", format_args!("{} held, {} failed", idle.held, idle.failed))?;
+            for (cause, count) in &idle.failures {
+                row(f, "", format_args!("  {count} × {cause}"))?;
+            }
+            row(f, "memory", format_args!("{:.1} KiB a call", idle.bytes_per_call / 1_024.0))?;
+            let readings: Vec<String> = idle
+                .readings
+                .iter()
+                .map(|reading| format!("{:.1} with {}", mib(reading.resident_bytes), reading.calls))
+                .collect();
+            row(
+                f,
+                "",
+                format_args!(
+                    "  resident MiB: {:.1} before, {}, {:.1} after",
+                    mib(idle.resident_bytes_before),
+                    readings.join(", "),
+                    mib(idle.resident_bytes_after)
+                ),
+            )?;
+        }
+        Ok(())
+    }
+
     /// True when the target's own work is known, and so that of others.
     fn target_is_known(&self) -> bool {
-        self.engine.is_some() || self.floor.is_some()
+        self.engine.is_some() || self.floor.is_some() || self.target.is_some()
     }
 
     fn instrument(&self, f: &mut Formatter<'_>) -> fmt::Result {

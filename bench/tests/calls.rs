@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tandem_sdp::{LocalMedia, SessionDescription, negotiate};
+use tandem_sdp::{Direction, LocalMedia, SessionDescription, negotiate};
 use tandem_sip::{Body, CallHandle, Endpoint, EndpointConfig, Event, Flow, Reply};
 
 /// What the server does with a call.
@@ -19,6 +19,8 @@ enum Manner {
     /// Echoes, but swallows one packet in so many.
     LoseOneIn(u64),
     Refuse(u16),
+    /// Answers with an inactive media line.
+    Null,
 }
 
 /// A user agent server.
@@ -75,10 +77,13 @@ fn serve(socket: &UdpSocket, manner: Manner, stop: &AtomicBool, live: &AtomicUsi
                     Manner::Refuse(status) => {
                         endpoint.reject(call, Reply::new(status), Instant::now()).unwrap()
                     }
-                    Manner::Echo | Manner::LoseOneIn(_) => {
+                    Manner::Echo | Manner::LoseOneIn(_) | Manner::Null => {
                         let echo = Echo::start(manner);
                         let offer = SessionDescription::parse(request.sdp().unwrap()).unwrap();
-                        let media = LocalMedia::g711(Ipv4Addr::LOCALHOST.into(), echo.port, 1);
+                        let mut media = LocalMedia::g711(Ipv4Addr::LOCALHOST.into(), echo.port, 1);
+                        if matches!(manner, Manner::Null) {
+                            media.direction = Direction::Inactive;
+                        }
                         let (answer, _) = negotiate::answer(&offer, &media).unwrap();
                         echoes.insert(call, echo);
                         endpoint.answer(call, Body::sdp(answer.to_string()), Instant::now()).unwrap();
@@ -335,8 +340,60 @@ fn setup_counts_each_call_once_and_times_it() {
 }
 
 #[test]
-fn setup_without_media_is_refused_with_a_reason() {
-    let (output, _) = bench(&["setup", "--no-media"]);
+fn setup_without_media_wants_an_inactive_answer() {
+    let uas = Uas::start(Manner::Echo);
+    let (output, _) =
+        bench(&["setup", "--no-media", "--target", &uas.target(), "--cps", "50", "--calls", "5"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("not supported by this target yet"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("answered with media"), "{output:?}");
+    assert_eq!(uas.live.load(Ordering::Relaxed), 0, "they are hung up all the same");
+    let uas = Uas::start(Manner::Null);
+    let (output, report) = bench(&[
+        "setup",
+        "--no-media",
+        "--target",
+        &uas.target(),
+        "--cps",
+        "50",
+        "--calls",
+        "20",
+        "--target-pid",
+        &std::process::id().to_string(),
+        "--report-anyway",
+    ]);
+    assert_exit_code_tells(&output, &report);
+    assert_eq!(
+        (&report["setup"]["failed"], &report["setup"]["media"]),
+        (&Value::from(0), &Value::from(false))
+    );
+    assert_number(
+        &report,
+        &["target.cpu_us_per_call", "target.resident_bytes_before", "target.resident_bytes_after"],
+    );
+    assert_eq!(report["target"]["resident_bytes"].as_array().unwrap().len(), 10, "{report}");
+}
+
+#[test]
+fn idle_calls_are_held_read_four_times_and_hung_up() {
+    let uas = Uas::start(Manner::Null);
+    let (output, report) = bench(&[
+        "idle",
+        "--no-media",
+        "--target",
+        &uas.target(),
+        "--concurrent",
+        "40",
+        "--cps",
+        "200",
+        "--settle",
+        "0.2",
+        "--target-pid",
+        &std::process::id().to_string(),
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!((&report["idle"]["held"], &report["idle"]["failed"]), (&Value::from(40), &Value::from(0)));
+    let counts: Vec<_> =
+        report["idle"]["readings"].as_array().unwrap().iter().map(|r| r["calls"].clone()).collect();
+    assert_eq!(counts, [10, 20, 30, 40]);
+    assert_eq!(uas.live.load(Ordering::Relaxed), 0, "calls were left on the line");
 }

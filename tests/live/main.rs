@@ -5,4 +5,6 @@ mod demo;
 mod many_calls;
 mod refusals;
 mod restart;
+mod sip_dialog;
+mod sip_methods;
 mod softphone;

@@ -116,6 +116,27 @@ impl Media {
         Ok(heard)
     }
 
+    /// Waits for a packet and forgets it.
+    pub fn wait_for_packet(&mut self, within: Duration) -> anyhow::Result<()> {
+        let heard = self.listen_until(within, |heard| !heard.0.is_empty())?;
+        anyhow::ensure!(!heard.0.is_empty(), "no RTP within {within:?}");
+        Ok(())
+    }
+
+    /// Listens until what was heard is enough, or so long.
+    pub fn listen_until(
+        &mut self,
+        within: Duration,
+        mut enough: impl FnMut(&Heard) -> bool,
+    ) -> anyhow::Result<Heard> {
+        let (mut heard, until) = (Heard::default(), Instant::now() + within);
+        self.fresh = true;
+        while !enough(&heard) && Instant::now() < until {
+            self.receive_until(Instant::now() + PTIME, &mut heard)?;
+        }
+        Ok(heard)
+    }
+
     /// Presses a digit for 100 ms, as RFC 4733 §2.5.1 tells: five updates, the end three times.
     pub fn press(&mut self, to: SocketAddr, digit: u8) -> anyhow::Result<()> {
         let event = match digit {

@@ -86,6 +86,18 @@ impl Ports {
     }
 }
 
+/// A port of loopback that is free for both UDP and TCP.
+pub fn free_port() -> anyhow::Result<u16> {
+    for _ in 0..100 {
+        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = tcp.local_addr()?.port();
+        if UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no port that is free for both TCP and UDP")
+}
+
 /// A block below the range from which the kernel hands out ports and beside the default RTP range.
 fn free_rtp_block() -> anyhow::Result<u16> {
     let start = 10_000 + (std::process::id() % 12) as u16 * RTP_PORTS;
