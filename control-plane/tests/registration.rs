@@ -134,3 +134,136 @@ async fn check_with_a_wrong_password_says_so() {
     node.shutdown().await;
     pbx.shutdown().await;
 }
+
+/// A carrier that plays an announcement, answers, takes holds, and agrees on a session timer.
+mod carrier {
+    use std::net::SocketAddr;
+    use std::time::{Duration, Instant};
+
+    use tandem_sip::{Body, CallHandle, Endpoint, EndpointConfig, Event, Flow, Reply, Request};
+    use tokio::net::UdpSocket;
+
+    pub(crate) struct Carrier {
+        sip: UdpSocket,
+        rtp: UdpSocket,
+        endpoint: Endpoint,
+        remote: Option<SocketAddr>,
+        ringing: Option<(CallHandle, Instant)>,
+        takes_hold: bool,
+    }
+
+    impl Carrier {
+        pub(crate) async fn open(takes_hold: bool) -> (Self, SocketAddr) {
+            let sip = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let address = sip.local_addr().unwrap();
+            let rtp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let endpoint = Endpoint::new(EndpointConfig { seed: 9, ..EndpointConfig::default() });
+            (Self { sip, rtp, endpoint, remote: None, ringing: None, takes_hold }, address)
+        }
+
+        fn sdp(&self, direction: &str) -> Body {
+            let port = self.rtp.local_addr().unwrap().port();
+            Body::sdp(format!(
+                "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio {port} RTP/AVP 0 101\r\n\
+                 a=rtpmap:0 PCMU/8000\r\na=rtpmap:101 telephone-event/8000\r\na={direction}\r\n"
+            ))
+        }
+
+        fn offer(&mut self, request: &Request) -> String {
+            let offer = String::from_utf8_lossy(&request.body).into_owned();
+            let port =
+                offer.split("m=audio ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u16>().ok());
+            self.remote = port.map(|port| ([127, 0, 0, 1], port).into());
+            offer
+        }
+
+        pub(crate) async fn run(mut self) {
+            let local = self.sip.local_addr().unwrap();
+            let mut tick = tokio::time::interval(Duration::from_millis(20));
+            let mut datagram = vec![0; 65_535];
+            loop {
+                tokio::select! {
+                    Ok((len, remote)) = self.sip.recv_from(&mut datagram) => {
+                        self.endpoint.handle_input(&datagram[..len], Flow::udp(local, remote), Instant::now());
+                    }
+                    _ = tick.tick() => {
+                        self.endpoint.handle_timeout(Instant::now());
+                        if let Some(remote) = self.remote {
+                            let mut packet = vec![0; 172];
+                            packet[0] = 0x80;
+                            let _ = self.rtp.send_to(&packet, remote).await;
+                        }
+                    }
+                }
+                let now = Instant::now();
+                if let Some((call, _)) = self.ringing.take_if(|(_, at)| *at <= now) {
+                    self.endpoint.answer(call, self.sdp("sendrecv"), now).unwrap();
+                }
+                while let Some(event) = self.endpoint.poll_event() {
+                    match event {
+                        Event::IncomingInvite { call, request, .. } => {
+                            self.offer(&request);
+                            let early = Reply::new(183).body(self.sdp("sendrecv"));
+                            self.endpoint.respond(call, early, now).unwrap();
+                            self.ringing = Some((call, now + Duration::from_millis(300)));
+                        }
+                        Event::Reinvite { call, request } => {
+                            let is_hold = self.offer(&request).contains("a=sendonly");
+                            let answer = if is_hold && self.takes_hold { "recvonly" } else { "sendrecv" };
+                            self.remote = self.remote.filter(|_| answer == "sendrecv");
+                            self.endpoint.answer(call, self.sdp(answer), now).unwrap();
+                        }
+                        _ => {}
+                    }
+                }
+                while let Some(transmit) = self.endpoint.poll_transmit() {
+                    self.sip.send_to(&transmit.bytes, transmit.flow.remote).await.unwrap();
+                }
+            }
+        }
+    }
+}
+
+async fn node_of(carrier: std::net::SocketAddr) -> App {
+    let trunk = Trunk {
+        name: "pbx".into(),
+        tenant_id: "demo".into(),
+        credential: SipCredential {
+            sip_uri: Some(Uri::parse(&format!("sip:{carrier}")).unwrap()),
+            ..SipCredential::default()
+        },
+        ..Trunk::default()
+    };
+    let config = Config { trunks: Trunks::new([trunk], []), ..Config::for_tests(vec![nowhere()]) };
+    App::start(config).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_with_a_call_tries_codec_early_media_dtmf_timer_and_hold() {
+    for takes_hold in [true, false] {
+        let (carrier, address) = carrier::Carrier::open(takes_hold).await;
+        let carrier = tokio::spawn(carrier.run());
+        let node = node_of(address).await;
+        let steps = steps(&node, Some("+4930123456")).await;
+        for name in ["options", "codec", "early_media", "dtmf", "session_timer", "hangup"] {
+            assert_eq!(verdict(&steps, name), Verdict::Pass, "{name}: {steps:#?}");
+        }
+        for name in ["auth", "registration"] {
+            assert_eq!(verdict(&steps, name), Verdict::Skipped, "{name}: {steps:#?}");
+        }
+        let hold = if takes_hold { Verdict::Pass } else { Verdict::Fail };
+        assert_eq!(verdict(&steps, "hold"), hold, "{steps:#?}");
+        assert_eq!(node.live_calls().list("demo".into()).await.len(), 0, "call handling has not seen it");
+        node.shutdown().await;
+        carrier.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trunk_that_does_not_answer_is_degraded_after_the_first_ping() {
+    let nobody = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let node = node_of(nobody.local_addr().unwrap()).await;
+    until(|| async { node.office().board.health("pbx") != health::State::Unknown }).await;
+    assert_eq!(node.office().board.health("pbx"), health::State::Degraded);
+    node.shutdown().await;
+}
