@@ -43,6 +43,7 @@ const fn setting(key: &'static str, default: &'static str, meaning: &'static str
 pub const SETTINGS: &[Setting] = &[
     setting("http_listen", "127.0.0.1:8080", "REST, gRPC and the console, on one port"),
     setting("sip_listen", "udp:127.0.0.1:4573,tcp:127.0.0.1:4573", "SIP listeners"),
+    setting("sip_dns", "", "DNS server for SIP domains, e.g. 127.0.0.1:53; unset: the system's"),
     setting("sip_public", "", "host or address that SIP peers are told, when it is not the listener's"),
     setting("sip_realm", "tandem", "realm of digest challenges to phones"),
     setting("public_url", "", "base URL that providers call back"),
@@ -75,8 +76,8 @@ pub const SETTINGS: &[Setting] = &[
     setting("engine_drain_seconds", "10", "how long a stopping engine lets calls go on"),
     setting("engine_orphan_seconds", "600", "how long calls go on while no control plane listens"),
     setting("engine_sessions_max", "", "sessions an engine carries at most"),
-    setting("tls_cert", "", "certificate of tls:, wss and https listeners"),
-    setting("tls_key", "", "its key"),
+    setting("tls_cert", "", "PEM file: certificate of tls: and wss: listeners, then its intermediates"),
+    setting("tls_key", "", "PEM file: its key"),
     // The voice agent's.
     setting("talker_listen", "127.0.0.1:8767", "where the voice agent waits for engines"),
     setting("control_url", "http://127.0.0.1:8080", "where the voice agent reports what was said"),
