@@ -379,6 +379,7 @@ impl Driver {
     fn close(&mut self, flow: Flow) {
         let Some(connection) = flow.connection else { return };
         self.transports.forget(connection);
+        self.said.push_back(SipEvent::Closed { connection });
         self.endpoint.handle_closed(connection, Instant::now());
     }
 
