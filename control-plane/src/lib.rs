@@ -11,6 +11,7 @@
 //! ```
 //!
 //! - [`settings`] and [`config`]: flags, environment and tandem.toml become one checked struct.
+//! - [`trunk`]: carriers, PBXs and phones, as tandem.toml names them.
 //! - [`cli`]: the verbs of the `tandem` program.
 //! - [`up`]: the supervisor of everything on one machine.
 //! - [`telemetry`]: logs, and what must not stand in them.
@@ -26,4 +27,5 @@ pub mod settings;
 pub mod sip;
 pub mod store;
 pub mod telemetry;
+pub mod trunk;
 pub mod up;

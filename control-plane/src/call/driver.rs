@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tandem_api::v1 as api;
-use tandem_sip::Event;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -21,7 +20,7 @@ use super::registry::Calls;
 use crate::media::client::EngineClient;
 use crate::media::{EngineId, News};
 use crate::metrics::Metrics;
-use crate::sip::Verb;
+use crate::sip::{SipEvent, Verb};
 use crate::store;
 use crate::store::accounts::{Accounts, Found};
 use crate::store::contexts::{ContextStore, EmbeddedContexts};
@@ -55,7 +54,7 @@ pub struct Means {
 /// What comes in besides requests.
 pub struct Sources {
     /// From the endpoint.
-    pub events: mpsc::Receiver<Event>,
+    pub events: mpsc::Receiver<SipEvent>,
     /// From the engines' event streams.
     pub news: mpsc::Receiver<(EngineId, News)>,
 }
@@ -162,10 +161,12 @@ impl Driver {
                     None => return,
                 },
                 event = self.sources.events.recv() => match event {
-                    Some(event) => {
+                    Some(SipEvent::Endpoint { event, .. }) => {
                         self.calls.handle_store(self.means.writer.is_behind());
                         self.calls.handle_sip(event, Instant::now());
                     }
+                    // We place no calls and send no requests of our own.
+                    Some(_) => {}
                     None => return,
                 },
             }

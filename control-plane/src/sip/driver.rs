@@ -1,14 +1,15 @@
 //! The task that owns the endpoint: bytes, verbs and deadlines in; bytes and events out.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use tandem_sip::{CallError, Endpoint, EndpointConfig, Event, Flow, Reply};
+use tandem_sip::{CallError, Endpoint, EndpointConfig, Event, Flow, Reply, Transport};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use super::refusal_log::{RefusalLog, Refused};
 use super::transport::{Arrival, Transports};
-use super::{SharedCounters, Verb};
+use super::{Destination, NotSent, SharedCounters, SipEvent, Verb};
 
 /// Datagrams that are read before verbs and deadlines have their turn.
 const DATAGRAMS_A_TURN: usize = 64;
@@ -24,9 +25,11 @@ pub struct Driver {
     endpoint: Endpoint,
     transports: Transports,
     verbs: mpsc::Receiver<Verb>,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<SipEvent>,
+    /// What the shell itself has to say, before the endpoint's events. Each verb adds one at most.
+    said: VecDeque<SipEvent>,
     /// An event that found the channel full.
-    waiting: Option<Event>,
+    waiting: Option<SipEvent>,
     counters: SharedCounters,
     refusals: RefusalLog,
 }
@@ -37,12 +40,12 @@ impl Driver {
         config: EndpointConfig,
         transports: Transports,
         verbs: mpsc::Receiver<Verb>,
-        events: mpsc::Sender<Event>,
+        events: mpsc::Sender<SipEvent>,
         counters: SharedCounters,
     ) -> Self {
         let endpoint = Endpoint::new(config);
         let refusals = RefusalLog::default();
-        Self { endpoint, transports, verbs, events, waiting: None, counters, refusals }
+        Self { endpoint, transports, verbs, events, said: VecDeque::new(), waiting: None, counters, refusals }
     }
 
     /// Runs until every sender of verbs is gone, and a moment longer.
@@ -84,16 +87,41 @@ impl Driver {
         self.drain();
     }
 
-    fn perform(&mut self, verb: Verb) {
+    fn perform(&mut self, mut verb: Verb) {
         let now = Instant::now();
+        if let Verb::Invite(token, _, destination) | Verb::Request(token, _, destination) = &mut verb {
+            match self.find_flow(destination) {
+                Ok(flow) => destination.flow = Some(flow),
+                Err(why) => return self.said.push_back(SipEvent::NotSent { token: *token, why }),
+            }
+        }
         match verb.perform(&mut self.endpoint, now) {
-            Ok(()) => {}
+            Ok(said) => self.said.extend(said),
             // The peer was faster; the event that says so is on its way.
             Err(error @ (CallError::Unknown | CallError::State(_))) => {
                 tracing::debug!(%error, "a SIP verb came too late");
             }
             Err(error) => tracing::error!(%error, "a SIP verb was not possible"),
         }
+    }
+
+    /// The way to a destination that is an address.
+    fn find_flow(&self, destination: &Destination) -> Result<Flow, NotSent> {
+        if let Some(flow) = destination.flow {
+            return Ok(flow);
+        }
+        let remote = destination.uri.socket_addr().ok_or_else(|| NotSent::Unresolved {
+            host: destination.uri.host().into(),
+            why: "it is not an address".into(),
+        })?;
+        let transport = destination.named_transport().unwrap_or(Transport::Udp);
+        let unreachable = || NotSent::Unreachable {
+            transport: transport.token(),
+            remote,
+            why: "no listener of that transport and address family; see TANDEM_SIP_LISTEN",
+        };
+        let local = self.transports.local_for(transport, remote).ok_or_else(unreachable)?;
+        Ok(Flow { transport, local, remote, connection: None })
     }
 
     fn read_datagrams(&mut self, listener: usize, datagram: &mut [u8]) {
@@ -145,8 +173,13 @@ impl Driver {
                     self.endpoint.handle_transport_error(flow, Instant::now());
                 }
             }
-            let Some(event) = self.waiting.take().or_else(|| self.endpoint.poll_event()) else { break };
-            self.deliver(event);
+            if let Some(said) = self.waiting.take().or_else(|| self.said.pop_front()) {
+                self.deliver(said);
+            } else if let Some(event) = self.endpoint.poll_event() {
+                self.handle_event(event);
+            } else {
+                break;
+            }
             if self.waiting.is_some() {
                 break;
             }
@@ -154,21 +187,26 @@ impl Driver {
         self.counters.write(*self.endpoint.counters());
     }
 
-    fn deliver(&mut self, event: Event) {
-        let event = match event {
+    /// Keeps what is the shell's own, and passes the rest on.
+    fn handle_event(&mut self, event: Event) {
+        match event {
             Event::CloseConnection { connection, why } => {
                 tracing::debug!(%why, "closing a SIP connection");
-                return self.transports.close(connection);
+                self.transports.close(connection);
             }
             Event::Refused { flow, status, rule, detail } => {
-                return self.refusals.write(&Refused { flow, status, rule, detail }, Instant::now());
+                self.refusals.write(&Refused { flow, status, rule, detail }, Instant::now());
             }
-            event => event,
-        };
+            event => self.deliver(event.into()),
+        }
+    }
+
+    fn deliver(&mut self, event: SipEvent) {
         match self.events.try_send(event) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(event)) => self.waiting = Some(event),
-            Err(mpsc::error::TrySendError::Closed(event)) => self.decline(&event),
+            Err(mpsc::error::TrySendError::Closed(SipEvent::Endpoint { event, .. })) => self.decline(&event),
+            Err(mpsc::error::TrySendError::Closed(_)) => {}
         }
     }
 

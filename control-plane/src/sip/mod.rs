@@ -12,12 +12,8 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
-use tandem_sip::message::{Body, Reply};
-use tandem_sip::{
-    CallError, CallHandle, Counters, Endpoint, EndpointConfig, Event, Headers, RequestHandle, Transport,
-};
+use tandem_sip::{Counters, EndpointConfig, Transport};
 use tokio::sync::mpsc;
 
 use crate::config::SipListen;
@@ -25,42 +21,14 @@ use crate::config::SipListen;
 pub mod driver;
 mod refusal_log;
 pub mod transport;
+mod verb;
+
+pub use verb::{Destination, NotSent, SipEvent, TlsPeer, Token, Verb};
 
 /// Events that wait for call handling: some seconds' worth of calls. Full: no socket is read.
 const EVENTS_MAX: usize = 4_096;
 /// Verbs that wait for the endpoint; each live call has a few at most. Full: call handling waits.
 const VERBS_MAX: usize = 4_096;
-
-/// What call handling wants from the endpoint.
-#[derive(Debug)]
-pub enum Verb {
-    /// 180.
-    Ring(CallHandle),
-    /// 200 with our description.
-    Answer(CallHandle, Body),
-    /// A final refusal of an INVITE or re-INVITE.
-    Reject(CallHandle, Reply),
-    /// BYE with these headers.
-    HangUp(CallHandle, Headers),
-    /// The answer to a request that is no INVITE.
-    Reply(RequestHandle, Reply),
-}
-
-impl Verb {
-    /// Carries it out.
-    ///
-    /// # Errors
-    /// Not possible (any more): the peer may have been faster, and the event that says so is on its way.
-    pub fn perform(self, endpoint: &mut Endpoint, now: Instant) -> Result<(), CallError> {
-        match self {
-            Self::Ring(call) => endpoint.ring(call, now),
-            Self::Answer(call, body) => endpoint.answer(call, body, now),
-            Self::Reject(call, reply) => endpoint.reject(call, reply, now),
-            Self::HangUp(call, headers) => endpoint.hang_up(call, headers, now),
-            Self::Reply(request, reply) => endpoint.reply(request, reply, now),
-        }
-    }
-}
 
 /// A running shell, seen from the rest.
 #[derive(Debug)]
@@ -68,7 +36,7 @@ pub struct Sip {
     /// Where verbs go in. The shell ends when every sender is gone.
     pub verbs: mpsc::Sender<Verb>,
     /// Where events come out.
-    pub events: mpsc::Receiver<Event>,
+    pub events: mpsc::Receiver<SipEvent>,
     /// What the endpoint has counted.
     pub counters: SharedCounters,
     /// Where it listens, with the ports that the system chose.

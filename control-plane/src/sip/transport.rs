@@ -133,6 +133,18 @@ impl Transports {
         udp.chain(self.tcp.iter().map(|local| (Transport::Tcp, *local))).collect()
     }
 
+    /// Our address towards this peer: of a listener of the same transport and family. Over TCP one of UDP will do: the
+    /// peer answers over the connection.
+    pub fn local_for(&self, transport: Transport, remote: SocketAddr) -> Option<SocketAddr> {
+        let fits = |local: &&SocketAddr| local.is_ipv4() == remote.is_ipv4();
+        let udp = || self.udp.iter().map(|(_, local)| local).find(fits).copied();
+        match transport {
+            Transport::Udp => udp(),
+            Transport::Tcp => self.tcp.iter().find(fits).copied().or_else(udp),
+            Transport::Tls | Transport::Ws | Transport::Wss => None,
+        }
+    }
+
     /// The next datagram of a listener, if one is there.
     pub fn try_receive(&self, listener: usize, datagram: &mut [u8]) -> Option<(usize, Flow)> {
         let (socket, local) = self.udp.get(listener)?;

@@ -25,9 +25,10 @@ use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeReques
 pub type Target = fn(&[u8]);
 
 /// Every entrance, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("sip_datagram", sip_datagram),
     ("sip_stream", sip_stream),
+    ("stun", stun),
     ("sdp", sdp),
     ("rtp", rtp),
     ("rtcp", rtcp),
@@ -51,6 +52,15 @@ pub fn sip_stream(octets: &[u8]) {
     for piece in pieces(octets) {
         endpoint.handle_input(piece, flow, now());
         drain(&mut endpoint);
+    }
+}
+
+/// A STUN message at the SIP port: it is answered shortly, or not at all.
+pub fn stun(octets: &[u8]) {
+    if tandem_sip::stun::is_stun(octets)
+        && let Ok(answer) = tandem_sip::stun::answer(octets, THERE)
+    {
+        assert!(answer.len() <= tandem_sip::stun::ANSWER_LEN_MAX);
     }
 }
 

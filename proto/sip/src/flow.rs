@@ -13,6 +13,8 @@ pub enum Transport {
     Tls,
     /// One WebSocket message is one SIP message (RFC 7118).
     Ws,
+    /// The same inside TLS.
+    Wss,
 }
 
 impl Transport {
@@ -33,22 +35,39 @@ impl Transport {
             Transport::Tcp => "TCP",
             Transport::Tls => "TLS",
             Transport::Ws => "WS",
+            Transport::Wss => "WSS",
         }
     }
 
-    /// The value of the URI parameter `transport`; none for UDP, which is the default.
+    /// Whether TLS protects it: what `sips:` asks for.
+    pub const fn is_secure(self) -> bool {
+        matches!(self, Transport::Tls | Transport::Wss)
+    }
+
+    /// The port of a URI without one (RFC 3261 §19.1.2, RFC 7118 §5.5).
+    pub const fn default_port(self) -> u16 {
+        match self {
+            Transport::Udp | Transport::Tcp => 5060,
+            Transport::Tls => 5061,
+            Transport::Ws => 80,
+            Transport::Wss => 443,
+        }
+    }
+
+    /// The value of the URI parameter `transport`; none for UDP, which is the default. WebSocket has one for both kinds
+    /// (RFC 7118 §5.4).
     pub const fn uri_param(self) -> Option<&'static str> {
         match self {
             Transport::Udp => None,
             Transport::Tcp => Some("tcp"),
             Transport::Tls => Some("tls"),
-            Transport::Ws => Some("ws"),
+            Transport::Ws | Transport::Wss => Some("ws"),
         }
     }
 
     /// Reads a token, without case.
     pub fn from_token(token: &str) -> Option<Transport> {
-        [Transport::Udp, Transport::Tcp, Transport::Tls, Transport::Ws]
+        [Transport::Udp, Transport::Tcp, Transport::Tls, Transport::Ws, Transport::Wss]
             .into_iter()
             .find(|transport| transport.token().eq_ignore_ascii_case(token))
     }
@@ -73,6 +92,12 @@ pub struct Flow {
 }
 
 impl Flow {
+    /// In a request whose way the shell has yet to find.
+    pub const UNRESOLVED: Flow = {
+        let nowhere = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+        Flow::udp(nowhere, nowhere)
+    };
+
     /// A UDP flow.
     pub const fn udp(local: SocketAddr, remote: SocketAddr) -> Flow {
         Flow { transport: Transport::Udp, local, remote, connection: None }

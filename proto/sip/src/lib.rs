@@ -60,6 +60,8 @@ pub mod headers;
 pub mod message;
 pub mod parse;
 mod random;
+pub mod resolve;
+pub mod stun;
 mod table;
 #[cfg(test)]
 mod test_time;

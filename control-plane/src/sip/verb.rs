@@ -1,0 +1,231 @@
+//! What call handling and registrations want from the endpoint, and what they are told.
+//!
+//! ```text
+//!   Verb::Invite(token, request, destination) ──▶ names resolved, connection found ──▶ Placed { token, call }
+//!                                             └──▶ no way there ────────────────────▶ NotSent { token, why }
+//!   every other verb ──▶ the endpoint at once
+//! ```
+//!
+//! A [`Token`] names a request of ours from the verb on; the endpoint's handle comes with [`SipEvent::Placed`] or
+//! [`SipEvent::Sent`], and once more, with another handle, each time the request moves to the next target (RFC 3263
+//! §4.3). Events of a handle that was left behind are not seen by anybody.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tandem_sip::message::{Body, Reply};
+use tandem_sip::{
+    CallError, CallHandle, Endpoint, Event, Flow, Headers, InviteRequest, Method, OutgoingRequest,
+    RequestHandle, Transport, Uri,
+};
+
+/// Where an outgoing request goes, before names are resolved (RFC 3263).
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// The next hop: the outbound proxy, or the target.
+    pub uri: Uri,
+    /// Overrides what the URI and DNS say.
+    pub transport: Option<Transport>,
+    /// Whose TLS identity and advertised address are used.
+    pub trunk: Option<Arc<str>>,
+    /// The way that a peer has come by, and is to be reached by: then nothing is resolved.
+    pub flow: Option<Flow>,
+}
+
+impl Destination {
+    /// Wherever this URI leads.
+    pub const fn to(uri: Uri) -> Self {
+        Self { uri, transport: None, trunk: None, flow: None }
+    }
+
+    /// The transport that the destination itself names, without DNS (RFC 3263 §4.1).
+    pub fn named_transport(&self) -> Option<Transport> {
+        self.transport.or_else(|| tandem_sip::resolve::named_transport(&self.uri))
+    }
+}
+
+/// Names an outgoing request before the endpoint has given it a handle, and after. Unique in the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token(pub u64);
+
+impl Token {
+    /// A token that nobody else has.
+    pub fn unique() -> Self {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+    }
+}
+
+/// What is wanted from the endpoint.
+#[derive(Debug)]
+pub enum Verb {
+    /// 180.
+    Ring(CallHandle),
+    /// Any response to the pending INVITE; provisional with a body: early media.
+    Respond(CallHandle, Reply),
+    /// 200 with our description.
+    Answer(CallHandle, Body),
+    /// A final refusal of an INVITE or re-INVITE.
+    Reject(CallHandle, Reply),
+    /// BYE with these headers.
+    HangUp(CallHandle, Headers),
+    /// The answer to a request that is no INVITE.
+    Reply(RequestHandle, Reply),
+    /// Calls somebody. The request's own flow is not looked at: the destination says where.
+    Invite(Token, Box<InviteRequest>, Destination),
+    /// A request outside a dialog: OPTIONS, REGISTER, MESSAGE ... Its flow is not looked at either.
+    Request(Token, Box<OutgoingRequest>, Destination),
+    /// A request in a call's dialog: INFO, UPDATE ...
+    RequestInCall(Token, CallHandle, Method, Headers, Option<Body>),
+    /// re-INVITE with this offer, or without one.
+    Reinvite(CallHandle, Option<Body>),
+    /// The ACK with our answer, after a 2xx with the peer's offer.
+    Ack(CallHandle, Body),
+    /// Gives up our INVITE.
+    Cancel(CallHandle),
+}
+
+/// What the shell says: the endpoint's events, and what became of verbs that send something.
+#[derive(Debug)]
+pub enum SipEvent {
+    /// From the endpoint.
+    Endpoint {
+        /// What happened.
+        event: Event,
+        /// Who the peer has proven to be by its TLS certificate; only beside an INVITE or another request.
+        peer: Option<Arc<TlsPeer>>,
+    },
+    /// An INVITE has left; again, with another handle, when it was given to the next target.
+    Placed {
+        /// As in the verb.
+        token: Token,
+        /// The call from here on.
+        call: CallHandle,
+    },
+    /// Another request has left; again as above.
+    Sent {
+        /// As in the verb.
+        token: Token,
+        /// The request from here on.
+        handle: RequestHandle,
+    },
+    /// Nothing has left, and nothing will.
+    NotSent {
+        /// As in the verb.
+        token: Token,
+        /// Why.
+        why: NotSent,
+    },
+    /// The connection over which this REGISTER had gone is gone: whoever we registered with cannot reach us by it.
+    FlowLost {
+        /// Of the REGISTER.
+        token: Token,
+    },
+}
+
+impl From<Event> for SipEvent {
+    fn from(event: Event) -> Self {
+        Self::Endpoint { event, peer: None }
+    }
+}
+
+/// Why a request could not be sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotSent {
+    /// DNS gives nothing that we can reach.
+    #[error("{host} cannot be resolved: {why}")]
+    Unresolved {
+        /// The host of the destination.
+        host: Box<str>,
+        /// What was asked and what came.
+        why: Box<str>,
+    },
+    /// A transport without a listener, a client or an open connection.
+    #[error("nothing can be sent to {remote} over {transport}: {why}")]
+    Unreachable {
+        /// Which transport.
+        transport: &'static str,
+        /// Where to.
+        remote: std::net::SocketAddr,
+        /// What is missing.
+        why: &'static str,
+    },
+    /// A table of ours is full.
+    #[error("the table of {0} is full")]
+    Full(&'static str),
+    /// The endpoint says no.
+    #[error(transparent)]
+    Refused(#[from] CallError),
+}
+
+/// The names in a client certificate that was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsPeer {
+    /// DNS names and the hosts of SIP URIs in subjectAltName (RFC 5922 §7.1), or the subject's common name if there are
+    /// none; in lower case.
+    pub names: Vec<Box<str>>,
+}
+
+impl Verb {
+    /// Carries it out: the one place where verbs meet the endpoint. A request of ours goes by its destination's flow;
+    /// without one to its address, from where its own flow says.
+    ///
+    /// # Errors
+    /// Not possible (any more): the peer may have been faster, and the event that says so is on its way. A verb with a
+    /// token has no error: [`SipEvent::NotSent`] says it.
+    pub fn perform(self, endpoint: &mut Endpoint, now: Instant) -> Result<Option<SipEvent>, CallError> {
+        match self {
+            Self::Ring(call) => endpoint.ring(call, now),
+            Self::Respond(call, reply) => endpoint.respond(call, reply, now),
+            Self::Answer(call, body) => endpoint.answer(call, body, now),
+            Self::Reject(call, reply) => endpoint.reject(call, reply, now),
+            Self::HangUp(call, headers) => endpoint.hang_up(call, headers, now),
+            Self::Reply(request, reply) => endpoint.reply(request, reply, now),
+            Self::Reinvite(call, body) => endpoint.reinvite(call, body, now),
+            Self::Ack(call, body) => endpoint.ack(call, body, now),
+            Self::Cancel(call) => endpoint.cancel(call, now),
+            Self::Invite(token, mut invite, destination) => {
+                let placed = address(&destination, invite.flow).and_then(|flow| {
+                    invite.flow = flow;
+                    Ok(endpoint.invite(*invite, now)?)
+                });
+                return Ok(Some(match placed {
+                    Ok(call) => SipEvent::Placed { token, call },
+                    Err(why) => SipEvent::NotSent { token, why },
+                }));
+            }
+            Self::Request(token, mut request, destination) => {
+                let sent = address(&destination, request.flow).and_then(|flow| {
+                    request.flow = flow;
+                    Ok(endpoint.request(*request, now)?)
+                });
+                return Ok(Some(said(token, sent)));
+            }
+            Self::RequestInCall(token, call, method, headers, body) => {
+                let sent = endpoint.request_in_call(call, method, headers, body, now);
+                return Ok(Some(said(token, sent.map_err(NotSent::from))));
+            }
+        }
+        .map(|()| None)
+    }
+}
+
+fn said(token: Token, sent: Result<RequestHandle, NotSent>) -> SipEvent {
+    match sent {
+        Ok(handle) => SipEvent::Sent { token, handle },
+        Err(why) => SipEvent::NotSent { token, why },
+    }
+}
+
+/// The flow of a destination that needs no DNS.
+fn address(destination: &Destination, from: Flow) -> Result<Flow, NotSent> {
+    if let Some(flow) = destination.flow {
+        return Ok(flow);
+    }
+    let remote = destination.uri.socket_addr().ok_or_else(|| NotSent::Unresolved {
+        host: destination.uri.host().into(),
+        why: "it is not an address".into(),
+    })?;
+    let transport = destination.named_transport().unwrap_or(Transport::Udp);
+    Ok(Flow { transport, local: from.local, remote, connection: None })
+}
