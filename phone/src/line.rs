@@ -223,6 +223,8 @@ fn call_of(event: &Event) -> Option<CallHandle> {
         | Event::Reinvite { call, .. }
         | Event::ReinviteCancelled { call }
         | Event::Provisional { call, .. }
+        | Event::Pracked { call, .. }
+        | Event::ReferProgress { call, .. }
         | Event::Answered { call, .. }
         | Event::ReinviteAnswered { call, .. }
         | Event::ReinviteRefused { call, .. }

@@ -524,7 +524,8 @@ impl Call {
             EndReason::RemoteBye { .. } => Cause::CallerHangup,
             EndReason::Cancelled { .. } => Cause::CallerCancelled,
             EndReason::NoAck => Cause::NoAck,
-            EndReason::DialogLost { .. } => Cause::DialogLost,
+            EndReason::DialogLost { .. } | EndReason::SessionExpired | EndReason::NoPrack => Cause::DialogLost,
+            EndReason::Replaced { .. } => Cause::CallerHangup,
             // The echo of what we did ourselves; as a surprise it is the dialog that is lost.
             EndReason::Rejected { .. }
             | EndReason::LocalBye { .. }

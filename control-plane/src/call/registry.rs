@@ -186,7 +186,7 @@ impl Calls {
     /// What the SIP endpoint says.
     pub fn handle_sip(&mut self, event: Event, now: Instant) {
         match event {
-            Event::IncomingInvite { call, request, flow } => self.handle_invite(call, &request, flow, now),
+            Event::IncomingInvite { call, request, flow, .. } => self.handle_invite(call, &request, flow, now),
             Event::Acknowledged { call, ack } => {
                 self.on_sip(call, now, |call, around| call.handle_acknowledged(&ack, around));
             }
@@ -213,6 +213,8 @@ impl Calls {
             }
             // We place no calls and send no requests of our own; connections are the shell's.
             Event::Provisional { .. }
+            | Event::Pracked { .. }
+            | Event::ReferProgress { .. }
             | Event::Answered { .. }
             | Event::ReinviteAnswered { .. }
             | Event::ReinviteRefused { .. }

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use crate::flow::Flow;
 use crate::header::NameAddr;
+use crate::header::refer::Replaces;
 use crate::headers::HeaderName;
 use crate::message::{Head, Method, Request, Response};
 use crate::timer::Timers;
@@ -93,6 +94,16 @@ impl Dialog {
     /// Where the peer wants its requests: its last Contact.
     pub fn remote_target(&self) -> &Uri {
         &self.target
+    }
+
+    /// How the peer knows this dialog: for a Refer-To by which a third party takes our place (RFC 3891).
+    pub fn replaces(&self) -> Replaces {
+        Replaces {
+            call_id: self.call_id.clone(),
+            to_tag: self.remote_tag.clone(),
+            from_tag: self.local_tag.clone(),
+            early_only: false,
+        }
     }
 
     /// Whether a request or response head belongs to this dialog, seen from its receiver.

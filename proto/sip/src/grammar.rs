@@ -149,6 +149,33 @@ pub(crate) fn escape_user(user: &str) -> String {
     out
 }
 
+/// %-escapes what may not stand in the value of a URI's header.
+pub(crate) fn escape_uri_header(value: &str) -> String {
+    let mut out = String::with_capacity(value.len() + 16);
+    for &b in value.as_bytes() {
+        if is_uri_header(b) && b != b'&' && b != b'=' {
+            out.push(char::from(b));
+        } else {
+            out.push_str(&format!("%{b:02X}"));
+        }
+    }
+    out
+}
+
+/// A quoted string; control characters are dropped.
+pub(crate) fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars().filter(|c| !c.is_control()) {
+        if c == '"' || c == '\\' {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out.push('"');
+    out
+}
+
 /// Length of the quoted string at the start of `bytes`, quotes included; `None` if it is not closed.
 pub(crate) fn quoted_len(bytes: &[u8]) -> Option<usize> {
     debug_assert_eq!(bytes.first(), Some(&b'"'));

@@ -1,8 +1,19 @@
 //! Typed header values: Via, name-addr (From, To, Contact, Route, Record-Route), CSeq and parameters.
 //!
 //! Each type reads one item of a field strictly (RFC 3261 §20, §25.1) and knows nothing of the list it came from.
-//! Numbers, token lists (Allow, Supported, Require) and raw text (Reason, Authorization) need no type of their own:
-//! [`crate::message::Head`] reads them.
+//! Numbers and token lists (Allow, Supported, Require) need no type of their own: [`crate::message::Head`] reads them.
+//!
+//! Values of extensions have files of their own: [`session`] (timers), [`rack`] (reliable provisionals), [`refer`]
+//! (transfer), [`sipfrag`] (its progress), [`reason`], [`identity`] (who calls, who diverted) and [`contact`]
+//! (registrations).
+
+pub mod contact;
+pub mod identity;
+pub mod rack;
+pub mod reason;
+pub mod refer;
+pub mod session;
+pub mod sipfrag;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -43,6 +54,21 @@ pub enum ValueError {
     /// A CSeq that is not `number METHOD` with a number below 2^31.
     #[error("malformed sequence number or method")]
     CSeq,
+    /// Digits were expected.
+    #[error("malformed number")]
+    Number,
+    /// A token was expected.
+    #[error("malformed token")]
+    Token,
+    /// A Replaces without its Call-ID or with other than one to-tag and one from-tag.
+    #[error("malformed or repeated Replaces")]
+    Replaces,
+    /// `*` beside other contacts.
+    #[error("* must stand alone")]
+    Star,
+    /// More items than anybody needs.
+    #[error("too many items")]
+    TooMany,
 }
 
 /// Parameters after a header value: `;name=value;flag`. Kept as text; names compare without case.

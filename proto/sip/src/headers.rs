@@ -86,6 +86,10 @@ header_names! {
     PAssertedIdentity = "P-Asserted-Identity";
     Diversion = "Diversion";
     HistoryInfo = "History-Info";
+    ReferSub = "Refer-Sub";
+    Path = "Path";
+    ServiceRoute = "Service-Route";
+    Privacy = "Privacy";
 }
 
 /// Why a field could not be added.

@@ -72,7 +72,7 @@ mod write;
 
 pub use endpoint::{
     CallError, CallHandle, Counters, EndReason, Endpoint, EndpointConfig, Event, InviteRequest, NoResponse,
-    OutgoingRequest, RequestHandle,
+    OutgoingRequest, OwnContact, Reliability, RequestHandle, SessionTimer,
 };
 pub use flow::{ConnectionId, Flow, Transmit, Transport};
 pub use header::NameAddr;

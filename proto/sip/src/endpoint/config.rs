@@ -1,11 +1,14 @@
 //! What an endpoint is told when it is made, and what it counts.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::digest::Credentials;
 use crate::flow::Flow;
 use crate::header::NameAddr;
+use crate::header::refer::Replaces;
+use crate::header::session::Refresher;
 use crate::headers::Headers;
 use crate::message::{Body, Method};
 use crate::timer::Timers;
@@ -40,6 +43,58 @@ pub const MAX_QUEUED: usize = 65_536;
 /// Seconds in the Retry-After of a 503 that says "full": calls end in tens of seconds.
 pub const RETRY_AFTER_FULL_S: u32 = 5;
 
+/// Shortest session interval that RFC 4028 §4 lets anybody ask for, in seconds.
+pub const MIN_SE_S: u32 = 90;
+
+/// A session timer (RFC 4028): a session that is not refreshed in time is over, so that a call whose peer is gone does not
+/// live for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionTimer {
+    /// The interval that we ask for, and the longest that we grant, in seconds. 0: no timer.
+    pub expires_s: u32,
+    /// The shortest that we grant, in seconds; less than [`MIN_SE_S`] counts as that.
+    pub min_se_s: u32,
+    /// Who shall refresh, when it is ours to say: in our INVITE, or in the answer to one that leaves it open. `None`: the
+    /// UAS, that is the peer in our calls and we in its.
+    pub refresher: Option<Refresher>,
+}
+
+impl SessionTimer {
+    /// No timer: neither asked for nor granted.
+    pub const OFF: SessionTimer = SessionTimer { expires_s: 0, min_se_s: MIN_SE_S, refresher: None };
+
+    /// Whether there is none.
+    pub const fn is_off(&self) -> bool {
+        self.expires_s == 0
+    }
+
+    /// The shortest interval that we grant.
+    pub(crate) fn min_s(&self) -> u32 {
+        self.min_se_s.max(MIN_SE_S)
+    }
+}
+
+impl Default for SessionTimer {
+    /// Half an hour, as RFC 4028 §4 recommends; 90 s at least.
+    fn default() -> SessionTimer {
+        SessionTimer { expires_s: 1800, min_se_s: MIN_SE_S, refresher: None }
+    }
+}
+
+/// Whether provisional responses are confirmed by PRACK (RFC 3262).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Reliability {
+    /// UAS: if the caller requires it. UAC: offered.
+    #[default]
+    IfRequired,
+    /// UAS: whenever the caller can. UAC: offered.
+    Prefer,
+    /// UAS: a caller who cannot is refused with 421. UAC: required.
+    Require,
+    /// UAS: a caller who requires it is refused with 420. UAC: not offered.
+    Never,
+}
+
 /// How an endpoint behaves. `EndpointConfig::default()` is right for a user agent; set `seed` in production.
 #[derive(Debug, Clone)]
 pub struct EndpointConfig {
@@ -61,10 +116,18 @@ pub struct EndpointConfig {
     pub accepted_methods: Vec<Method>,
     /// Methods that become [`super::Event::Request`] in a dialog, besides `accepted_methods`; others get 405 with Allow.
     pub in_dialog_methods: Vec<Method>,
-    /// Option tags of Require that we understand; others get 420.
+    /// Option tags of Require that the user understands, besides those that the endpoint handles itself (`timer`, `100rel`,
+    /// `replaces`, `norefersub`); others get 420.
     pub supported: Vec<String>,
     /// How long our INVITE may ring before we cancel it. Above timer C of a proxy (RFC 3261 §16.6).
     pub ring_timeout: Duration,
+    /// Session timers of all calls; `None`: not spoken.
+    pub session_timer: Option<SessionTimer>,
+    /// Reliable provisional responses.
+    pub reliable: Reliability,
+    /// Event packages whose SUBSCRIBE becomes an [`super::Event::Request`] (if `accepted_methods` has SUBSCRIBE); others
+    /// get 489.
+    pub event_packages: Vec<String>,
 }
 
 impl Default for EndpointConfig {
@@ -81,6 +144,9 @@ impl Default for EndpointConfig {
             in_dialog_methods: vec![Method::Info, Method::Update],
             supported: Vec::new(),
             ring_timeout: Duration::from_secs(200),
+            session_timer: Some(SessionTimer::default()),
+            reliable: Reliability::default(),
+            event_packages: Vec::new(),
         }
     }
 }
@@ -102,8 +168,24 @@ pub struct InviteRequest {
     pub body: Option<Body>,
     /// Further headers.
     pub headers: Headers,
-    /// Used once on 401 or 407.
+    /// For 401 and 407 to any request of the call.
     pub credentials: Option<Credentials>,
+    /// Instead of the endpoint's; [`SessionTimer::OFF`] for none.
+    pub session_timer: Option<SessionTimer>,
+    /// Instead of the endpoint's.
+    pub reliable: Option<Reliability>,
+    /// Instead of the endpoint's.
+    pub ring_timeout: Option<Duration>,
+    /// Host (and port, if it has one) that Via and Contact name in this call, instead of the endpoint's.
+    pub advertised_host: Option<Arc<str>>,
+    /// User part of our Contact in this call, instead of the endpoint's.
+    pub contact_user: Option<Arc<str>>,
+    /// Call-ID, if it must be known before; else a random one.
+    pub call_id: Option<String>,
+    /// The dialog at the target that this call takes over.
+    pub replaces: Option<Replaces>,
+    /// How many proxies it may pass: 70, or less for a call made on behalf of another (RFC 3261 §16.6, step 3).
+    pub max_forwards: u8,
 }
 
 impl InviteRequest {
@@ -118,6 +200,14 @@ impl InviteRequest {
             body: None,
             headers: Headers::new(),
             credentials: None,
+            session_timer: None,
+            reliable: None,
+            ring_timeout: None,
+            advertised_host: None,
+            contact_user: None,
+            call_id: None,
+            replaces: None,
+            max_forwards: 70,
         }
     }
 }
@@ -149,8 +239,27 @@ pub struct OutgoingRequest {
     pub headers: Headers,
     /// The body.
     pub body: Option<Body>,
-    /// Used once on 401 or 407.
+    /// For 401 and 407.
     pub credentials: Option<Credentials>,
+    /// Preloaded Route headers (outbound proxy, Service-Route).
+    pub route: Vec<NameAddr>,
+    /// Our Contact, written by the endpoint: for REGISTER.
+    pub contact: Option<OwnContact>,
+    /// Host (and port, if it has one) that Via and Contact name, instead of the endpoint's.
+    pub advertised_host: Option<Arc<str>>,
+    /// Call-ID; a random one if `None`. Registrations of one binding share theirs (RFC 3261 §10.2).
+    pub call_id: Option<String>,
+    /// CSeq number. A challenge raises it: the next request of the same Call-ID takes the response's plus one.
+    pub cseq: u32,
+}
+
+/// Our Contact in a request outside a dialog: `<sip:user@host:port;transport=…>params`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnContact {
+    /// User part; escaped as needed. Empty for none.
+    pub user: String,
+    /// Header parameters, with the leading `;`: `;expires=300`.
+    pub params: String,
 }
 
 impl OutgoingRequest {
@@ -165,6 +274,11 @@ impl OutgoingRequest {
             headers: Headers::new(),
             body: None,
             credentials: None,
+            route: Vec::new(),
+            contact: None,
+            advertised_host: None,
+            call_id: None,
+            cseq: 1,
         }
     }
 }
@@ -184,6 +298,9 @@ pub enum CallError {
     /// The method cannot be sent by this verb.
     #[error("method not possible here")]
     Method,
+    /// A value that cannot stand in a message: a control character, a Call-ID that is none.
+    #[error("malformed {0}")]
+    Value(&'static str),
 }
 
 /// What the endpoint has seen; never reset.

@@ -30,6 +30,9 @@ pub enum Event {
         request: Box<Request>,
         /// How it came.
         flow: Flow,
+        /// The call that this one wants to take over (RFC 3891). Answered, it ends that one with
+        /// [`EndReason::Replaced`]; whether the caller may is the user's to decide.
+        replaces: Option<CallHandle>,
     },
     /// UAS: the ACK for our 2xx to an INVITE or re-INVITE came. With an empty INVITE it carries the caller's answer.
     Acknowledged {
@@ -54,8 +57,19 @@ pub enum Event {
     Provisional {
         /// The call.
         call: CallHandle,
-        /// The response; with SDP it may be early media.
+        /// The response; with SDP it may be early media. A reliable one has got its PRACK already, unless `wants_prack`.
         response: Box<Response>,
+        /// Our INVITE had no body, and this reliable response carries the peer's offer: [`crate::Endpoint::prack`] must
+        /// send the answer.
+        wants_prack: bool,
+    },
+    /// UAS: the caller confirmed a reliable provisional response of ours; the PRACK has got its 200.
+    Pracked {
+        /// The call.
+        call: CallHandle,
+        /// The PRACK. With a body if our response carried an offer: the answer to it. (A PRACK with an offer of its own
+        /// is an [`Event::Request`].)
+        prack: Box<Request>,
     },
     /// UAC: 2xx to our INVITE. Its ACK has left, unless `wants_ack`.
     Answered {
@@ -84,6 +98,18 @@ pub enum Event {
         status: u16,
         /// For 491: how long to wait before the next try (RFC 3261 §14.1).
         retry_after: Option<Duration>,
+    },
+    /// A transfer of ours ([`crate::Endpoint::refer`]) goes on or has come to its end.
+    ReferProgress {
+        /// The call that we want to hand over.
+        call: CallHandle,
+        /// 202 (or another 2xx): accepted, and NOTIFYs follow; the status of a NOTIFY; or what the REFER failed with,
+        /// 408 if nothing came.
+        status: u16,
+        /// The reason phrase that came with it; may be empty.
+        reason: String,
+        /// Nothing more will come. A 2xx here means that the target has answered.
+        is_final: bool,
     },
     /// The call is over.
     Ended {
@@ -159,6 +185,8 @@ pub enum EndReason {
     },
     /// UAS: our 2xx was never acknowledged; a BYE has left (RFC 3261 §13.3.1.4).
     NoAck,
+    /// UAS: a reliable provisional response of ours was never confirmed; the INVITE has got 504 (RFC 3262 §3).
+    NoPrack,
     /// UAC: the peer refused it, or it ended by our CANCEL (487).
     Failed {
         /// The final response.
@@ -175,6 +203,13 @@ pub enum EndReason {
     LocalBye {
         /// Status of the answer; `None` if none came.
         status: Option<u16>,
+    },
+    /// Nobody refreshed the session in time (RFC 4028 §10); a BYE has left.
+    SessionExpired,
+    /// Another call has taken this one over (RFC 3891); a BYE has left.
+    Replaced {
+        /// The call that took over.
+        by: CallHandle,
     },
     /// The peer does not know the dialog any more: 481 or 408 to a request of ours in it (RFC 5057 §5.1).
     DialogLost {

@@ -17,7 +17,9 @@ mod config;
 mod event;
 mod in_call;
 mod ledger;
+mod refer;
 mod refusal;
+mod reliable;
 mod reply;
 mod stream;
 mod uac;
@@ -29,7 +31,8 @@ use std::time::Instant;
 
 pub use config::{
     CallError, Counters, EndpointConfig, IDLE_MAX, InviteRequest, MAX_CALLS, MAX_CONNECTIONS, MAX_QUEUED,
-    MAX_TRANSACTIONS, OutgoingRequest, PARTIAL_MAX, RESERVED_PART, RETRY_AFTER_FULL_S,
+    MAX_TRANSACTIONS, MIN_SE_S, OutgoingRequest, OwnContact, PARTIAL_MAX, RESERVED_PART, RETRY_AFTER_FULL_S,
+    Reliability, SessionTimer,
 };
 pub use event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
 pub use refusal::{MAX_DETAIL_LEN, MAX_REFUSALS_QUEUED};

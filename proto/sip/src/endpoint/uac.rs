@@ -103,7 +103,7 @@ impl Endpoint {
         if self.is_full() {
             return Err(CallError::Full("transaction"));
         }
-        let OutgoingRequest { method, target, from, to, flow, headers, body, credentials } = request;
+        let OutgoingRequest { method, target, from, to, flow, headers, body, credentials, .. } = request;
         let tag = self.random.token("");
         let (branch, mut writer) = self.begin_request(&method, &target, &from, to.as_ref(), &[], &tag, flow);
         self.write_own_headers(&mut writer, false, flow);
@@ -218,7 +218,8 @@ impl Endpoint {
             return;
         }
         if response.status > 100 {
-            self.events.push_back(Event::Provisional { call: id.into(), response: Box::new(response) });
+            let response = Box::new(response);
+            self.events.push_back(Event::Provisional { call: id.into(), response, wants_prack: false });
         }
         self.send_cancel(id, now);
     }

@@ -267,7 +267,8 @@ impl Endpoint {
             call.invite_in = Some(transaction);
         }
         self.respond_on(transaction, &Reply::new(100), Extras::Plain, now);
-        self.events.push_back(Event::IncomingInvite { call: id.into(), request: Box::new(invite), flow });
+        let request = Box::new(invite);
+        self.events.push_back(Event::IncomingInvite { call: id.into(), request, flow, replaces: None });
     }
 
     /// Hands a request to the user. `new_target` becomes the dialog's with a 2xx.
