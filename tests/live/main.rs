@@ -2,6 +2,7 @@
 
 mod agents;
 mod demo;
+mod kamailio;
 mod many_calls;
 mod refusals;
 mod restart;
