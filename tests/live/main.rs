@@ -9,3 +9,4 @@ mod restart;
 mod sip_dialog;
 mod sip_methods;
 mod softphone;
+mod websocket;

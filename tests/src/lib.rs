@@ -14,6 +14,7 @@
 pub mod baresip;
 pub mod bot;
 pub mod caller;
+pub mod jssip;
 pub mod kamailio;
 pub mod media;
 pub mod network;

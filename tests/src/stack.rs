@@ -119,6 +119,16 @@ impl Stack {
         Ok(stack)
     }
 
+    /// Control plane and engine with the demo assistants, and a tandem.toml that holds these tables: trunks, phones, …
+    pub fn start_configured(tables: &str, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut stack = Self::prepare(&["--demo", "--no-call", "--no-voice"], settings)?;
+        let path = stack.folder.path().join("tandem.toml");
+        fs::write(&path, tables)?;
+        stack.flags.extend(["--config".to_owned(), path.to_string_lossy().into_owned()]);
+        stack.start_supervisor()?;
+        Ok(stack)
+    }
+
     /// The same, but not started yet.
     pub fn prepare(flags: &[&str], settings: &[(&str, &str)]) -> anyhow::Result<Self> {
         let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
