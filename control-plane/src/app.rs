@@ -109,13 +109,7 @@ impl App {
             in_dialog_methods: vec![Method::Update],
             ..EndpointConfig::default()
         };
-        let settings = sip::SipSettings {
-            listen: config.sip_listen.clone(),
-            tls: config.tls.clone(),
-            dns: config.sip_dns,
-            trunks: Vec::new(),
-        };
-        let sip = sip::start(&settings, endpoint).await?;
+        let sip = sip::start(&config.sip(), endpoint).await?;
 
         let (news_out, news) = mpsc::channel(NEWS_MAX);
         let controller_id = uuid::Uuid::new_v4().to_string();

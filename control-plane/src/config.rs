@@ -11,7 +11,7 @@ use secrecy::SecretString;
 
 use crate::settings::section::{Source, TableError};
 use crate::settings::{Layers, SettingsError};
-use crate::sip::TlsFiles;
+use crate::sip::{SipSettings, TlsFiles};
 use crate::store::declared::{self, Declared};
 use crate::trunk::{self, Trunks};
 
@@ -262,6 +262,16 @@ impl Config {
             declared: Declared::default(),
             trunks: Trunks::default(),
             sip_realm: "tandem".to_owned(),
+        }
+    }
+
+    /// What the SIP shell is told.
+    pub fn sip(&self) -> SipSettings {
+        SipSettings {
+            listen: self.sip_listen.clone(),
+            tls: self.tls.clone(),
+            dns: self.sip_dns,
+            trunks: self.trunks.iter().map(|trunk| (&**trunk).into()).collect(),
         }
     }
 
