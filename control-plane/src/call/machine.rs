@@ -524,7 +524,9 @@ impl Call {
             EndReason::RemoteBye { .. } => Cause::CallerHangup,
             EndReason::Cancelled { .. } => Cause::CallerCancelled,
             EndReason::NoAck => Cause::NoAck,
-            EndReason::DialogLost { .. } | EndReason::SessionExpired | EndReason::NoPrack => Cause::DialogLost,
+            EndReason::DialogLost { .. } | EndReason::SessionExpired | EndReason::NoPrack => {
+                Cause::DialogLost
+            }
             EndReason::Replaced { .. } => Cause::CallerHangup,
             // The echo of what we did ourselves; as a surprise it is the dialog that is lost.
             EndReason::Rejected { .. }

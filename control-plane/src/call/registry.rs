@@ -186,7 +186,9 @@ impl Calls {
     /// What the SIP endpoint says.
     pub fn handle_sip(&mut self, event: Event, now: Instant) {
         match event {
-            Event::IncomingInvite { call, request, flow, .. } => self.handle_invite(call, &request, flow, now),
+            Event::IncomingInvite { call, request, flow, .. } => {
+                self.handle_invite(call, &request, flow, now)
+            }
             Event::Acknowledged { call, ack } => {
                 self.on_sip(call, now, |call, around| call.handle_acknowledged(&ack, around));
             }

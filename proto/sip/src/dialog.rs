@@ -109,8 +109,19 @@ impl Dialog {
     /// Whether a request or response head belongs to this dialog, seen from its receiver.
     pub(crate) fn matches(&self, head: &Head) -> bool {
         *self.call_id == *head.call_id()
-            && *self.local_tag == *tag_of(head.to())
-            && *self.remote_tag == *tag_of(head.from())
+            && *self.local_tag == *head.to().tag().unwrap_or_default()
+            && *self.remote_tag == *head.from().tag().unwrap_or_default()
+    }
+
+    /// The sequence numbers of the early dialog that this one was (§13.2.2.4).
+    pub(crate) fn continue_from(&mut self, early: &Dialog) {
+        self.local_cseq = self.local_cseq.max(early.local_cseq);
+        self.remote_cseq = early.remote_cseq;
+    }
+
+    /// Our own address, with its tag.
+    pub(crate) fn local_addr(&self) -> Option<NameAddr> {
+        NameAddr::parse(&self.local).ok()
     }
 
     /// Takes a request's sequence number; false if it is out of order (§12.2.2: answer 500).
@@ -205,6 +216,8 @@ pub(crate) struct Unacked {
     /// The 2xx.
     pub(crate) bytes: Vec<u8>,
     pub(crate) flow: Flow,
+    /// The answer to a re-INVITE that the user knows nothing of.
+    pub(crate) is_hidden: bool,
     repeat: Backoff,
     give_up: Instant,
 }
@@ -212,7 +225,7 @@ pub(crate) struct Unacked {
 impl Unacked {
     pub(crate) fn new(cseq: u32, bytes: Vec<u8>, flow: Flow, timers: &Timers, now: Instant) -> Unacked {
         let repeat = Backoff::new(timers.t1, Some(timers.t2), now);
-        Unacked { cseq, bytes, flow, repeat, give_up: now + timers.t1_64() }
+        Unacked { cseq, bytes, flow, is_hidden: false, repeat, give_up: now + timers.t1_64() }
     }
 
     pub(crate) fn deadline(&self) -> Instant {

@@ -298,6 +298,18 @@ impl Answer {
         })
     }
 
+    /// The challenge that it answers.
+    pub(crate) fn challenge(&self) -> Challenge {
+        Challenge {
+            realm: self.realm.clone(),
+            nonce: self.nonce.clone(),
+            opaque: self.opaque.clone(),
+            algorithm: self.algorithm,
+            qop_auth: self.qop_auth.is_some(),
+            stale: false,
+        }
+    }
+
     /// Whether the client knows the password. Compared in constant time.
     pub fn verify(&self, method: &str, password: &str) -> bool {
         self.verify_ha1(method, &self.algorithm.ha1(&self.username, &self.realm, password))

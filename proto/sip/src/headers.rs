@@ -145,6 +145,13 @@ impl Headers {
         Ok(self)
     }
 
+    /// Appends all fields of another list.
+    pub fn append(&mut self, other: &Headers) {
+        for (name, value) in other.iter() {
+            self.push_raw(name.as_bytes(), value);
+        }
+    }
+
     /// Appends a field that the parser has checked (value trimmed and unfolded).
     pub(crate) fn push_raw(&mut self, name: &[u8], value: &[u8]) {
         let start = self.text.len() as u32;

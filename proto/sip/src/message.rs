@@ -320,6 +320,11 @@ impl Body {
     pub fn sdp(text: impl Into<Vec<u8>>) -> Body {
         Body { content_type: "application/sdp", bytes: text.into() }
     }
+
+    /// Whether it is a session description.
+    pub fn is_sdp(&self) -> bool {
+        self.content_type == "application/sdp"
+    }
 }
 
 /// A response that we want to send: status, and what to add to the headers that the endpoint writes itself.

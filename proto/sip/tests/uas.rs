@@ -122,7 +122,8 @@ fn every_header_of_a_ringing_response_is_right() {
              Via: SIP/2.0/UDP 10.1.1.1;branch=z9hG4bKc1\r\nFrom: Caller <sip:me@10.1.1.1>;tag=caller\r\nCall-ID: cid\r\n\
              CSeq: 1 INVITE\r\nTimestamp: 54\r\nRecord-Route: <sip:127.0.0.7:5070;lr>\r\n\
              To: <sip:echo:demo-key@127.0.0.1:4573>;tag={tag}\r\nContact: <sip:tandem@127.0.0.1:4573>\r\n\
-             Allow: INVITE, ACK, BYE, CANCEL, OPTIONS, INFO, UPDATE\r\nServer: Tandem/0.1.0\r\nContent-Length: 0\r\n\r\n"
+             Allow: INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY, PRACK, INFO, UPDATE\r\n\
+             Supported: replaces, norefersub, timer, 100rel\r\nServer: Tandem/0.1.0\r\nContent-Length: 0\r\n\r\n"
         )]
     );
 }
@@ -314,7 +315,8 @@ fn what_needs_no_state_gets_none_and_repetitions_the_same_answer() {
     let cases = [
         (out_of_dialog("OPTIONS"), 200),
         (out_of_dialog("BREW"), 501),
-        (out_of_dialog("SUBSCRIBE"), 405),
+        (out_of_dialog("SUBSCRIBE"), 489),
+        (out_of_dialog("PUBLISH"), 405),
         (tel, 416),
         (out_of_dialog("BYE"), 481),
         (request("BYE", 1, "b", "unknown", ""), 481),
@@ -337,6 +339,7 @@ fn what_needs_no_state_gets_none_and_repetitions_the_same_answer() {
         rules,
         [
             (501, "method_known"),
+            (489, "event_package"),
             (405, "method_allowed"),
             (416, "uri_scheme"),
             (481, "dialog_known"),
@@ -385,7 +388,10 @@ fn allow_names_only_what_the_configuration_serves() {
     let (_, tag) = uas.up();
     let said = uas.hear(&request("INFO", 2, "info", &tag, ""));
     assert_eq!(first(&said), "SIP/2.0 405 Method Not Allowed");
-    assert!(said[0].contains("\r\nAllow: INVITE, ACK, BYE, CANCEL, OPTIONS, UPDATE\r\n"), "{said:?}");
+    assert!(
+        said[0].contains("\r\nAllow: INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY, PRACK, UPDATE\r\n"),
+        "{said:?}"
+    );
 }
 
 #[test]
@@ -559,4 +565,238 @@ fn endpoint_can_move_between_threads() {
     fn is_send<T: Send>() {}
     is_send::<Endpoint>();
     is_send::<Event>();
+}
+
+fn header<'a>(said: &'a str, name: &str) -> Option<&'a str> {
+    said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+/// A request of no dialog.
+fn fresh(method: &str, extra: &str) -> String {
+    request(method, 1, &format!("f{method}"), "", extra).replace(";tag=\r", "\r")
+}
+
+#[test]
+fn each_method_gets_its_status() {
+    for (method, extra, status, expected) in [
+        ("OPTIONS", "", 200, ("Accept", "application/sdp")),
+        ("OPTIONS", "Max-Forwards: 0\r\n", 200, ("Accept", "application/sdp")),
+        ("SUBSCRIBE", "Event: presence\r\n", 489, ("Allow-Events", "refer")),
+        ("SUBSCRIBE", "", 489, ("Allow-Events", "refer")),
+        ("PUBLISH", "", 405, ("Allow", "INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY, PRACK, INFO, UPDATE")),
+        ("MESSAGE", "", 405, ("Allow", "INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY, PRACK, INFO, UPDATE")),
+        ("REGISTER", "", 405, ("Allow", "INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY, PRACK, INFO, UPDATE")),
+        ("REFER", "", 405, ("Allow", "INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY, PRACK, INFO, UPDATE")),
+        ("JUMP", "", 501, ("Allow", "INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY, PRACK, INFO, UPDATE")),
+        ("NOTIFY", "Event: refer\r\n", 481, ("Server", "Tandem/0.1.0")),
+        ("INFO", "", 481, ("Server", "Tandem/0.1.0")),
+        ("BYE", "", 481, ("Server", "Tandem/0.1.0")),
+        ("PRACK", "RAck: 1 1 INVITE\r\n", 481, ("Server", "Tandem/0.1.0")),
+        ("OPTIONS", "Require: path, timer, outbound\r\n", 420, ("Unsupported", "path, outbound")),
+        ("INVITE", "Session-Expires: soon\r\n", 400, ("Server", "Tandem/0.1.0")),
+        ("INVITE", "Session-Expires: 60\r\nSupported: timer\r\n", 422, ("Min-SE", "90")),
+        ("INVITE", "Replaces: nobody;to-tag=1;from-tag=2\r\n", 481, ("Server", "Tandem/0.1.0")),
+        ("INVITE", "Replaces: nobody\r\n", 400, ("Server", "Tandem/0.1.0")),
+    ] {
+        let mut uas = Uas::new();
+        let mut text = fresh(method, extra);
+        if extra.starts_with("Max-Forwards") {
+            text = text.replace("Max-Forwards: 69\r\n", "");
+        }
+        let said = uas.hear(&text);
+        assert_eq!(said.len(), 1, "{method} {extra}");
+        assert!(first(&said).starts_with(&format!("SIP/2.0 {status} ")), "{method} {extra}: {said:?}");
+        assert_eq!(header(&said[0], expected.0), Some(expected.1), "{method} {extra}: {said:?}");
+        assert!(header(&said[0], "To").is_some_and(|to| to.contains(";tag=")), "{said:?}");
+        assert_eq!(
+            (uas.event(), uas.endpoint.transaction_count()),
+            (None, 0),
+            "no state for {method} {extra}"
+        );
+    }
+}
+
+#[test]
+fn served_methods_and_packages_reach_the_user() {
+    let mut uas = Uas::new();
+    uas.endpoint = Endpoint::new(EndpointConfig {
+        accepted_methods: vec![Method::Message, Method::Subscribe, Method::Notify, Method::Register],
+        event_packages: vec!["reg".to_owned()],
+        ..EndpointConfig::default()
+    });
+    for (method, extra) in [
+        ("MESSAGE", ""),
+        ("REGISTER", ""),
+        ("SUBSCRIBE", "Event: reg;id=1\r\n"),
+        ("NOTIFY", "Event: message-summary\r\n"),
+    ] {
+        assert_eq!(uas.hear(&fresh(method, extra)), Vec::<String>::new());
+        let Some(Event::Request { request, call: None, .. }) = uas.event() else { panic!("{method}") };
+        assert_eq!(request.method.as_str(), method);
+    }
+    let said = uas.hear(&fresh("SUBSCRIBE", "Event: presence\r\n").replace("fSUB", "other"));
+    assert_eq!(header(&said[0], "Allow-Events"), Some("refer, reg"));
+}
+
+#[test]
+fn caller_who_asks_for_a_timer_gets_it_with_the_refresher_named() {
+    for (extra, expires, require) in [
+        ("Session-Expires: 600\r\nSupported: timer\r\n", Some("600;refresher=uas"), None),
+        ("x: 600;refresher=uac\r\nk: timer\r\n", Some("600;refresher=uac"), Some("timer")),
+        ("Session-Expires: 600;refresher=uac\r\n", Some("600;refresher=uas"), None),
+        ("Session-Expires: 7200\r\nRequire: timer\r\n", Some("1800;refresher=uas"), None),
+        ("Supported: timer\r\n", Some("1800;refresher=uas"), None),
+        ("", None, None),
+    ] {
+        let mut uas = Uas::new();
+        uas.hear(&invite("1", extra));
+        let Some(Event::IncomingInvite { call, .. }) = uas.event() else { panic!("{extra}") };
+        uas.endpoint.answer(call, Body::sdp("v=0\r\n"), uas.now).unwrap();
+        let said = uas.said();
+        assert_eq!(header(&said[0], "Session-Expires"), expires, "{extra}: {said:?}");
+        assert_eq!(header(&said[0], "Require"), require, "{extra}");
+    }
+}
+
+#[test]
+fn reliable_response_is_repeated_until_its_prack_and_the_answer_waits() {
+    let mut uas = Uas::new();
+    uas.hear(&invite("1", "Require: 100rel\r\n"));
+    let Some(Event::IncomingInvite { call, .. }) = uas.event() else { panic!() };
+    uas.endpoint.respond(call, Reply::new(183).body(Body::sdp("early")), uas.now).unwrap();
+    let said = uas.said();
+    let rseq: u32 = header(&said[0], "RSeq").unwrap().parse().unwrap();
+    assert_eq!((header(&said[0], "Require"), rseq > 0), (Some("100rel"), true));
+    uas.endpoint.ring(call, uas.now).unwrap();
+    uas.endpoint.answer(call, Body::sdp("early"), uas.now).unwrap();
+    assert!(uas.said().is_empty(), "180 and 200 wait");
+    assert_eq!(
+        uas.endpoint.answer(call, Body::sdp("again"), uas.now),
+        Err(CallError::State("the answer waits for a PRACK"))
+    );
+    let mut repeated = 0;
+    for _ in 0..4 {
+        repeated += uas.pass(Duration::from_millis(500)).len();
+    }
+    assert_eq!(repeated, 2, "after 0.5 and 1.5 s");
+    let tag = uas.endpoint.dialog(call).unwrap().local_tag().to_owned();
+    let prack = |branch: &str, cseq: u32, rack: &str| {
+        request("PRACK", cseq, branch, &tag, &format!("RAck: {rack}\r\n"))
+    };
+    assert_eq!(first(&uas.hear(&prack("a", 2, "nonsense"))), "SIP/2.0 400 Bad Request");
+    let wrong = uas.hear(&prack("b", 3, &format!("{} 1 INVITE", rseq + 1)));
+    assert_eq!(first(&wrong), "SIP/2.0 481 Call/Transaction Does Not Exist");
+    let right = uas.hear(&prack("c", 4, &format!("{rseq} 1 INVITE")));
+    assert_eq!(first(&right), "SIP/2.0 200 OK");
+    assert!(right[1].starts_with("SIP/2.0 180 Ringing"), "the next one leaves: {right:?}");
+    assert_eq!(header(&right[1], "RSeq"), Some(&*(rseq + 1).to_string()));
+    assert!(matches!(uas.event(), Some(Event::Pracked { .. })));
+    let answered = uas.hear(&prack("d", 5, &format!("{} 1 INVITE", rseq + 1)));
+    assert!(answered[1].starts_with("SIP/2.0 200 OK") && answered[1].contains("INVITE"), "{answered:?}");
+    assert!(uas.pass(Duration::from_millis(400)).is_empty(), "nothing reliable is left to repeat");
+}
+
+#[test]
+fn reliable_response_without_a_prack_ends_the_call_with_504() {
+    let mut uas = Uas::new();
+    uas.hear(&invite("1", "Require: 100rel\r\n"));
+    let Some(Event::IncomingInvite { call, .. }) = uas.event() else { panic!() };
+    uas.endpoint.ring(call, uas.now).unwrap();
+    uas.said();
+    let mut said = Vec::new();
+    for _ in 0..64 {
+        said.extend(uas.pass(Duration::from_millis(500)));
+    }
+    assert_eq!(said.iter().filter(|text| text.starts_with("SIP/2.0 180")).count(), 6);
+    assert!(said.last().unwrap().starts_with("SIP/2.0 504 Server Time-out"), "{said:?}");
+    assert_eq!(uas.event(), Some(Event::Ended { call, why: EndReason::NoPrack }));
+}
+
+#[test]
+fn reliability_follows_configuration_and_caller() {
+    use Reliability::{IfRequired, Never, Prefer, Require};
+    for (reliable, extra, expected) in [
+        (IfRequired, "Supported: 100rel\r\n", "180 without"),
+        (IfRequired, "Require: 100rel\r\n", "180 with"),
+        (Prefer, "Supported: 100rel\r\n", "180 with"),
+        (Prefer, "", "180 without"),
+        (Require, "", "421"),
+        (Require, "Supported: 100rel\r\n", "180 with"),
+        (Never, "Supported: 100rel\r\n", "180 without"),
+        (Never, "Require: 100rel\r\n", "420"),
+    ] {
+        let mut uas = Uas::new();
+        uas.endpoint = Endpoint::new(EndpointConfig { reliable, ..EndpointConfig::default() });
+        let mut said = uas.hear(&invite("1", extra));
+        if let Some(Event::IncomingInvite { call, .. }) = uas.event() {
+            uas.endpoint.ring(call, uas.now).unwrap();
+            said = uas.said();
+        }
+        let has_rseq = header(&said[0], "RSeq").is_some();
+        let got = match first(&said).split(' ').nth(1).unwrap() {
+            "180" => {
+                if has_rseq {
+                    "180 with"
+                } else {
+                    "180 without"
+                }
+            }
+            other => other,
+        };
+        assert_eq!(got, expected, "{reliable:?} {extra}: {said:?}");
+        if got == "421" {
+            assert_eq!(header(&said[0], "Require"), Some("100rel"));
+        }
+    }
+}
+
+#[test]
+fn refer_needs_one_usable_target() {
+    let mut uas = Uas::new();
+    uas.endpoint =
+        Endpoint::new(EndpointConfig { in_dialog_methods: vec![Method::Refer], ..EndpointConfig::default() });
+    let (call, tag) = uas.up();
+    let refer = |cseq: u32, extra: &str| request("REFER", cseq, &format!("r{cseq}"), &tag, extra);
+    for (cseq, extra) in [(2, ""), (3, "Refer-To: sip:a@b\r\nRefer-To: sip:c@d\r\n"), (4, "r: <sip:a\r\n")] {
+        assert_eq!(first(&uas.hear(&refer(cseq, extra))), "SIP/2.0 400 Bad Request", "{extra}");
+    }
+    assert!(uas.hear(&refer(5, "Refer-To: sip:carol@c.example\r\n")).is_empty());
+    let Some(Event::Request { handle, call: Some(of), .. }) = uas.event() else { panic!() };
+    assert_eq!(of, call);
+    uas.endpoint.accept_refer(handle, uas.now).unwrap();
+    let said = uas.said();
+    assert_eq!(first(&said), "SIP/2.0 202 Accepted");
+    assert_eq!(header(&said[1], "Event"), Some("refer;id=5"));
+    assert_eq!(header(&said[1], "Subscription-State"), Some("active;expires=300"));
+    assert!(said[1].ends_with("\r\n\r\nSIP/2.0 100 Trying\r\n"), "{said:?}");
+    assert_eq!(first(&uas.hear(&refer(6, "Refer-To: sip:x@y\r\n"))), "SIP/2.0 491 Request Pending");
+}
+
+#[test]
+fn unwanted_notifications_of_a_transfer_get_their_answer() {
+    let mut uas = Uas::new();
+    uas.endpoint =
+        Endpoint::new(EndpointConfig { in_dialog_methods: vec![Method::Refer], ..EndpointConfig::default() });
+    let (_, tag) = uas.up();
+    let said = uas.hear(&request("REFER", 2, "r", &tag, "Refer-To: sip:a@b\r\nRefer-Sub: false\r\n"));
+    assert!(said.is_empty());
+    let Some(Event::Request { handle, .. }) = uas.event() else { panic!() };
+    uas.endpoint.accept_refer(handle, uas.now).unwrap();
+    let said = uas.said();
+    assert_eq!((said.len(), header(&said[0], "Refer-Sub")), (1, Some("false")), "no NOTIFY: {said:?}");
+    let stray = request("NOTIFY", 3, "n", &tag, "Event: refer\r\nSubscription-State: active\r\n");
+    assert_eq!(first(&uas.hear(&stray)), "SIP/2.0 481 Call/Transaction Does Not Exist");
+    assert_eq!(first(&uas.hear(&request("NOTIFY", 4, "m", &tag, ""))), "SIP/2.0 489 Bad Event");
+}
+
+#[test]
+fn advertised_host_of_a_call_stands_in_its_contact() {
+    let mut uas = Uas::new();
+    let call = uas.incoming();
+    uas.endpoint.advertise(call, Some("203.0.113.5:5070".into())).unwrap();
+    uas.endpoint.ring(call, uas.now).unwrap();
+    assert_eq!(header(&uas.said()[0], "Contact"), Some("<sip:tandem@203.0.113.5:5070>"));
+    uas.endpoint.advertise(call, Some("sip.example".into())).unwrap();
+    uas.endpoint.answer(call, Body::sdp("v=0\r\n"), uas.now).unwrap();
+    assert_eq!(header(&uas.said()[0], "Contact"), Some("<sip:tandem@sip.example:4573>"));
 }

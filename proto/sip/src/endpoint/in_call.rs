@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::call::Phase;
+use super::call::{PendingUpdate, Phase};
 use super::event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
 use super::ledger::{Extras, Owner};
 use super::refusal::Refusal;
+use super::session::Ask;
 use super::uac::finish;
 use super::{CallError, Endpoint};
 use crate::dialog;
@@ -55,13 +56,14 @@ impl Endpoint {
     /// Re-INVITE with a new offer (or none, asking for one).
     pub fn reinvite(&mut self, call: CallHandle, body: Option<Body>, now: Instant) -> Result<(), CallError> {
         let id = Id::from(call);
-        let state = self.calls.get(id).ok_or(CallError::Unknown)?;
-        let is_idle = state.phase == Phase::Confirmed
-            && state.invite_in.is_none()
-            && state.invite_out.is_none()
-            && state.unacked.is_none()
-            && state.ack_wanted.is_none();
-        if !is_idle {
+        let state = self.calls.get_mut(id).ok_or(CallError::Unknown)?;
+        if !state.is_idle() {
+            // The user cannot know of a refresh of ours that is under way.
+            let waits_for_refresh = state.invite_out.is_some() && state.invite_out == state.session.refresh;
+            if waits_for_refresh && state.reinvite_wanted.is_none() {
+                state.reinvite_wanted = Some(body);
+                return Ok(());
+            }
             return Err(CallError::State(state.doing()));
         }
         if self.is_full_in_dialog() {
@@ -76,6 +78,7 @@ impl Endpoint {
         if let Some(state) = self.calls.get_mut(id) {
             state.invite_out = Some(transaction);
             state.offered = body.is_some();
+            state.offer_out = body.filter(Body::is_sdp).map(|body| body.bytes.into());
         }
         Ok(())
     }
@@ -94,7 +97,7 @@ impl Endpoint {
         if matches!(method, Method::Invite | Method::Ack | Method::Cancel | Method::Bye) {
             return Err(CallError::Method);
         }
-        if state.dialog.is_none() || state.phase == Phase::Closing {
+        if state.current().is_none() || state.phase == Phase::Closing {
             return Err(CallError::State(state.doing()));
         }
         if self.is_full_in_dialog() {
@@ -103,25 +106,39 @@ impl Endpoint {
         let Some((branch, bytes, flow)) = self.write_in_call(id, &method, &headers, body.as_ref()) else {
             return Err(CallError::Unknown);
         };
-        Ok(self.start_exchange(&method, &branch, bytes, flow, Some(id), None, now))
+        let handle = self.start_exchange(&method, &branch, bytes, flow, Some(id), None, now);
+        if method == Method::Update
+            && let Some(exchange) = self.exchanges.get_mut(handle.into())
+        {
+            let offer = body.filter(Body::is_sdp).map(|body| body.bytes.into());
+            exchange.update = Some(Box::new(PendingUpdate { offer, ..PendingUpdate::default() }));
+        }
+        Ok(handle)
     }
 
     /// Writes a request in a dialog: branch, bytes, and where it goes.
-    fn write_in_call(
+    pub(super) fn write_in_call(
         &mut self,
         id: Id,
         method: &Method,
         headers: &Headers,
         body: Option<&Body>,
     ) -> Option<(String, Vec<u8>, Flow)> {
-        let flow = self.calls.get(id)?.next_flow();
-        let (branch, via) = self.new_via(flow);
-        let dialog = self.calls.get_mut(id)?.dialog.as_mut()?;
+        let call = self.calls.get(id)?;
+        let (flow, own) = (call.next_flow(), call.own.clone());
+        let (branch, via) = self.new_via(flow, own.host.as_deref());
+        let dialog = self.calls.get_mut(id)?.current_mut()?;
         let cseq = dialog.next_cseq();
         let mut writer = dialog.write(method, cseq, &via);
-        let refreshes_target =
-            matches!(method, Method::Invite | Method::Update | Method::Refer | Method::Subscribe);
-        self.write_own_headers(&mut writer, refreshes_target, flow);
+        let refreshes_target = matches!(
+            method,
+            Method::Invite | Method::Update | Method::Refer | Method::Subscribe | Method::Notify
+        );
+        let supported = refreshes_target.then(|| self.supported_in(Some(id)));
+        self.write_own_headers(&mut writer, supported.as_deref(), flow, &own);
+        if matches!(method, Method::Invite | Method::Update) {
+            self.write_session(&mut writer, id);
+        }
         Some((branch, finish(writer, headers, body), flow))
     }
 
@@ -149,39 +166,56 @@ impl Endpoint {
 
     pub(super) fn handle_in_call(&mut self, id: Id, request: Request, key: Key, flow: Flow, now: Instant) {
         let Some(call) = self.calls.get_mut(id) else { return };
-        let Some(dialog) = &mut call.dialog else { return };
+        let remote_tag = request.head.from().tag().unwrap_or_default();
+        let Some(dialog) = call.dialog_with_mut(&remote_tag) else { return };
         if !dialog.accept(request.head.cseq().number) {
             let refusal = Refusal::new(500, "cseq_order", request.head.cseq().number);
             return self.refuse(&request, key, flow, refusal, now);
         }
+        let remote_tag: Box<str> = remote_tag.as_ref().into();
         call.flow = flow;
+        call.session.hear(&request.head);
         call.sent_by_port = Some(request.head.via().port_or_default());
         let is_closing = call.phase == Phase::Closing;
         match request.method {
             Method::Bye => self.handle_bye(id, &request, key, flow, now),
             Method::Options => {
-                self.finish_at_once(&request, key, flow, &Reply::new(200), Extras::Capabilities, now);
+                let (reply, extras) = (Reply::new(200), Extras::Capabilities);
+                self.finish_at_once(&request, key, flow, &reply, extras, Owner::Nobody, now);
             }
             _ if is_closing => {
                 let refusal = Refusal::unknown_dialog(&request.method);
                 self.refuse(&request, key, flow, refusal, now);
             }
             Method::Invite => self.handle_reinvite(id, request, key, flow, now),
-            Method::Update
-                if !request.body.is_empty() && (call.invite_in.is_some() || call.invite_out.is_some()) =>
-            {
+            Method::Update if !request.body.is_empty() && call.has_open_offer() => {
                 self.refuse(&request, key, flow, Refusal::new(491, "one_offer", "UPDATE"), now);
             }
             Method::Update => {
-                let new_target = dialog::target(&request.head);
-                self.surface(request, Some(id), new_target, key, flow, now);
+                let ask = Ask::of(&request);
+                let new_target = dialog::target(&request.head).map(|target| (remote_tag, target));
+                if request.body.is_empty() && ask.interval_s.is_some() {
+                    if let Some((tag, target)) = new_target
+                        && let Some(dialog) =
+                            self.calls.get_mut(id).and_then(|call| call.dialog_with_mut(&tag))
+                    {
+                        dialog.set_target(target);
+                    }
+                    let reply = Reply { headers: self.answer_update(id, &ask, now), ..Reply::new(200) };
+                    let owner = Owner::Call(id);
+                    return self.finish_at_once(&request, key, flow, &reply, Extras::Dialog, owner, now);
+                }
+                let update = PendingUpdate { new_target, ask, offer: None };
+                self.surface(request, Some(id), Some(update), key, flow, now);
             }
+            Method::Prack => self.handle_prack(id, request, key, flow, now),
+            Method::Notify => self.handle_notify(id, request, key, flow, now),
             _ => self.surface(request, Some(id), None, key, flow, now),
         }
     }
 
     fn handle_bye(&mut self, id: Id, bye: &Request, key: Key, flow: Flow, now: Instant) {
-        self.finish_at_once(bye, key, flow, &Reply::new(200), Extras::Plain, now);
+        self.finish_at_once(bye, key, flow, &Reply::new(200), Extras::Plain, Owner::Nobody, now);
         self.refuse_pending(id, now);
         let Some(call) = self.calls.get(id) else { return };
         let reason = bye.header(HeaderName::Reason).map(str::to_owned);
@@ -202,6 +236,9 @@ impl Endpoint {
             refusal.reply = refusal.reply.retry_after_s(wait_s);
             return self.refuse(&request, key, flow, refusal, now);
         }
+        // Who sends the next re-INVITE has given the one before up, and its ACK will not come. If that one only refreshed, there
+        // is nobody to tell.
+        call.unacked.take_if(|unacked| unacked.is_hidden);
         if call.invite_out.is_some() || call.unacked.is_some() || call.ack_wanted.is_some() {
             return self.refuse(&request, key, flow, Refusal::new(491, "one_offer", "INVITE"), now);
         }
@@ -211,8 +248,15 @@ impl Endpoint {
         let Some(transaction) = self.open_server(&request, key, flow, Owner::Call(id), None, now) else {
             return;
         };
-        if let Some(call) = self.calls.get_mut(id) {
-            call.invite_in = Some(transaction);
+        let ask = Ask::of(&request);
+        let is_mere_refresh = self.is_mere_refresh(id, &ask);
+        let Some(call) = self.calls.get_mut(id) else { return };
+        call.invite_in = Some(transaction);
+        call.session.asked = ask;
+        if let (true, Some(ours)) = (is_mere_refresh, call.local_sdp.clone()) {
+            let reply = Reply::new(200).body(Body::sdp(ours.into_vec()));
+            let _ = self.respond_now(id, reply, true, now);
+            return;
         }
         self.respond_on(transaction, &Reply::new(100), Extras::Plain, now);
         self.events.push_back(Event::Reinvite { call: id.into(), request: Box::new(request) });
@@ -237,6 +281,11 @@ impl Endpoint {
         let is_invite = call.invite_out == Some(transaction);
         if is_invite {
             call.invite_out = None;
+            call.offer_out = None;
+        }
+        if is_invite && call.session.refresh == Some(transaction) {
+            self.refresh_failed(id, None, now);
+            return self.refresh_is_over(id, now);
         }
         match (&call.phase, why) {
             (Phase::Outgoing { .. }, _) if is_invite => self.end_call(id, EndReason::NoResponse(why)),
@@ -248,12 +297,15 @@ impl Endpoint {
     }
 
     pub(super) fn reinvite_refused(&mut self, id: Id, status: u16) {
-        // §14.1: who made the Call-ID waits longer, so that one of the two comes first.
+        let retry_after = (status == 491).then(|| self.glare_wait(id));
+        self.events.push_back(Event::ReinviteRefused { call: id.into(), status, retry_after });
+    }
+
+    /// How long to wait after 491 (§14.1): who made the Call-ID waits longer, so that one of the two comes first.
+    pub(super) fn glare_wait(&mut self, id: Id) -> Duration {
         let owns_call_id = self.calls.get(id).is_some_and(|call| call.called);
         let (from_ms, range_ms) = if owns_call_id { (2_100, 1_900) } else { (0, 2_000) };
-        let retry_after = (status == 491)
-            .then(|| self.random.duration(Duration::from_millis(from_ms), Duration::from_millis(range_ms)));
-        self.events.push_back(Event::ReinviteRefused { call: id.into(), status, retry_after });
+        self.random.duration(Duration::from_millis(from_ms), Duration::from_millis(range_ms))
     }
 
     /// The peer does not know the dialog any more (481), or does not answer in it (408): over (§12.2.1.2).
@@ -270,7 +322,7 @@ impl Endpoint {
     }
 
     /// A BYE whose answer nobody waits for.
-    fn bye_and_forget(&mut self, id: Id, now: Instant) {
+    pub(super) fn bye_and_forget(&mut self, id: Id, now: Instant) {
         if let Some((branch, bytes, flow)) = self.write_in_call(id, &Method::Bye, &Headers::new(), None) {
             self.start_client(&Method::Bye, &branch, bytes, flow, Owner::Nobody, now);
         }
@@ -280,6 +332,7 @@ impl Endpoint {
     pub(super) fn end_call(&mut self, id: Id, why: EndReason) {
         let Some(call) = self.calls.remove(id) else { return };
         self.tags.remove(&call.local_tag);
+        let why = call.why.unwrap_or(why);
         self.events.push_back(Event::Ended { call: id.into(), why });
     }
 }

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::time::Instant;
 
 use super::Endpoint;
-use super::call::Phase;
+use super::call::{OwnAddress, Phase};
 use super::event::{Event, NoResponse};
 use super::reply::Template;
 use crate::dialog::Unacked;
@@ -27,6 +27,14 @@ pub(crate) enum Owner {
     Call(Id),
     /// A request of the user's, or for the user to answer.
     Exchange(Id),
+    /// Our UPDATE that refreshes this call's session.
+    Refresh(Id),
+    /// Our PRACK in this call.
+    Prack(Id),
+    /// Our REFER in this call.
+    Refer(Id),
+    /// Our NOTIFY of a transfer that this call's peer has asked for.
+    Notify(Id),
 }
 
 /// What a server transaction's responses are made of.
@@ -63,6 +71,10 @@ pub(crate) struct Transaction {
     pub(crate) server: Option<ServerSide>,
     /// Of an answered INVITE of ours: one a fork.
     pub(crate) acks: Vec<SentAck>,
+    /// How often our request was sent anew with other headers (credentials, a longer session).
+    pub(crate) tries: u8,
+    /// One of them was for a stale nonce.
+    pub(crate) was_stale: bool,
     /// The earliest wake-up queued for it.
     pub(crate) wake: Option<Instant>,
 }
@@ -126,6 +138,8 @@ impl Endpoint {
             owner,
             server: None,
             acks: Vec::new(),
+            tries: 0,
+            was_stale: false,
             wake: None,
         };
         let id = self.transactions.insert(transaction);
@@ -149,7 +163,8 @@ impl Endpoint {
         let with_routes = extras == Extras::Dialog;
         let mut writer =
             server.template.respond(reply.status, reply.reason.as_deref(), &server.tag, with_routes);
-        self.write_extras(&mut writer, extras, flow);
+        let own = self.own_of(transaction.owner);
+        self.write_extras(&mut writer, extras, flow, &own);
         let sent = finish_reply(writer, reply);
         let bytes = sent.clone();
         self.transmit(flow, sent);
@@ -195,24 +210,49 @@ impl Endpoint {
         }
         let tag = tag.map_or_else(|| template.stateless_tag(self.tag_secret), str::to_owned);
         let mut writer = template.respond(reply.status, reply.reason.as_deref(), &tag, false);
-        self.write_extras(&mut writer, extras, flow);
+        self.write_extras(&mut writer, extras, flow, &OwnAddress::default());
         self.transmit(flow, finish_reply(writer, reply));
     }
 
-    pub(super) fn write_extras(&self, writer: &mut Writer, extras: Extras, flow: Flow) {
+    pub(super) fn write_extras(&self, writer: &mut Writer, extras: Extras, flow: Flow, own: &OwnAddress) {
         if extras == Extras::Dialog {
-            writer.header(HeaderName::Contact, &self.contact(flow));
+            writer.header(HeaderName::Contact, &self.contact(flow, own));
         }
         if extras != Extras::Plain {
             writer.header(HeaderName::Allow, &self.allow);
-            if !self.config.supported.is_empty() {
-                writer.header(HeaderName::Supported, &self.config.supported.join(", "));
+            if !self.supported.is_empty() {
+                writer.header(HeaderName::Supported, &self.supported);
             }
         }
         if extras == Extras::Capabilities {
             writer.header(HeaderName::Accept, "application/sdp");
         }
         writer.header(HeaderName::Server, &self.config.user_agent);
+    }
+
+    /// The call that a transaction concerns.
+    pub(super) fn call_of_owner(&self, owner: Owner) -> Option<Id> {
+        match owner {
+            Owner::Nobody => None,
+            Owner::Exchange(id) => self.exchanges.get(id)?.call,
+            Owner::Call(id)
+            | Owner::Refresh(id)
+            | Owner::Prack(id)
+            | Owner::Refer(id)
+            | Owner::Notify(id) => Some(id),
+        }
+    }
+
+    fn own_of(&self, owner: Owner) -> OwnAddress {
+        let call = self.call_of_owner(owner).and_then(|id| self.calls.get(id));
+        call.map(|call| call.own.clone()).unwrap_or_default()
+    }
+
+    /// A server transaction's last response again.
+    pub(super) fn send_last_again(&mut self, id: Id) {
+        if let Some((flow, bytes)) = self.transactions.get(id).map(|t| (t.flow, t.message.clone())) {
+            self.retransmit(flow, bytes);
+        }
     }
 
     // --- waking ---
@@ -275,7 +315,17 @@ impl Endpoint {
                 self.retransmit(flow, bytes);
             }
             Due::TimedOut => self.fail(id, NoResponse::Timeout, now),
-            Due::Done => drop(self.forget(id)),
+            Due::Done => {
+                let Some(transaction) = self.forget(id) else { return };
+                // No fork can answer our INVITE any more.
+                if let (Machine::InviteClient(_), Owner::Call(call)) =
+                    (transaction.machine, transaction.owner)
+                    && let Some(call) = self.calls.get_mut(call)
+                    && call.dialog.is_some()
+                {
+                    call.early = Vec::new();
+                }
+            }
         }
     }
 
@@ -292,15 +342,25 @@ impl Endpoint {
             }
         }
         let Some(call) = self.calls.get_mut(id) else { return };
+        if call.reliable.is_some() {
+            self.wake_provisionals(id, now);
+        }
+        let Some(call) = self.calls.get_mut(id) else { return };
+        if call.transfers.is_some() {
+            self.wake_transfers(id, now);
+        }
+        let Some(call) = self.calls.get_mut(id) else { return };
         match &mut call.phase {
             Phase::Incoming { repeat_at: Some(at) } if now >= *at => {
                 *at = now + crate::timer::PROVISIONAL_REPEAT;
-                let again = call.invite_in.and_then(|id| self.transactions.get(id));
-                if let Some((flow, bytes)) = again.map(|invite| (invite.flow, invite.message.clone())) {
-                    self.retransmit(flow, bytes);
+                if let Some(invite) = call.invite_in
+                    && !self.repeat_reliably(id, now)
+                {
+                    self.send_last_again(invite);
                 }
             }
             Phase::Outgoing { ring_until: Some(at), .. } if now >= *at => self.give_up_ringing(id, now),
+            Phase::Confirmed => self.wake_session(id, now),
             _ => {}
         }
     }
@@ -324,6 +384,12 @@ impl Endpoint {
         let is_client = transaction.server.is_none();
         match transaction.owner {
             Owner::Call(call) if is_client => self.call_request_failed(call, id, why, now),
+            Owner::Refresh(call) => {
+                self.refresh_failed(call, None, now);
+                self.refresh_is_over(call, now);
+            }
+            Owner::Refer(call) => self.refer_failed(call),
+            Owner::Notify(call) => self.notify_answered(call, 408, now),
             Owner::Exchange(exchange) => {
                 let Some(exchange_value) = self.exchanges.remove(exchange) else { return };
                 if is_client {
@@ -336,7 +402,7 @@ impl Endpoint {
                 }
             }
             // An unacknowledged refusal is over for its call, and nobody waits for the rest.
-            Owner::Call(_) | Owner::Nobody => {}
+            Owner::Call(_) | Owner::Prack(_) | Owner::Nobody => {}
         }
     }
 }

@@ -8,11 +8,13 @@
 //!   clock ─▶ ledger.rs: one queue of deadlines
 //! ```
 //!
-//! The first lines of a call's life are in `uas.rs` or `uac.rs`, the rest in `in_call.rs`. Names are resolved by the shell;
-//! who may call is the user's to say.
+//! The first lines of a call's life are in `uas.rs` or `uac.rs`, the rest in `in_call.rs`. What a request may not be is in
+//! `checks.rs`. Extensions have a file each: `session.rs` (timers), `reliable.rs` (PRACK), `refer.rs` (transfer),
+//! `replaces.rs`, `auth.rs` (our answers to challenges). Names are resolved by the shell; who may call is the user's to say.
 
 mod auth;
 mod call;
+mod checks;
 mod config;
 mod event;
 mod in_call;
@@ -20,7 +22,9 @@ mod ledger;
 mod refer;
 mod refusal;
 mod reliable;
+mod replaces;
 mod reply;
+mod session;
 mod stream;
 mod uac;
 mod uas;
@@ -34,16 +38,19 @@ pub use config::{
     MAX_TRANSACTIONS, MIN_SE_S, OutgoingRequest, OwnContact, PARTIAL_MAX, RESERVED_PART, RETRY_AFTER_FULL_S,
     Reliability, SessionTimer,
 };
-pub use event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
-pub use refusal::{MAX_DETAIL_LEN, MAX_REFUSALS_QUEUED};
 
-use call::{Call, Exchange};
+pub use event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
+pub use refer::REFER_LIFE;
+pub use refusal::{MAX_DETAIL_LEN, MAX_REFUSALS_QUEUED};
+pub use reliable::{MAX_EARLY_DIALOGS, MAX_PROVISIONALS_WAITING};
+
+use call::{Call, Exchange, OwnAddress};
 use ledger::{Extras, Transaction, Wake};
 use refusal::Refusal;
 use stream::Stream;
 
 use crate::dialog::Dialog;
-use crate::flow::{ConnectionId, Flow, Transmit};
+use crate::flow::{ConnectionId, Flow, Transmit, Transport};
 use crate::message::{Message, Method, Reply};
 use crate::parse::{ParseError, parse, salvage};
 use crate::random::Random;
@@ -60,6 +67,8 @@ pub struct Endpoint {
     tag_secret: u64,
     /// Value of Allow.
     allow: String,
+    /// Value of Supported: what the endpoint understands itself, and what the user does.
+    supported: String,
     transactions: Table<Transaction>,
     index: HashMap<Key, Id>,
     /// INVITEs by what their copies share, to find merged ones.
@@ -77,11 +86,27 @@ pub struct Endpoint {
 impl Endpoint {
     /// An endpoint without calls.
     pub fn new(config: EndpointConfig) -> Endpoint {
-        let mut allow = "INVITE, ACK, BYE, CANCEL, OPTIONS".to_owned();
+        let mut allow = "INVITE, ACK, BYE, CANCEL, OPTIONS, NOTIFY".to_owned();
+        if config.reliable != Reliability::Never {
+            allow += ", PRACK";
+        }
         for method in config.in_dialog_methods.iter().chain(&config.accepted_methods) {
-            if !allow.split(", ").any(|known| known == method.as_str()) {
+            if !listed(&allow, method.as_str()) {
                 allow += ", ";
                 allow += method.as_str();
+            }
+        }
+        let mut supported = "replaces, norefersub".to_owned();
+        if config.session_timer.is_some_and(|timer| !timer.is_off()) {
+            supported += ", timer";
+        }
+        if config.reliable != Reliability::Never {
+            supported += ", 100rel";
+        }
+        for tag in &config.supported {
+            if !listed(&supported, tag) {
+                supported += ", ";
+                supported += tag;
             }
         }
         let mut random = Random::new(config.seed);
@@ -91,6 +116,7 @@ impl Endpoint {
             config,
             counters: Counters::default(),
             allow,
+            supported,
             transactions: Table::new(),
             index: HashMap::new(),
             merged: HashMap::new(),
@@ -171,7 +197,10 @@ impl Endpoint {
     /// A [`Transmit`] on this flow could not be delivered: requests of ours that wait for an answer on it fail.
     pub fn handle_transport_error(&mut self, flow: Flow, now: Instant) {
         let hit = |(id, transaction): (Id, &mut Transaction)| {
-            let same = transaction.flow.transport == flow.transport && transaction.flow.remote == flow.remote;
+            let (ours, theirs) = (transaction.flow.connection, flow.connection);
+            let same = transaction.flow.transport == flow.transport
+                && transaction.flow.remote == flow.remote
+                && (ours == theirs || ours.is_none() || theirs.is_none());
             (same && transaction.server.is_none() && transaction.machine.awaits_response()).then_some(id)
         };
         let hit: Vec<Id> = self.transactions.iter_mut().filter_map(hit).collect();
@@ -244,33 +273,47 @@ impl Endpoint {
 
     // --- our addresses ---
 
-    /// Host and port by which the peers of this flow know us.
-    fn sent_by(&self, flow: Flow) -> String {
-        match &self.config.advertised_host {
+    /// Host and port by which the peers of this flow know us: `host` if the call has its own, else the endpoint's.
+    fn sent_by(&self, flow: Flow, host: Option<&str>) -> String {
+        match host.or(self.config.advertised_host.as_deref()) {
+            Some(host) if has_port(host) => host.to_owned(),
             Some(host) => format!("{host}:{}", flow.local.port()),
             None => flow.local.to_string(),
         }
     }
 
     /// The value of our Contact.
-    fn contact(&self, flow: Flow) -> String {
-        let user = &self.config.contact_user;
+    fn contact(&self, flow: Flow, own: &OwnAddress) -> String {
+        let user = own.user.as_deref().unwrap_or(&self.config.contact_user);
+        let user = crate::grammar::escape_user(user);
         let at = if user.is_empty() { "" } else { "@" };
-        let transport =
-            flow.transport.uri_param().map(|name| format!(";transport={name}")).unwrap_or_default();
-        format!("<sip:{user}{at}{}{transport}>", self.sent_by(flow))
+        let scheme = if own.is_secure { "sips" } else { "sip" };
+        // `sips:` says TLS by itself (RFC 3261 §26.2.2).
+        let named =
+            flow.transport.uri_param().filter(|_| !(own.is_secure && flow.transport == Transport::Tls));
+        let transport = named.map(|name| format!(";transport={name}")).unwrap_or_default();
+        format!("<{scheme}:{user}{at}{}{transport}>", self.sent_by(flow, own.host.as_deref()))
     }
 
     /// A new branch, and a Via with it.
-    fn new_via(&mut self, flow: Flow) -> (String, String) {
+    fn new_via(&mut self, flow: Flow, host: Option<&str>) -> (String, String) {
         let branch = self.random.token(crate::header::BRANCH_COOKIE);
-        let via = self.via(flow, &branch);
+        let via =
+            format!("SIP/2.0/{} {};branch={branch};rport", flow.transport.token(), self.sent_by(flow, host));
         (branch, via)
     }
+}
 
-    fn via(&self, flow: Flow, branch: &str) -> String {
-        format!("SIP/2.0/{} {};branch={branch};rport", flow.transport.token(), self.sent_by(flow))
-    }
+/// Whether a comma-separated list of ours holds this token, without case.
+fn listed(list: &str, token: &str) -> bool {
+    list.split(", ").any(|known| known.eq_ignore_ascii_case(token))
+}
+
+/// Whether an advertised host brings its port: `203.0.113.5:5070`, `[2001:db8::1]:5070`.
+fn has_port(host: &str) -> bool {
+    host.rsplit_once(':').is_some_and(|(before, port)| {
+        (!before.contains(':') || before.ends_with(']')) && port.parse::<u16>().is_ok()
+    })
 }
 
 impl From<CallHandle> for Id {

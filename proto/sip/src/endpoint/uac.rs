@@ -1,15 +1,19 @@
 //! The client's side: our INVITE and our other requests, and the responses to them (RFC 3261 §8.1, §9.1, §13.2).
 
+use std::borrow::Cow;
 use std::time::Instant;
 
-use super::call::{Call, Exchange, Phase};
+use super::call::{Call, Exchange, OwnAddress, Phase};
 use super::config::{InviteRequest, OutgoingRequest};
 use super::event::{CallHandle, EndReason, Event, RequestHandle};
 use super::ledger::{Owner, SentAck, Wake};
-use super::{CallError, Endpoint};
+use super::reliable::{self, OnProvisional};
+use super::session::{self, Session};
+use super::{CallError, Endpoint, Reliability};
 use crate::dialog::Dialog;
 use crate::digest::Credentials;
 use crate::flow::Flow;
+use crate::grammar;
 use crate::header::NameAddr;
 use crate::headers::{HeaderName, Headers};
 use crate::message::{Body, Message, Method, Request, Response};
@@ -17,7 +21,7 @@ use crate::parse::parse;
 use crate::table::Id;
 use crate::transaction::key::Key;
 use crate::transaction::{Machine, OnResponse};
-use crate::uri::Uri;
+use crate::uri::{Scheme, Uri};
 use crate::write::Writer;
 
 /// Forks of one INVITE whose 2xx we acknowledge and hang up. More would be an attack: they are ignored.
@@ -34,24 +38,49 @@ impl Endpoint {
         if self.is_full() {
             return Err(CallError::Full("transaction"));
         }
+        if invite.call_id.as_deref().is_some_and(|call_id| !is_call_id(call_id)) {
+            return Err(CallError::Value("Call-ID"));
+        }
         let tag: Box<str> = self.random.token("").into();
-        let phase = Phase::Outgoing { ring_until: Some(now + self.config.ring_timeout), cancel: None };
-        let mut call = Call::new(phase, tag.clone(), invite.flow);
+        let ring_until = Some(now + invite.ring_timeout.unwrap_or(self.config.ring_timeout));
+        let phase = Phase::Outgoing { ring_until, cancel: None };
+        let reliable = invite.reliable.unwrap_or(self.config.reliable);
+        let session = Session::new(invite.session_timer.or(self.config.session_timer));
+        let mut call = Call::new(phase, tag.clone(), invite.flow, session);
         call.offered = invite.body.is_some();
+        call.offer_out =
+            invite.body.as_ref().filter(|body| body.is_sdp()).map(|body| body.bytes.as_slice().into());
+        call.offers_100rel = reliable != Reliability::Never;
         call.credentials = invite.credentials;
+        let is_secure = is_secure(&invite.target, &invite.route);
+        call.own = OwnAddress { host: invite.advertised_host, user: invite.contact_user, is_secure };
+        let own = call.own.clone();
         let id = self.calls.insert(call);
         self.tags.insert(tag.clone(), id);
 
-        let (branch, mut writer) = self.begin_request(
-            &Method::Invite,
-            &invite.target,
-            &invite.from,
-            invite.to.as_ref(),
-            &invite.route,
-            &tag,
-            invite.flow,
-        );
-        self.write_own_headers(&mut writer, true, invite.flow);
+        let begin = Begin {
+            method: &Method::Invite,
+            target: &invite.target,
+            from: &invite.from,
+            to: invite.to.as_ref(),
+            route: &invite.route,
+            tag: &tag,
+            flow: invite.flow,
+            host: own.host.as_deref(),
+            call_id: invite.call_id.as_deref(),
+            cseq: 1,
+            max_forwards: invite.max_forwards,
+        };
+        let (branch, mut writer) = self.begin_request(&begin);
+        let supported = self.supported_in(Some(id));
+        self.write_own_headers(&mut writer, Some(&supported), invite.flow, &own);
+        if reliable == Reliability::Require {
+            writer.header(HeaderName::Require, reliable::TAG);
+        }
+        if let Some(replaces) = &invite.replaces {
+            writer.header(HeaderName::Replaces, &replaces.to_wire());
+        }
+        self.write_session(&mut writer, id);
         let bytes = finish(writer, &invite.headers, invite.body.as_ref());
         let transaction =
             self.start_client(&Method::Invite, &branch, bytes, invite.flow, Owner::Call(id), now);
@@ -60,6 +89,15 @@ impl Endpoint {
         }
         self.arm(Wake::Call(id));
         Ok(id.into())
+    }
+
+    /// Whether anything, be it a 100, has come to our INVITE: whoever has sent it somewhere else if not asks this.
+    pub fn has_heard(&self, call: CallHandle) -> bool {
+        let invite = self.calls.get(call.into()).and_then(|call| self.transactions.get(call.invite_out?));
+        !invite.is_some_and(|invite| match &invite.machine {
+            Machine::InviteClient(machine) => machine.is_calling(),
+            _ => false,
+        })
     }
 
     /// Gives our INVITE up. Waits for the first provisional response as RFC 3261 §9.1 asks; if the 2xx was faster, the
@@ -90,6 +128,9 @@ impl Endpoint {
         let Some((transaction, cseq)) = call.ack_wanted.take() else {
             return Err(CallError::State(call.doing()));
         };
+        if body.is_sdp() {
+            call.local_sdp = Some(body.bytes.as_slice().into());
+        }
         self.send_ack(id, transaction, cseq, Some(&body));
         let _ = now;
         Ok(())
@@ -103,12 +144,42 @@ impl Endpoint {
         if self.is_full() {
             return Err(CallError::Full("transaction"));
         }
-        let OutgoingRequest { method, target, from, to, flow, headers, body, credentials, .. } = request;
+        if request.call_id.as_deref().is_some_and(|call_id| !is_call_id(call_id)) {
+            return Err(CallError::Value("Call-ID"));
+        }
+        if request.contact.as_ref().is_some_and(|contact| contact.params.chars().any(char::is_control)) {
+            return Err(CallError::Value("Contact"));
+        }
         let tag = self.random.token("");
-        let (branch, mut writer) = self.begin_request(&method, &target, &from, to.as_ref(), &[], &tag, flow);
-        self.write_own_headers(&mut writer, false, flow);
-        let bytes = finish(writer, &headers, body.as_ref());
-        Ok(self.start_exchange(&method, &branch, bytes, flow, None, credentials, now))
+        let (flow, host) = (request.flow, request.advertised_host);
+        let begin = Begin {
+            method: &request.method,
+            target: &request.target,
+            from: &request.from,
+            to: request.to.as_ref(),
+            route: &request.route,
+            tag: &tag,
+            flow,
+            host: host.as_deref(),
+            call_id: request.call_id.as_deref(),
+            cseq: request.cseq.clamp(1, (1 << 31) - 1),
+            max_forwards: 70,
+        };
+        let (branch, mut writer) = self.begin_request(&begin);
+        let own = OwnAddress { host, user: None, is_secure: is_secure(&request.target, &request.route) };
+        if let Some(contact) = &request.contact {
+            let ours = OwnAddress { user: Some(contact.user.as_str().into()), ..own.clone() };
+            let value = self.contact(flow, &ours);
+            writer.header_fmt(HeaderName::Contact, format_args!("{value}{}", contact.params));
+        }
+        self.write_own_headers(&mut writer, None, flow, &own);
+        let bytes = finish(writer, &request.headers, request.body.as_ref());
+        let handle =
+            self.start_exchange(&request.method, &branch, bytes, flow, None, request.credentials, now);
+        if let Some(exchange) = self.exchanges.get_mut(handle.into()) {
+            exchange.host = own.host;
+        }
+        Ok(handle)
     }
 
     /// Sends a request whose answer the user waits for.
@@ -123,7 +194,14 @@ impl Endpoint {
         now: Instant,
     ) -> RequestHandle {
         let transaction = self.start_client(method, branch, bytes, flow, Owner::Nobody, now);
-        let exchange = self.exchanges.insert(Exchange { transaction, call, credentials, new_target: None });
+        let exchange = self.exchanges.insert(Exchange {
+            transaction,
+            call,
+            credentials,
+            host: None,
+            update: None,
+            refer: None,
+        });
         if let Some(transaction) = self.transactions.get_mut(transaction) {
             transaction.owner = Owner::Exchange(exchange);
         }
@@ -133,25 +211,17 @@ impl Endpoint {
     // --- writing ---
 
     /// Request-Line to CSeq of a request outside a dialog (§8.1.1). The password of the target stays in the Request-URI.
-    fn begin_request(
-        &mut self,
-        method: &Method,
-        target: &Uri,
-        from: &NameAddr,
-        to: Option<&NameAddr>,
-        route: &[NameAddr],
-        tag: &str,
-        flow: Flow,
-    ) -> (String, Writer) {
-        let (branch, via) = self.new_via(flow);
-        let call_id = self.random.token("");
+    fn begin_request(&mut self, begin: &Begin<'_>) -> (String, Writer) {
+        let Begin { method, target, from, to, route, tag, flow, host, call_id, cseq, max_forwards } = *begin;
+        let (branch, via) = self.new_via(flow, host);
+        let call_id = call_id.map_or_else(|| self.random.token(""), str::to_owned);
         let bare = |addr: &NameAddr| {
             let uri = addr.uri.without_password().without_headers();
             NameAddr { display: addr.display.clone(), ..NameAddr::new(uri) }.to_wire()
         };
         let mut writer = Writer::request(method, &target.without_headers());
         writer.header(HeaderName::Via, &via);
-        writer.header(HeaderName::MaxForwards, "70");
+        writer.header_fmt(HeaderName::MaxForwards, format_args!("{max_forwards}"));
         for route in route {
             writer.header(HeaderName::Route, &route.to_wire());
         }
@@ -159,20 +229,40 @@ impl Endpoint {
         let to = to.map_or_else(|| bare(&NameAddr::new(target.clone())), bare);
         writer.header(HeaderName::To, &to);
         writer.header(HeaderName::CallId, &call_id);
-        writer.header_fmt(HeaderName::CSeq, format_args!("1 {method}"));
+        writer.header_fmt(HeaderName::CSeq, format_args!("{cseq} {method}"));
         (branch, writer)
     }
 
-    /// What our requests say of us.
-    pub(super) fn write_own_headers(&self, writer: &mut Writer, is_offer: bool, flow: Flow) {
-        if is_offer {
-            writer.header(HeaderName::Contact, &self.contact(flow));
+    /// What our requests say of us. `supported`: of one that makes or keeps a dialog, the value of Supported.
+    pub(super) fn write_own_headers(
+        &self,
+        writer: &mut Writer,
+        supported: Option<&str>,
+        flow: Flow,
+        own: &OwnAddress,
+    ) {
+        if let Some(supported) = supported {
+            writer.header(HeaderName::Contact, &self.contact(flow, own));
             writer.header(HeaderName::Allow, &self.allow);
-            if !self.config.supported.is_empty() {
-                writer.header(HeaderName::Supported, &self.config.supported.join(", "));
+            if !supported.is_empty() {
+                writer.header(HeaderName::Supported, supported);
             }
         }
         writer.header(HeaderName::UserAgent, &self.config.user_agent);
+    }
+
+    /// What we support in a call: what it was told not to use is left out.
+    pub(super) fn supported_in(&self, id: Option<Id>) -> Cow<'_, str> {
+        let Some(call) = id.and_then(|id| self.calls.get(id)) else { return Cow::Borrowed(&self.supported) };
+        let without_timer = call.session.timer.is_off();
+        let without_100rel = call.called && !call.offers_100rel;
+        if !without_timer && !without_100rel {
+            return Cow::Borrowed(&self.supported);
+        }
+        let kept = self.supported.split(", ").filter(|tag| {
+            !(without_timer && *tag == session::TAG || without_100rel && *tag == reliable::TAG)
+        });
+        kept.collect::<Vec<_>>().join(", ").into()
     }
 
     // --- responses ---
@@ -217,9 +307,11 @@ impl Endpoint {
         if !matches!(call.phase, Phase::Outgoing { .. }) {
             return;
         }
-        if response.status > 100 {
+        if response.status > 100
+            && let OnProvisional::Surface { wants_prack } = self.note_provisional(id, &response, now)
+        {
             let response = Box::new(response);
-            self.events.push_back(Event::Provisional { call: id.into(), response, wants_prack: false });
+            self.events.push_back(Event::Provisional { call: id.into(), response, wants_prack });
         }
         self.send_cancel(id, now);
     }
@@ -234,7 +326,7 @@ impl Endpoint {
         }
         let call = match owner {
             Owner::Call(id) => self.calls.get_mut(id).map(|call| (id, call)),
-            Owner::Nobody | Owner::Exchange(_) => None,
+            _ => None,
         };
         let Some((id, call)) = call else { return self.hang_up_fork(transaction, &response, now) };
         let cseq = response.head.cseq().number;
@@ -251,8 +343,18 @@ impl Endpoint {
                     }
                 }
                 let Some(call) = self.calls.get_mut(id) else { return };
+                let Call { dialog, early, .. } = call;
+                if let (Some(dialog), Some(at)) =
+                    (dialog, early.iter().position(|early| *early.dialog.remote_tag() == *tag))
+                {
+                    dialog.continue_from(&early.swap_remove(at).dialog);
+                }
                 call.phase = Phase::Confirmed;
                 call.invite_out = None;
+                call.prack_wanted = None;
+                call.local_sdp = call.offer_out.take().or(call.local_sdp.take());
+                self.session_answered(id, &response, now);
+                let Some(call) = self.calls.get_mut(id) else { return };
                 let wants_ack = !call.offered && cancel.is_none();
                 if wants_ack {
                     call.ack_wanted = Some((transaction, cseq));
@@ -273,11 +375,23 @@ impl Endpoint {
                 let wants_ack = !call.offered;
                 if wants_ack {
                     call.ack_wanted = Some((transaction, cseq));
-                } else {
+                }
+                call.local_sdp = call.offer_out.take().or(call.local_sdp.take());
+                let is_refresh = call.session.refresh == Some(transaction);
+                if is_refresh {
+                    call.session.refresh = None;
+                }
+                if !wants_ack {
                     self.send_ack(id, transaction, cseq, None);
                 }
-                let response = Box::new(response);
-                self.events.push_back(Event::ReinviteAnswered { call: id.into(), response, wants_ack });
+                let is_hidden = is_refresh && self.reinvite_answer_is_hidden(id, &response);
+                self.session_answered(id, &response, now);
+                if !is_hidden {
+                    self.report_reinvite_answered(id, response, wants_ack);
+                }
+                if is_refresh {
+                    self.refresh_is_over(id, now);
+                }
             }
             // Repeated while the user has yet to write the ACK.
             (_, Some(dialog)) if *dialog.remote_tag() == *tag => self.counters.retransmits_in += 1,
@@ -292,18 +406,24 @@ impl Endpoint {
             return;
         };
         let base = invite.flow;
+        let owner = invite.owner;
         let Some(mut dialog) = Dialog::uac(response) else { return };
-        let mut fork = Call::new(Phase::Confirmed, dialog.local_tag().into(), base);
-        fork.dialog = Some(dialog.clone());
-        let flow = fork.next_flow();
-        let (_, via) = self.new_via(flow);
+        let call = self.call_of_owner(owner).and_then(|id| self.calls.get(id));
+        if let Some(early) = call.and_then(|call| call.dialog_with(dialog.remote_tag())) {
+            // It may have had a PRACK, whose number must not come again.
+            dialog.continue_from(early);
+        }
+        let host = call.and_then(|call| call.own.host.clone());
+        let session = Session::new(None);
+        let flow = Call::new(Phase::Confirmed, dialog.local_tag().into(), base, session).flow_along(&dialog);
+        let (_, via) = self.new_via(flow, host.as_deref());
         let ack = dialog.write(&Method::Ack, response.head.cseq().number, &via).finish(b"");
         self.transmit(flow, ack.clone());
         if let Some(invite) = self.transactions.get_mut(transaction) {
             invite.acks.push(SentAck { remote_tag: dialog.remote_tag().into(), bytes: ack, flow });
         }
         let cseq = dialog.next_cseq();
-        let (branch, via) = self.new_via(flow);
+        let (branch, via) = self.new_via(flow, host.as_deref());
         let bye = dialog.write(&Method::Bye, cseq, &via).finish(b"");
         self.start_client(&Method::Bye, &branch, bye, flow, Owner::Nobody, now);
     }
@@ -315,11 +435,19 @@ impl Endpoint {
         };
         let status = response.status;
         let cancelled = matches!(call.phase, Phase::Outgoing { cancel: Some(_), .. });
-        if !cancelled && self.try_credentials(transaction, owner, &response, now) {
+        if !cancelled
+            && (self.try_credentials(transaction, owner, &response, now)
+                || self.try_longer_session(transaction, owner, &response, now))
+        {
             return;
         }
         let Some(call) = self.calls.get_mut(id) else { return };
         call.invite_out = None;
+        call.offer_out = None;
+        if call.session.refresh == Some(transaction) && status != 481 {
+            self.refresh_failed(id, Some(&response), now);
+            return self.refresh_is_over(id, now);
+        }
         match call.phase {
             Phase::Outgoing { .. } => self.end_call(id, EndReason::Failed { response: Box::new(response) }),
             Phase::Confirmed if status == 481 || status == 408 => self.dialog_lost(id, status, now),
@@ -330,11 +458,16 @@ impl Endpoint {
 
     /// The final response to a request other than INVITE.
     fn request_answered(&mut self, transaction: Id, owner: Owner, response: Response, now: Instant) {
-        if self.try_credentials(transaction, owner, &response, now) {
+        if self.try_credentials(transaction, owner, &response, now)
+            || self.try_longer_session(transaction, owner, &response, now)
+        {
             return;
         }
         match owner {
-            Owner::Nobody => {}
+            Owner::Nobody | Owner::Prack(_) => {}
+            Owner::Refresh(id) => self.refresh_answered(id, &response, now),
+            Owner::Refer(id) => self.refer_answered(id, &response, now),
+            Owner::Notify(id) => self.notify_answered(id, response.status, now),
             Owner::Call(id) => {
                 let status = Some(response.status);
                 if self.calls.get(id).is_some_and(|call| call.phase == Phase::Closing) {
@@ -345,6 +478,9 @@ impl Endpoint {
                 let Some(value) = self.exchanges.remove(exchange) else { return };
                 let call = value.call.filter(|&call| self.calls.get(call).is_some());
                 let status = response.status;
+                if let (Some(id), Some(update), 200..=299) = (call, value.update, status) {
+                    self.update_accepted(id, update.offer, &response, now);
+                }
                 self.events.push_back(Event::Response {
                     handle: exchange.into(),
                     call: call.map(Into::into),
@@ -354,6 +490,19 @@ impl Endpoint {
                     self.dialog_lost(call, status, now);
                 }
             }
+        }
+    }
+
+    /// Our UPDATE holds from now on.
+    fn update_accepted(&mut self, id: Id, offer: Option<Box<[u8]>>, response: &Response, now: Instant) {
+        let Some(call) = self.calls.get_mut(id) else { return };
+        call.local_sdp = offer.or(call.local_sdp.take());
+        let tag = response.head.to().tag().unwrap_or_default();
+        if let Some(dialog) = call.dialog_with_mut(&tag) {
+            dialog.refresh_target(&response.head);
+        }
+        if call.phase == Phase::Confirmed {
+            self.session_answered(id, response, now);
         }
     }
 
@@ -394,8 +543,8 @@ impl Endpoint {
     /// ACK of a 2xx, of the dialog (§13.2.2.4).
     pub(super) fn send_ack(&mut self, id: Id, transaction: Id, cseq: u32, body: Option<&Body>) {
         let Some(call) = self.calls.get(id) else { return };
-        let flow = call.next_flow();
-        let (_, via) = self.new_via(flow);
+        let (flow, host) = (call.next_flow(), call.own.host.clone());
+        let (_, via) = self.new_via(flow, host.as_deref());
         let Some((call, dialog)) = self.calls.get(id).and_then(|call| Some((call, call.dialog.as_ref()?)))
         else {
             return;
@@ -436,6 +585,30 @@ impl Endpoint {
         let branch = invite.head.via().branch().unwrap_or_default().into_owned();
         self.start_client(&Method::Cancel, &branch, writer.finish(b""), flow, Owner::Nobody, now);
     }
+}
+
+/// What a request outside a dialog begins with.
+struct Begin<'a> {
+    method: &'a Method,
+    target: &'a Uri,
+    from: &'a NameAddr,
+    to: Option<&'a NameAddr>,
+    route: &'a [NameAddr],
+    tag: &'a str,
+    flow: Flow,
+    host: Option<&'a str>,
+    call_id: Option<&'a str>,
+    cseq: u32,
+    max_forwards: u8,
+}
+
+fn is_call_id(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| grammar::is_word(b) || b == b'@')
+}
+
+/// Whether a request goes to a `sips:` URI, by its first route or its target.
+fn is_secure(target: &Uri, route: &[NameAddr]) -> bool {
+    target.scheme() == Scheme::Sips || route.first().is_some_and(|route| route.uri.scheme() == Scheme::Sips)
 }
 
 /// CANCEL, or the ACK of a refusal: the INVITE's Request-URI, top Via, Route, From, Call-ID and CSeq number.

@@ -1,12 +1,15 @@
 //! The server's side: requests that come in, and our answers (RFC 3261 §8.2, §13.3).
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::call::{Call, Exchange, Phase};
+use super::call::{Call, Exchange, PendingUpdate, Phase};
 use super::event::{CallHandle, EndReason, Event, RequestHandle};
 use super::ledger::{Extras, Owner, ServerSide, Transaction, Wake};
 use super::refusal::Refusal;
+use super::reliable::Provisionals;
 use super::reply::{self, Template};
+use super::session::{Ask, Session, print_of, push_grant};
 use super::{CallError, Endpoint, MAX_QUEUED, RESERVED_PART, RETRY_AFTER_FULL_S};
 use crate::dialog::Dialog;
 use crate::flow::Flow;
@@ -18,7 +21,7 @@ use crate::transaction::Machine;
 use crate::transaction::invite_server::{InviteServer, OnAck};
 use crate::transaction::key::Key;
 use crate::transaction::server::Server;
-use crate::uri::{Scheme, Uri};
+use crate::uri::Scheme;
 
 impl Endpoint {
     // --- verbs ---
@@ -43,32 +46,86 @@ impl Endpoint {
     }
 
     /// Any response to the pending INVITE or re-INVITE: provisional (with SDP: early media) or final.
+    ///
+    /// A provisional response leaves reliably if the configuration and the caller want that: then it may wait for the PRACK of
+    /// an earlier one, and a 2xx may wait for the last PRACK.
     pub fn respond(&mut self, call: CallHandle, reply: Reply, now: Instant) -> Result<(), CallError> {
         let id = Id::from(call);
-        let state = self.calls.get(id).ok_or(CallError::Unknown)?;
+        let state = self.calls.get_mut(id).ok_or(CallError::Unknown)?;
+        if state.invite_in.is_none() {
+            return Err(CallError::State(state.doing()));
+        }
+        match (reply.status, state.reliable.as_deref_mut()) {
+            (101..=199, Some(_)) => self.respond_reliably(id, reply, now),
+            (200..=299, Some(provisionals)) if provisionals.delays_the_answer() => {
+                let is_first = provisionals.keep_answer(reply);
+                if is_first { Ok(()) } else { Err(CallError::State("the answer waits for a PRACK")) }
+            }
+            _ => self.respond_now(id, reply, false, now),
+        }
+    }
+
+    /// The response leaves. `is_hidden`: the user knows nothing of this re-INVITE.
+    pub(super) fn respond_now(
+        &mut self,
+        id: Id,
+        mut reply: Reply,
+        is_hidden: bool,
+        now: Instant,
+    ) -> Result<(), CallError> {
+        let state = self.calls.get_mut(id).ok_or(CallError::Unknown)?;
         let Some(invite) = state.invite_in else { return Err(CallError::State(state.doing())) };
         let status = reply.status;
+        if let Some(description) = reply.body.as_ref().filter(|body| status < 300 && body.is_sdp()) {
+            state.local_sdp = Some(description.bytes.as_slice().into());
+        }
+        let granted =
+            if (200..300).contains(&status) { state.session.grant(&state.session.asked) } else { None };
+        if let Some(granted) = &granted {
+            push_grant(&mut reply.headers, granted);
+        }
         let extras = if status > 100 && status < 300 { Extras::Dialog } else { Extras::Plain };
         let answered = self.respond_on(invite, &reply, extras, now);
         let Some(state) = self.calls.get_mut(id) else { return Err(CallError::Unknown) };
+        let mut replaced = None;
         if status >= 200 {
             state.invite_in = None;
+            if let Some(provisionals) = &mut state.reliable {
+                provisionals.stop();
+            }
         }
         match (status, &mut state.phase) {
             (..=199, Phase::Incoming { repeat_at }) => *repeat_at = Some(now + PROVISIONAL_REPEAT),
             (200..=299, phase) => {
                 *phase = Phase::Confirmed;
                 state.unacked = answered;
+                if let Some(unacked) = &mut state.unacked {
+                    unacked.is_hidden = is_hidden;
+                }
+                state.remote_sdp = state.session.asked.sdp.or(state.remote_sdp);
+                state.session.start_granted(granted, now);
+                replaced = state.replaces.take();
             }
             (300.., Phase::Incoming { .. }) => self.end_call(id, EndReason::Rejected { status }),
             _ => {}
         }
         self.arm(Wake::Call(id));
+        if let Some(old) = replaced {
+            self.end_replaced(old, id, now);
+        }
+        Ok(())
+    }
+
+    /// From now on this call's Via and Contact name `host` (with a port if it has one); `None`: the endpoint's. For an
+    /// incoming call before its first response other than 100.
+    pub fn advertise(&mut self, call: CallHandle, host: Option<Arc<str>>) -> Result<(), CallError> {
+        let state = self.calls.get_mut(call.into()).ok_or(CallError::Unknown)?;
+        state.own.host = host;
         Ok(())
     }
 
     /// Answers an [`Event::Request`]. After a final reply the handle is dead.
-    pub fn reply(&mut self, request: RequestHandle, reply: Reply, now: Instant) -> Result<(), CallError> {
+    pub fn reply(&mut self, request: RequestHandle, mut reply: Reply, now: Instant) -> Result<(), CallError> {
         let id = Id::from(request);
         let exchange = self.exchanges.get(id).ok_or(CallError::Unknown)?;
         let (transaction, call) = (exchange.transaction, exchange.call);
@@ -77,14 +134,29 @@ impl Endpoint {
         if !is_server {
             return Err(CallError::State("the request is our own"));
         }
-        let keeps_dialog = call.is_some() && reply.status < 300;
-        self.respond_on(transaction, &reply, if keeps_dialog { Extras::Dialog } else { Extras::Plain }, now);
-        if reply.status < 200 {
+        let status = reply.status;
+        let keeps_dialog = call.is_some() && status < 300;
+        let extras = if keeps_dialog { Extras::Dialog } else { Extras::Plain };
+        if let (Some(call), Some(update), 200..=299) = (call, &exchange.update, status) {
+            let ask = update.ask;
+            let headers = self.answer_update(call, &ask, now);
+            reply.headers.append(&headers);
+            if let Some(state) = self.calls.get_mut(call) {
+                state.remote_sdp = ask.sdp.or(state.remote_sdp);
+                if let Some(description) = reply.body.as_ref().filter(|body| body.is_sdp()) {
+                    state.local_sdp = Some(description.bytes.as_slice().into());
+                }
+            }
+        }
+        self.respond_on(transaction, &reply, extras, now);
+        if status < 200 {
             return Ok(());
         }
-        let new_target = self.exchanges.remove(id).and_then(|exchange| exchange.new_target);
-        let dialog = call.and_then(|id| self.calls.get_mut(id)).and_then(|call| call.dialog.as_mut());
-        if let (200..=299, Some(target), Some(dialog)) = (reply.status, new_target, dialog) {
+        let update = self.exchanges.remove(id).and_then(|exchange| exchange.update);
+        if let (200..=299, Some((tag, target))) = (status, update.and_then(|update| update.new_target))
+            && let Some(dialog) =
+                call.and_then(|id| self.calls.get_mut(id)).and_then(|call| call.dialog_with_mut(&tag))
+        {
             dialog.set_target(target);
         }
         Ok(())
@@ -146,12 +218,18 @@ impl Endpoint {
             return;
         };
         let Some(call) = self.calls.get_mut(id) else { return };
-        if call.unacked.take_if(|unacked| unacked.cseq == ack.head.cseq().number).is_none() {
+        let Some(unacked) = call.unacked.take_if(|unacked| unacked.cseq == ack.head.cseq().number) else {
             self.counters.retransmits_in += 1;
             return;
+        };
+        call.reliable = None;
+        if let Some(description) = ack.sdp() {
+            call.remote_sdp = Some(print_of(description));
         }
         let bye = call.bye_wanted.take();
-        self.events.push_back(Event::Acknowledged { call: id.into(), ack: Box::new(ack) });
+        if !unacked.is_hidden {
+            self.events.push_back(Event::Acknowledged { call: id.into(), ack: Box::new(ack) });
+        }
         if let Some(headers) = bye {
             self.send_bye(id, &headers, now);
         }
@@ -214,48 +292,40 @@ impl Endpoint {
         }
     }
 
-    /// What is wrong with a request before anybody looks at its meaning.
-    fn objection(&self, request: &Request) -> Option<Refusal> {
-        match &request.method {
-            Method::Other(name) => return Some(Refusal::new(501, "method_known", name).with_capabilities()),
-            method if !self.allow.split(", ").any(|known| known == method.as_str()) => {
-                return Some(Refusal::new(405, "method_allowed", method).with_capabilities());
-            }
-            _ => {}
-        }
-        if !matches!(request.uri.scheme(), Scheme::Sip | Scheme::Sips) {
-            return Some(Refusal::new(416, "uri_scheme", "neither sip nor sips"));
-        }
-        let unsupported: Vec<&str> = request
-            .head
-            .headers()
-            .items(HeaderName::Require)
-            .filter(|tag| !self.config.supported.iter().any(|ours| ours.eq_ignore_ascii_case(tag)))
-            .collect();
-        if !unsupported.is_empty() {
-            let unsupported = unsupported.join(", ");
-            let mut refusal = Refusal::new(420, "required_extensions", &unsupported);
-            refusal.reply.headers.push_raw(b"Unsupported", unsupported.as_bytes());
-            return Some(refusal);
-        }
-        if request.method == Method::Invite { invite_objection(request) } else { None }
-    }
-
     /// A new call.
     fn handle_invite(&mut self, invite: Request, key: Key, flow: Flow, now: Instant) {
         if self.calls.len() >= self.config.max_calls {
             return self.turn_away_full(&invite, flow, "call_table");
         }
+        let checked =
+            self.reliability_of(&invite).and_then(|reliable| Ok((reliable, self.replaced_by(&invite)?)));
+        let (is_reliable, replaces) = match checked {
+            Ok(checked) => checked,
+            Err(refusal) => return self.turn_away(&invite, flow, *refusal),
+        };
         let tag: Box<str> = self.random.token("").into();
         let Some(dialog) = Dialog::uas(&invite, &tag) else {
             let mut refusal = Refusal::new(400, "contact", "no usable Contact");
             refusal.reply = refusal.reply.reason("Bad Request: missing Contact");
             return self.turn_away(&invite, flow, refusal);
         };
-        let mut call = Call::new(Phase::Incoming { repeat_at: None }, tag.clone(), flow);
+        let session = Session::new(self.config.session_timer);
+        let mut call = Call::new(Phase::Incoming { repeat_at: None }, tag.clone(), flow, session);
         call.natted = invite.head.via().is_natted(flow.remote);
         call.sent_by_port = Some(invite.head.via().port_or_default());
+        let next_hop =
+            invite.head.routes(HeaderName::RecordRoute).next().map_or(Scheme::Sip, |of| of.uri.scheme());
+        call.own.is_secure = invite.uri.scheme() == Scheme::Sips || next_hop == Scheme::Sips;
         call.dialog = Some(dialog);
+        call.replaces = replaces;
+        call.session.hear(&invite.head);
+        call.session.asked = Ask::of(&invite);
+        if is_reliable {
+            // §3: the first RSeq is random, with room above.
+            let rseq = (self.random.next_u64() % (1 << 30)) as u32;
+            let offers = invite.sdp().is_none();
+            call.reliable = Some(Box::new(Provisionals::new(invite.head.cseq().number, rseq, offers)));
+        }
         let id = self.calls.insert(call);
         let Some(transaction) = self.open_server(&invite, key, flow, Owner::Call(id), Some(tag.clone()), now)
         else {
@@ -267,25 +337,38 @@ impl Endpoint {
             call.invite_in = Some(transaction);
         }
         self.respond_on(transaction, &Reply::new(100), Extras::Plain, now);
-        let request = Box::new(invite);
-        self.events.push_back(Event::IncomingInvite { call: id.into(), request, flow, replaces: None });
+        self.events.push_back(Event::IncomingInvite {
+            call: id.into(),
+            request: Box::new(invite),
+            flow,
+            replaces: replaces.map(Into::into),
+        });
     }
 
-    /// Hands a request to the user. `new_target` becomes the dialog's with a 2xx.
+    /// Hands a request to the user.
     pub(super) fn surface(
         &mut self,
         request: Request,
         call: Option<Id>,
-        new_target: Option<Uri>,
+        update: Option<PendingUpdate>,
         key: Key,
         flow: Flow,
         now: Instant,
     ) {
+        let mut refer = None;
+        if request.method == Method::Refer {
+            match self.check_refer(call, &request) {
+                Ok(ask) => refer = Some(ask),
+                Err(refusal) => return self.refuse(&request, key, flow, *refusal, now),
+            }
+        }
         let tag = call.and_then(|call| self.calls.get(call)).map(|call| call.local_tag.clone());
         let Some(transaction) = self.open_server(&request, key, flow, Owner::Nobody, tag, now) else {
             return;
         };
-        let exchange = self.exchanges.insert(Exchange { transaction, call, credentials: None, new_target });
+        let update = update.map(Box::new);
+        let exchange = Exchange { transaction, call, credentials: None, host: None, update, refer };
+        let exchange = self.exchanges.insert(exchange);
         if let Some(transaction) = self.transactions.get_mut(transaction) {
             transaction.owner = Owner::Exchange(exchange);
         }
@@ -361,6 +444,8 @@ impl Endpoint {
             owner,
             server: Some(server),
             acks: Vec::new(),
+            tries: 0,
+            was_stale: false,
             wake: None,
         });
         self.index.insert(key, id);
@@ -385,19 +470,20 @@ impl Endpoint {
         flow: Flow,
         reply: &Reply,
         extras: Extras,
+        owner: Owner,
         now: Instant,
     ) {
         if self.is_full_for(request) {
             return self.answer_stateless(request, flow, reply, extras, None);
         }
-        if let Some(id) = self.open_server(request, key, flow, Owner::Nobody, None, now) {
+        if let Some(id) = self.open_server(request, key, flow, owner, None, now) {
             self.respond_on(id, reply, extras, now);
         }
     }
 
     /// Refuses a request with state: in a dialog, or a merged one.
     pub(super) fn refuse(&mut self, request: &Request, key: Key, flow: Flow, refusal: Refusal, now: Instant) {
-        self.finish_at_once(request, key, flow, &refusal.reply, refusal.extras, now);
+        self.finish_at_once(request, key, flow, &refusal.reply, refusal.extras, Owner::Nobody, now);
         self.report(flow, refusal);
     }
 
@@ -428,35 +514,15 @@ impl Endpoint {
         self.respond_stateless(&template, reply, extras, tag, flow);
     }
 
-    /// The call to whose dialog a request belongs.
+    /// The call to whose dialog (before the answer: to one of whose early dialogs) a request belongs.
     fn call_of(&self, request: &Request) -> Option<Id> {
         let tag = request.head.to().tag()?;
         let id = *self.tags.get(&*tag)?;
-        let dialog = self.calls.get(id)?.dialog.as_ref()?;
-        dialog.matches(&request.head).then_some(id)
+        let call = self.calls.get(id)?;
+        let fits = match &call.dialog {
+            Some(dialog) => dialog.matches(&request.head),
+            None => call.early.iter().any(|early| early.dialog.matches(&request.head)),
+        };
+        fits.then_some(id)
     }
-}
-
-/// What is wrong with an INVITE's body: its type or coding (415), or that the caller takes no SDP (406).
-fn invite_objection(invite: &Request) -> Option<Refusal> {
-    let head = &invite.head;
-    let coding = head.headers().get(HeaderName::ContentEncoding);
-    if coding.is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
-        let mut refusal = Refusal::new(415, "body_coding", coding.unwrap_or_default()).with_capabilities();
-        refusal.reply.headers.push_raw(b"Accept-Encoding", b"identity");
-        return Some(refusal);
-    }
-    if !invite.body.is_empty() && invite.sdp().is_none() {
-        let kind = head.headers().get(HeaderName::ContentType).unwrap_or("no Content-Type");
-        return Some(Refusal::new(415, "body_type", kind).with_capabilities());
-    }
-    let mut accepted = head.headers().items(HeaderName::Accept).peekable();
-    let takes_sdp = |kind: &str| {
-        let kind = kind.split(';').next().unwrap_or_default().trim();
-        ["application/sdp", "application/*", "*/*"].iter().any(|ours| ours.eq_ignore_ascii_case(kind))
-    };
-    if accepted.peek().is_some() && !accepted.any(takes_sdp) {
-        return Some(Refusal::new(406, "accepts_sdp", "Accept without application/sdp").with_capabilities());
-    }
-    None
 }
