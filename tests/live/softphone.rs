@@ -34,8 +34,7 @@ fn baresip_hears_itself_in_the_echo() -> anyhow::Result<()> {
 async fn baresip_holds_resumes_presses_a_key_and_hangs_up() -> anyhow::Result<()> {
     let bot = Bot::listen(Dialect::Pcm, false).await?;
     let stack = Stack::start()?;
-    let mut phone =
-        Phone::start("<sip:caller@127.0.0.1>;regint=0", "", &sound::sweep(8_000, 60.0))?;
+    let mut phone = Phone::start("<sip:caller@127.0.0.1>;regint=0", "", &sound::sweep(8_000, 60.0))?;
     phone.command(&format!("dial sip:pcm:demo-key@{}", stack.sip()))?;
     phone.event("CALL_ESTABLISHED", 1)?;
     bot.event("start", 1, SOON).await?;

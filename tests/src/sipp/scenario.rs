@@ -64,8 +64,8 @@ const OURS: [&str; 10] =
 
 /// Attributes of ours; sipp gets those it knows.
 const OWN: &[&str] = &[
-    "method", "status", "to", "uri", "cseq", "sdp", "codecs", "port", "headers", "body", "branch", "of", "early", "aor",
-    "peer", "matches", "lacks",
+    "method", "status", "to", "uri", "cseq", "sdp", "codecs", "port", "headers", "body", "branch", "of",
+    "early", "aor", "peer", "matches", "lacks",
 ];
 
 impl<'a> Element<'a> {
