@@ -21,6 +21,7 @@ pub mod bulk;
 pub mod dispatcher;
 pub mod driver;
 pub mod ending;
+pub mod headers;
 pub mod invite;
 pub mod machine;
 pub mod negotiation;

@@ -256,7 +256,13 @@ impl Calls {
 
     fn handle_endpoint(&mut self, event: Event, now: Instant) {
         match event {
-            Event::IncomingInvite { call, request, flow, .. } => self.handle_invite(call, &request, flow, now),
+            Event::IncomingInvite { call, request, flow, replaces } => {
+                self.handle_invite(call, &request, flow, now);
+                if let Some(replaced) = replaces {
+                    let known = self.by_sip.get(&replaced).copied().unwrap_or_default();
+                    self.on_sip(call, now, |call, _| call.replace(known));
+                }
+            }
             Event::Acknowledged { call, ack } => {
                 self.on_sip(call, now, |call, around| call.handle_acknowledged(&ack, around));
             }
@@ -283,8 +289,10 @@ impl Calls {
                 let status = if request.method == Method::Refer { 603 } else { 501 };
                 self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(status))));
             }
-            Event::Provisional { call, response, .. } => {
-                self.on_sip(call, now, |call, _| call.handle_provisional(&response));
+            Event::Provisional { call, response, wants_prack } => {
+                self.on_sip(call, now, |call, around| {
+                    call.handle_provisional(&response, wants_prack, around);
+                });
             }
             Event::Answered { call, response, wants_ack } => {
                 self.on_sip(call, now, |call, around| call.handle_answered(&response, wants_ack, around));
@@ -366,8 +374,10 @@ impl Calls {
         found: Result<Found, String>,
         now: Instant,
     ) {
+        let replaced = self.calls.get(&call_id).and_then(Call::replaced);
+        let owner = replaced.map(|id| self.calls.get(&id).and_then(Call::tenant_id).cloned());
         self.on_call(call_id, now, |call, fleet, around| {
-            call.handle_found(credential, found, fleet, around);
+            call.handle_found(credential, found, owner, fleet, around);
         });
     }
 

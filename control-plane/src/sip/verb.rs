@@ -82,6 +82,8 @@ pub enum Verb {
     Reinvite(CallHandle, Option<Body>),
     /// The ACK with our answer, after a 2xx with the peer's offer.
     Ack(CallHandle, Body),
+    /// The PRACK with our answer, after a reliable provisional response with the peer's offer.
+    Prack(CallHandle, Body),
     /// REFER: the peer shall call somebody else instead of us.
     Refer(CallHandle, Box<ReferTo>, Headers),
     /// Gives up our INVITE.
@@ -186,6 +188,7 @@ impl Verb {
             Self::Reply(request, reply) => endpoint.reply(request, reply, now),
             Self::Reinvite(call, body) => endpoint.reinvite(call, body, now),
             Self::Ack(call, body) => endpoint.ack(call, body, now),
+            Self::Prack(call, body) => endpoint.prack(call, body, now),
             Self::Refer(call, target, headers) => endpoint.refer(call, &target, headers, now),
             Self::Cancel(call) => endpoint.cancel(call, now),
             Self::Invite(token, mut invite, destination) => {

@@ -87,6 +87,8 @@ pub(crate) enum Heard {
     ReinviteRefused(u16),
     Bye { reason: Option<String> },
     Response(u16, String),
+    Refer { target: String, headers: Headers },
+    Info(String),
     Other(String),
 }
 
@@ -107,8 +109,8 @@ impl Bed {
         let mut bed = Self {
             now,
             calls: Calls::new(settings, now, WALL_MS),
-            ours: Endpoint::new(EndpointConfig { seed: 1, ..EndpointConfig::default() }),
-            caller: Endpoint::new(EndpointConfig { seed: 2, ..EndpointConfig::default() }),
+            ours: Endpoint::new(endpoint(1)),
+            caller: Endpoint::new(endpoint(2)),
             opens: Opens::Ready,
             updates: Ok(()),
             agent: Agent::Echo,
@@ -215,6 +217,15 @@ impl Bed {
         of_call.map(|(_, _, command)| command_name(command)).collect()
     }
 
+    /// What agents were told, in order.
+    pub(crate) fn told(&self) -> Vec<engine::tell_agent_request::What> {
+        let tells = self.commands.iter().filter_map(|(_, _, command)| match command {
+            EngineCommand::Tell(what) => Some((**what).clone()),
+            _ => None,
+        });
+        tells.collect()
+    }
+
     pub(crate) fn last_update(&self) -> &engine::RtpParameters {
         let updates = self.commands.iter().rev().filter_map(|(_, _, command)| match command {
             EngineCommand::Update(rtp) => Some(rtp),
@@ -283,7 +294,7 @@ impl Bed {
             if matches!(event, Event::Reinvite { .. }) {
                 self.reinvited = Some(event.clone());
             }
-            self.calls.handle_sip(event.into(), self.now);
+            self.calls.handle_sip(event, self.now);
         }
         for transmit in datagrams {
             self.caller.handle_input(&transmit.bytes, Flow::udp(addr(CALLERS), addr(OURS)), self.now);
@@ -382,6 +393,17 @@ impl Bed {
                 self.caller.answer(call, Body::sdp(offer(direction, "0")), self.now).unwrap();
                 return;
             }
+            Event::Request { handle, request, .. } if request.method == Method::Refer => {
+                let target = request.header(tandem_sip::HeaderName::ReferTo).unwrap_or_default().to_owned();
+                self.heard.push(Heard::Refer { target, headers: request.head.headers().clone() });
+                self.caller.accept_refer(handle, self.now).unwrap();
+                return;
+            }
+            Event::Request { handle, request, .. } if request.method == Method::Info => {
+                self.heard.push(Heard::Info(String::from_utf8_lossy(&request.body).into_owned()));
+                self.caller.reply(handle, Reply::new(200), self.now).unwrap();
+                return;
+            }
             Event::Reinvite { call, .. } => {
                 self.caller.reject(call, Reply::new(491), self.now).unwrap();
                 return;
@@ -401,6 +423,11 @@ impl Bed {
         };
         self.heard.push(heard);
     }
+}
+
+fn endpoint(seed: u64) -> EndpointConfig {
+    let in_dialog_methods = vec![Method::Update, Method::Info, Method::Refer];
+    EndpointConfig { seed, in_dialog_methods, ..EndpointConfig::default() }
 }
 
 pub(crate) fn opened(agent_ready: bool) -> engine::OpenSessionResponse {

@@ -11,3 +11,4 @@ mod hold;
 mod place;
 mod refusal;
 mod storm;
+mod transfer;
