@@ -109,7 +109,13 @@ impl App {
             in_dialog_methods: vec![Method::Update, Method::Info, Method::Refer],
             ..EndpointConfig::default()
         };
-        let sip = sip::start(&config.sip_listen, endpoint).await?;
+        let settings = sip::SipSettings {
+            listen: config.sip_listen.clone(),
+            tls: config.tls.clone(),
+            dns: config.sip_dns,
+            trunks: Vec::new(),
+        };
+        let sip = sip::start(&settings, endpoint).await?;
 
         let (news_out, news) = mpsc::channel(NEWS_MAX);
         let controller_id = uuid::Uuid::new_v4().to_string();
@@ -143,7 +149,7 @@ impl App {
             pool: pool.clone(),
             writer: writer.clone(),
             live: live.clone(),
-            trunks: crate::trunk::Trunks::default(),
+            trunks: config.trunks.clone(),
             metrics,
             sip: sip.counters.clone(),
             service_token: config.service_token.map(|token: SecretString| Arc::new(token)),
@@ -238,7 +244,19 @@ async fn open_store(config: &Config) -> Result<SqlitePool, StoreError> {
     } else if demo::revoke(&pool).await? > 0 {
         tracing::info!("the demo key of an earlier run with --demo is revoked");
     }
+    config.declared.apply(&pool).await?;
+    warn_of_missing_assistants(config, &pool).await?;
     Ok(pool)
+}
+
+/// A number or a phone that leads to an assistant whom nobody has made is no reason not to start, but to say so.
+async fn warn_of_missing_assistants(config: &Config, pool: &SqlitePool) -> Result<(), StoreError> {
+    for (owner, tenant_id, assistant_id) in config.trunks.assistants() {
+        if !store::accounts::has_assistant(pool, &tenant_id, &assistant_id).await? {
+            tracing::warn!(%owner, %tenant_id, %assistant_id, "calls will be refused: there is no such assistant");
+        }
+    }
+    Ok(())
 }
 
 fn dial_lines(listeners: &[(Transport, SocketAddr)], demo: bool) -> Arc<[String]> {

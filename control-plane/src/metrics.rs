@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::call::state::State;
-use crate::sip::SharedCounters;
+use crate::sip::{CONNECTED, NetCounters, SharedCounters};
 use crate::store::writer::Writer;
 
 /// Upper bounds of the set-up histogram, INVITE to 200, in seconds.
@@ -121,6 +121,7 @@ impl Metrics {
             writer.pending(),
         );
         render_sip(&mut out, sip);
+        render_net(&mut out, sip.net());
         render_process(&mut out);
         out.0
     }
@@ -156,6 +157,52 @@ fn render_sip(out: &mut Text, sip: &SharedCounters) {
         ("refused_full", "Requests refused because a table was full.", sip.refused_full),
         ("transactions_failed", "Transactions without an answer.", sip.transactions_failed),
     ] {
+        out.single(&format!("tandem_sip_{name}_total"), "counter", help, value);
+    }
+}
+
+fn render_net(out: &mut Text, net: &NetCounters) {
+    for (name, kind, help, values) in [
+        ("connections", "gauge", "Open SIP connections.", &net.open),
+        ("connections_accepted_total", "counter", "SIP connections of peers.", &net.accepted),
+        ("connections_opened_total", "counter", "SIP connections of ours.", &net.opened),
+        (
+            "handshakes_failed_total",
+            "counter",
+            "Handshakes of peers that came to nothing.",
+            &net.handshakes_failed,
+        ),
+        (
+            "connects_failed_total",
+            "counter",
+            "SIP connections that could not be opened.",
+            &net.connects_failed,
+        ),
+    ] {
+        out.family(&format!("tandem_sip_{name}"), kind, help);
+        for (transport, value) in CONNECTED.iter().zip(values) {
+            let transport = transport.token().to_ascii_lowercase();
+            let value = value.load(Ordering::Relaxed);
+            out.sample(&format!("tandem_sip_{name}{{transport=\"{transport}\"}}"), value);
+        }
+    }
+    out.family(
+        "tandem_sip_connections_refused_total",
+        "counter",
+        "SIP connections closed at once, by limit.",
+    );
+    for (limit, value) in [("all", &net.refused_full), ("source", &net.refused_source)] {
+        let value = value.load(Ordering::Relaxed);
+        out.sample(&format!("tandem_sip_connections_refused_total{{limit=\"{limit}\"}}"), value);
+    }
+    for (name, help, value) in [
+        ("websocket_errors", "WebSockets closed for what they sent.", &net.websocket_errors),
+        ("stun_answered", "STUN keep-alives answered.", &net.stun_answered),
+        ("stun_malformed", "STUN messages dropped in silence.", &net.stun_malformed),
+        ("unresolved", "Destinations that DNS has no address for.", &net.unresolved),
+        ("failovers", "Requests of ours that went on to their next target.", &net.failovers),
+    ] {
+        let value = value.load(Ordering::Relaxed);
         out.single(&format!("tandem_sip_{name}_total"), "counter", help, value);
     }
 }
@@ -222,6 +269,20 @@ mod tests {
             "tandem_call_setup_seconds_bucket{le=\"10\"} 2",
             "tandem_call_setup_seconds_bucket{le=\"+Inf\"} 3",
             "tandem_call_setup_seconds_count 3",
+        ] {
+            assert!(out.0.lines().any(|l| l == line), "{line} is not in {}", out.0);
+        }
+    }
+
+    #[test]
+    fn connections_are_counted_by_transport() {
+        let (mut out, net) = (Text(String::new()), NetCounters::default());
+        net.accepted[1].store(3, Ordering::Relaxed);
+        render_net(&mut out, &net);
+        for line in [
+            "tandem_sip_connections_accepted_total{transport=\"tls\"} 3",
+            "tandem_sip_connections{transport=\"wss\"} 0",
+            "tandem_sip_connections_refused_total{limit=\"source\"} 0",
         ] {
             assert!(out.0.lines().any(|l| l == line), "{line} is not in {}", out.0);
         }

@@ -163,12 +163,22 @@ pub enum NotSent {
     Refused(#[from] CallError),
 }
 
-/// The names in a client certificate that was verified.
+/// The names in a client certificate that was verified, and whom it may speak for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsPeer {
     /// DNS names and the hosts of SIP URIs in subjectAltName (RFC 5922 §7.1), or the subject's common name if there are
     /// none; in lower case.
     pub names: Vec<Box<str>>,
+    /// The trunks whose authorities have signed it. The names mean nothing to any other.
+    pub trunks: Vec<Arc<str>>,
+}
+
+impl TlsPeer {
+    /// Whether the peer is one of these names, as far as this trunk is concerned.
+    pub fn is(&self, trunk: &str, names: &[impl AsRef<str>]) -> bool {
+        self.trunks.iter().any(|vouched| **vouched == *trunk)
+            && names.iter().any(|name| self.names.iter().any(|own| own.eq_ignore_ascii_case(name.as_ref())))
+    }
 }
 
 impl Verb {

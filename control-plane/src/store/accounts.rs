@@ -149,6 +149,17 @@ impl Accounts {
     }
 }
 
+/// Whether a tenant has this assistant.
+pub async fn has_assistant(
+    pool: &SqlitePool,
+    tenant_id: &str,
+    assistant_id: &str,
+) -> Result<bool, StoreError> {
+    let query = "SELECT count(*) FROM assistants WHERE tenant_id = $1 AND assistant_id = $2";
+    let count: i64 = sqlx::query_scalar(query).bind(tenant_id).bind(assistant_id).fetch_one(pool).await?;
+    Ok(count > 0)
+}
+
 /// Adds a tenant; nothing happens when it is there.
 pub async fn put_tenant(pool: &SqlitePool, tenant_id: &str, name: &str) -> Result<(), StoreError> {
     sqlx::query(
@@ -162,14 +173,51 @@ pub async fn put_tenant(pool: &SqlitePool, tenant_id: &str, name: &str) -> Resul
     Ok(())
 }
 
+/// How a key or an assistant came into the database, and so who may take it away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// By the API, the demo, or a test.
+    Api,
+    /// From tandem.toml: it goes when it is gone from there.
+    File,
+}
+
+impl Origin {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::File => "file",
+        }
+    }
+}
+
+/// Takes away all keys and assistants of this origin.
+pub async fn remove_of(pool: &SqlitePool, origin: Origin) -> Result<(), StoreError> {
+    for query in ["DELETE FROM api_keys WHERE origin = $1", "DELETE FROM assistants WHERE origin = $1"] {
+        sqlx::query(query).bind(origin.word()).execute(pool).await?;
+    }
+    Ok(())
+}
+
 /// Adds an API key; nothing happens when its id is there.
 pub async fn put_key(pool: &SqlitePool, tenant_id: &str, key_id: &str, key: &str) -> Result<(), StoreError> {
+    put_key_of(pool, Origin::Api, tenant_id, key_id, key).await
+}
+
+/// The same, with where it came from.
+pub async fn put_key_of(
+    pool: &SqlitePool,
+    origin: Origin,
+    tenant_id: &str,
+    key_id: &str,
+    key: &str,
+) -> Result<(), StoreError> {
     let hash = KeyHash::of(key);
     // A quarter of the key at most, so that the prefix of a short key does not give it away.
     let prefix: String = key.chars().take((key.chars().count() / 4).min(8)).collect();
     sqlx::query(
-        "INSERT INTO api_keys (key_id, tenant_id, prefix, lookup, hash, created_ms)
-         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+        "INSERT INTO api_keys (key_id, tenant_id, prefix, lookup, hash, created_ms, origin)
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
     )
     .bind(key_id)
     .bind(tenant_id)
@@ -177,6 +225,7 @@ pub async fn put_key(pool: &SqlitePool, tenant_id: &str, key_id: &str, key: &str
     .bind(&hash.0[..LOOKUP_LEN])
     .bind(&hash.0[..])
     .bind(super::epoch_ms())
+    .bind(origin.word())
     .execute(pool)
     .await?;
     Ok(())
@@ -190,17 +239,31 @@ pub async fn put_assistant(
     kind: &str,
     options: &serde_json::Value,
 ) -> Result<(), StoreError> {
+    put_assistant_of(pool, Origin::Api, tenant_id, assistant_id, kind, options).await
+}
+
+/// The same, with where it came from: the last who puts it there owns it.
+pub async fn put_assistant_of(
+    pool: &SqlitePool,
+    origin: Origin,
+    tenant_id: &str,
+    assistant_id: &str,
+    kind: &str,
+    options: &serde_json::Value,
+) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO assistants (tenant_id, assistant_id, agent_kind, agent_options, created_ms)
-         VALUES ($1, $2, $3, $4, $5)
+        "INSERT INTO assistants (tenant_id, assistant_id, agent_kind, agent_options, created_ms, origin)
+         VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (tenant_id, assistant_id)
-         DO UPDATE SET agent_kind = excluded.agent_kind, agent_options = excluded.agent_options",
+         DO UPDATE SET agent_kind = excluded.agent_kind, agent_options = excluded.agent_options,
+                       origin = excluded.origin",
     )
     .bind(tenant_id)
     .bind(assistant_id)
     .bind(kind)
     .bind(options.to_string())
     .bind(super::epoch_ms())
+    .bind(origin.word())
     .execute(pool)
     .await?;
     Ok(())

@@ -166,7 +166,7 @@ pub fn normal<'a>(dialled: &'a str, country_code: Option<&str>) -> Cow<'a, str> 
 }
 
 /// The same for the beginning of a number, which may be short and is never national.
-fn normal_prefix(text: &str) -> String {
+pub(super) fn normal_prefix(text: &str) -> String {
     match digits_of(text) {
         Some(digits) => {
             let bare = digits.strip_prefix('+').or_else(|| digits.strip_prefix("00")).unwrap_or(&digits);

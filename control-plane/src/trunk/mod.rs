@@ -18,6 +18,7 @@ use std::sync::Arc;
 use secrecy::SecretString;
 
 pub mod credential;
+pub mod file;
 pub mod inbound;
 pub mod outbound;
 pub mod policy;
@@ -146,6 +147,23 @@ impl Trunks {
     /// The phone of this user.
     pub fn find_phone(&self, user: &str) -> Option<&Arc<Phone>> {
         self.0.phones.get(user)
+    }
+
+    /// Every assistant that a number or a phone leads to: who names it, its tenant, and its id.
+    pub fn assistants(&self) -> Vec<(String, Arc<str>, Arc<str>)> {
+        let mut all = Vec::new();
+        for trunk in self.iter() {
+            for route in &trunk.inbound.routes {
+                let owner = format!("trunk {}, number {}", trunk.name, route.did);
+                all.push((owner, trunk.tenant_id.clone(), route.assistant_id.clone()));
+            }
+        }
+        for phone in self.phones() {
+            if let Some(assistant_id) = &phone.assistant_id {
+                all.push((format!("phone {}", phone.user), phone.tenant_id.clone(), assistant_id.clone()));
+            }
+        }
+        all
     }
 
     /// Neither trunk nor phone.

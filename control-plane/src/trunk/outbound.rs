@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::credential::escape_user;
-use super::inbound::normal;
+use super::inbound::{normal, normal_prefix};
 
 /// How we call over a trunk.
 #[derive(Debug, Clone)]
@@ -78,7 +78,7 @@ impl Outbound {
     /// Whether this number may be called.
     pub fn allows_number(&self, to: &str) -> bool {
         let number = normal(to, None);
-        let begins = |prefix: &String| number.starts_with(&*normal(prefix, None));
+        let begins = |prefix: &String| number.starts_with(&normal_prefix(prefix));
         !self.numbers_denied.iter().any(begins)
             && (self.numbers_allowed.is_empty() || self.numbers_allowed.iter().any(begins))
     }

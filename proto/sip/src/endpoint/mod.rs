@@ -197,7 +197,10 @@ impl Endpoint {
     /// A [`Transmit`] on this flow could not be delivered: requests of ours that wait for an answer on it fail.
     pub fn handle_transport_error(&mut self, flow: Flow, now: Instant) {
         let hit = |(id, transaction): (Id, &mut Transaction)| {
-            let same = transaction.flow.transport == flow.transport && transaction.flow.remote == flow.remote;
+            let (ours, theirs) = (transaction.flow.connection, flow.connection);
+            let same = transaction.flow.transport == flow.transport
+                && transaction.flow.remote == flow.remote
+                && (ours == theirs || ours.is_none() || theirs.is_none());
             (same && transaction.server.is_none() && transaction.machine.awaits_response()).then_some(id)
         };
         let hit: Vec<Id> = self.transactions.iter_mut().filter_map(hit).collect();

@@ -90,6 +90,15 @@ impl Endpoint {
         Ok(id.into())
     }
 
+    /// Whether anything, be it a 100, has come to our INVITE: whoever has sent it somewhere else if not asks this.
+    pub fn has_heard(&self, call: CallHandle) -> bool {
+        let invite = self.calls.get(call.into()).and_then(|call| self.transactions.get(call.invite_out?));
+        !invite.is_some_and(|invite| match &invite.machine {
+            Machine::InviteClient(machine) => machine.is_calling(),
+            _ => false,
+        })
+    }
+
     /// Gives our INVITE up. Waits for the first provisional response as RFC 3261 §9.1 asks; if the 2xx was faster, the
     /// call is acknowledged and hung up. Then comes `Ended`.
     pub fn cancel(&mut self, call: CallHandle, now: Instant) -> Result<(), CallError> {
