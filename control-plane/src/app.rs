@@ -35,7 +35,6 @@ use crate::store::contexts::EmbeddedContexts;
 use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::store::{self, StoreError, calls, demo};
-use crate::trunk::Trunk;
 
 /// Live calls have said goodbye: counted from the signal, as are the times below. A step that is done sooner leaves the
 /// rest to those behind it; one that is late is cut off there, so that the last records are always written.

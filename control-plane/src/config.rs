@@ -292,16 +292,6 @@ impl Config {
         }
     }
 
-    /// What the SIP shell is told.
-    pub fn sip(&self) -> SipSettings {
-        SipSettings {
-            listen: self.sip_listen.clone(),
-            tls: self.tls.clone(),
-            dns: self.sip_dns,
-            trunks: self.trunks.iter().map(|trunk| (&**trunk).into()).collect(),
-        }
-    }
-
     /// Contact must name an address that peers can reach; 0.0.0.0 is none.
     fn check_public(&self) -> Result<(), ConfigError> {
         let everywhere = self.sip_listen.iter().find(|listen| listen.address.ip().is_unspecified());
