@@ -23,6 +23,7 @@ mod connection;
 mod counters;
 pub mod driver;
 mod handshake;
+mod keep_alive;
 mod outgoing;
 mod refusal_log;
 mod resolver;
