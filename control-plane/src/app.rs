@@ -27,6 +27,7 @@ use crate::http;
 use crate::media::EngineId;
 use crate::media::client::{AddressError, EngineClient};
 use crate::metrics::Metrics;
+use crate::registration::{self, driver::Office};
 use crate::sip;
 use crate::sip::guard::SharedGuard;
 use crate::store::accounts::Accounts;
@@ -76,6 +77,7 @@ pub struct App {
     http: SocketAddr,
     sip: Vec<(Transport, SocketAddr)>,
     live: LiveCalls,
+    office: Office,
     writer: Writer,
     pool: SqlitePool,
     shutdown: watch::Sender<bool>,
@@ -86,6 +88,7 @@ pub struct App {
 struct Tasks {
     http: JoinHandle<()>,
     driver: JoinHandle<()>,
+    registration: JoinHandle<()>,
     sip: JoinHandle<()>,
     writer: JoinHandle<()>,
     streams: Vec<JoinHandle<()>>,
@@ -111,17 +114,11 @@ impl App {
             seed: rand::random(),
             // INFO brings keys; a REFER is answered by policy.
             in_dialog_methods: vec![Method::Update, Method::Info, Method::Refer],
+            accepted_methods: accepted_methods(&config),
             ..EndpointConfig::default()
         };
         let guard = SharedGuard::new(config.guard.clone(), config.trunks.clone());
-        let settings = sip::SipSettings {
-            listen: config.sip_listen.clone(),
-            tls: config.tls.clone(),
-            dns: config.sip_dns,
-            trunks: config.trunks.iter().filter_map(|trunk| identity(trunk)).collect(),
-            guard: guard.clone(),
-        };
-        let sip = sip::start(&settings, endpoint).await?;
+        let sip = sip::start(&config.sip(guard.clone()), endpoint).await?;
 
         let (news_out, news) = mpsc::channel(NEWS_MAX);
         let controller_id = uuid::Uuid::new_v4().to_string();
@@ -140,19 +137,29 @@ impl App {
             seed: rand::random(),
         };
         let refusals = Refusals::default();
+        let contexts = Arc::new(EmbeddedContexts::default());
+        let registration = registration::driver::start(registration::driver::Means {
+            verbs: sip.verbs.clone(),
+            trunks: config.trunks.clone(),
+            contexts: contexts.clone(),
+            realm: config.sip_realm.clone(),
+            nonce_secret: rand::random(),
+            seed: rand::random(),
+        });
         let means = Means {
             verbs: sip.verbs,
             engines,
             accounts: accounts.clone(),
             writer: writer.clone(),
-            contexts: Arc::new(EmbeddedContexts::default()),
+            contexts,
             metrics: metrics.clone(),
             guard: guard.clone(),
             refusals: refusals.clone(),
         };
         let gate = Gate::new(config.trunks.clone(), &config.sip_realm, &rand::random(), config.tenant_limits);
         let calls = Calls::new(settings, Instant::now(), store::epoch_ms()).with_gate(gate);
-        let (driver, live) = Driver::new(calls, means, Sources { events: sip.events, news });
+        let sources = Sources { events: sip.events, news, desk: registration.desk };
+        let (driver, live) = Driver::new(calls, means, sources);
 
         let shared = http::Shared {
             accounts,
@@ -164,6 +171,7 @@ impl App {
             guard,
             refusals,
             sip: sip.counters.clone(),
+            office: registration.office.clone(),
             service_token: config.service_token.map(|token: SecretString| Arc::new(token)),
             dial: dial_lines(&sip.listeners, config.demo),
         };
@@ -171,12 +179,22 @@ impl App {
         let tasks = Tasks {
             http: tokio::spawn(serve_http(listener, shared, down)),
             driver: tokio::spawn(driver.run()),
+            registration: registration.task,
             sip: sip.task,
             writer: tokio::spawn(write),
             streams,
         };
         tracing::info!(http = %address, sip = ?sip.listeners, demo = config.demo, "control plane is up");
-        Ok(Self { http: address, sip: sip.listeners, live, writer, pool, shutdown, tasks })
+        Ok(Self {
+            http: address,
+            sip: sip.listeners,
+            live,
+            office: registration.office,
+            writer,
+            pool,
+            shutdown,
+            tasks,
+        })
     }
 
     /// Where HTTP and gRPC are served.
@@ -194,6 +212,11 @@ impl App {
         self.sip.iter().find(|(transport, _)| *transport == Transport::Udp).map(|(_, address)| *address)
     }
 
+    /// Trunks and registered phones.
+    pub fn office(&self) -> &Office {
+        &self.office
+    }
+
     /// The live calls.
     pub fn live_calls(&self) -> &LiveCalls {
         &self.live
@@ -201,9 +224,10 @@ impl App {
 
     /// Refuses new calls, says BYE to the live ones, closes their sessions, writes the last records; bounded.
     pub async fn shutdown(self) {
-        let Self { live, writer, pool, shutdown, tasks, .. } = self;
+        let Self { live, office, writer, pool, shutdown, tasks, .. } = self;
         let began = tokio::time::Instant::now();
-        if timeout_at(began + CALLS_OVER_BY, live.end_all()).await.is_err() {
+        let goodbyes = async { tokio::join!(live.end_all(), office.stop()) };
+        if timeout_at(began + CALLS_OVER_BY, goodbyes).await.is_err() {
             tracing::warn!("some calls did not end in time");
         }
         // Readiness says "draining" until here; now the API goes, and with it the last users of live calls.
@@ -211,6 +235,7 @@ impl App {
         finish(tasks.http, "http", began + HTTP_BY).await;
         drop(live);
         finish(tasks.driver, "call handling", began + SIP_BY).await;
+        finish(tasks.registration, "registration", began + SIP_BY).await;
         finish(tasks.sip, "sip", began + SIP_BY).await;
         tasks.streams.iter().for_each(JoinHandle::abort);
         writer.close();
@@ -261,17 +286,12 @@ async fn open_store(config: &Config) -> Result<SqlitePool, StoreError> {
     Ok(pool)
 }
 
-/// What the shell must know of a trunk; `None`: nothing special.
-fn identity(trunk: &Trunk) -> Option<sip::TrunkIdentity> {
-    let tls = trunk.addresses.tls.clone().unwrap_or_default();
-    let identity = sip::TrunkIdentity {
-        name: trunk.name.clone(),
-        ca: tls.ca,
-        cert: tls.certificate.zip(tls.key).map(|(cert, key)| sip::TlsFiles { cert, key }),
-        shows_certificate: !trunk.inbound.tls_client.is_empty(),
-        advertised_host: trunk.addresses.advertised_host.as_deref().map(Into::into),
-    };
-    (identity != sip::TrunkIdentity::new(trunk.name.clone())).then_some(identity)
+/// REGISTER is for phones; without any it gets 405.
+fn accepted_methods(config: &Config) -> Vec<Method> {
+    match config.trunks.phones().next() {
+        Some(_) => vec![Method::Register],
+        None => Vec::new(),
+    }
 }
 
 /// A number or a phone that leads to an assistant whom nobody has made is no reason not to start, but to say so.

@@ -12,7 +12,8 @@ use secrecy::SecretString;
 use crate::call::gate::TenantLimits;
 use crate::settings::section::{Source, TableError};
 use crate::settings::{Layers, SettingsError};
-use crate::sip::TlsFiles;
+use crate::sip::guard::SharedGuard;
+use crate::sip::{SipSettings, TlsFiles};
 use crate::store::declared::{self, Declared};
 use crate::trunk::guard::GuardSettings;
 use crate::trunk::{self, Trunks};
@@ -277,6 +278,27 @@ impl Config {
             sip_realm: "tandem".to_owned(),
             guard: GuardSettings::default(),
             tenant_limits: TenantLimits::default(),
+        }
+    }
+
+    /// What the SIP shell is told.
+    pub fn sip(&self, guard: SharedGuard) -> SipSettings {
+        SipSettings {
+            listen: self.sip_listen.clone(),
+            tls: self.tls.clone(),
+            dns: self.sip_dns,
+            trunks: self.trunks.iter().map(|trunk| (&**trunk).into()).collect(),
+            guard,
+        }
+    }
+
+    /// What the SIP shell is told.
+    pub fn sip(&self) -> SipSettings {
+        SipSettings {
+            listen: self.sip_listen.clone(),
+            tls: self.tls.clone(),
+            dns: self.sip_dns,
+            trunks: self.trunks.iter().map(|trunk| (&**trunk).into()).collect(),
         }
     }
 

@@ -240,9 +240,7 @@ pub fn notice(given: Option<proto::tell_agent_request::What>) -> Result<Notice, 
         What::Transfer(transfer) if transfer.reason.len() <= NOTICE_MAX => {
             Ok(Notice::Transfer { status: transfer.status, reason: transfer.reason })
         }
-        What::Transfer(_) => {
-            Err(invalid("transfer.reason", format!("is longer than {NOTICE_MAX} octets")))
-        }
+        What::Transfer(_) => Err(invalid("transfer.reason", format!("is longer than {NOTICE_MAX} octets"))),
     }
 }
 

@@ -76,8 +76,9 @@ fn phone_that_nobody_picks_up_stops_ringing() {
 #[test]
 fn calls_over_a_lossy_network_are_answered_and_carry_audio() {
     for seed in 1..=10 {
-        let network =
-            Network::seeded(seed).loss_percent(15).delay(Duration::from_millis(40), Duration::from_millis(30));
+        let network = Network::seeded(seed)
+            .loss_percent(15)
+            .delay(Duration::from_millis(40), Duration::from_millis(30));
         let mut world = World::new(network);
         world.phone_always(Manners::Answers);
         let call = world.places("tone", &World::trunk(|_| {}));

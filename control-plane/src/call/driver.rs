@@ -23,6 +23,10 @@ use super::registry::placing::PlaceError;
 use crate::media::client::EngineClient;
 use crate::media::{EngineId, News};
 use crate::metrics::{Metrics, TrunkCall};
+use crate::registration::{
+    self,
+    desk::{Desk, Taken},
+};
 use crate::sip::guard::SharedGuard;
 use crate::sip::{SipEvent, Verb};
 use crate::store;
@@ -66,6 +70,8 @@ pub struct Sources {
     pub events: mpsc::Receiver<SipEvent>,
     /// From the engines' event streams.
     pub news: mpsc::Receiver<(EngineId, News)>,
+    /// Takes what is registration's.
+    pub desk: Desk,
 }
 
 /// The live calls, for the API. Cheap to clone.
@@ -241,14 +247,24 @@ impl Driver {
                     None => return,
                 },
                 event = self.sources.events.recv() => match event {
-                    Some(event) => {
-                        self.calls.handle_store(self.means.writer.is_behind());
-                        self.calls.handle_sip(event, Instant::now());
-                    }
+                    Some(event) => self.handle_sip(event).await,
                     None => return,
                 },
             }
             self.perform_all().await;
+        }
+    }
+
+    async fn handle_sip(&mut self, event: SipEvent) {
+        match self.sources.desk.take(event) {
+            Taken::NotOurs(event) => {
+                self.calls.handle_store(self.means.writer.is_behind());
+                self.calls.handle_sip(event, Instant::now());
+            }
+            Taken::Ours => {}
+            Taken::Full(request) => {
+                drop(self.means.verbs.send(Verb::Reply(request, registration::driver::too_busy())).await);
+            }
         }
     }
 

@@ -22,7 +22,7 @@ use crate::settings::Layers;
 
 /// Where the service is and who asks.
 #[derive(Debug, Clone, Args)]
-struct ServiceArgs {
+pub(super) struct ServiceArgs {
     /// The service [default: the HTTP listener of the settings]
     #[arg(long, global = true, value_name = "URL")]
     url: Option<String>,
@@ -224,6 +224,9 @@ pub enum ClientError {
         /// As its ending says.
         why: String,
     },
+    /// No such trunk, or another tenant's.
+    #[error("{0}; `tandem trunk list` shows the trunks there are")]
+    NoTrunk(String),
     /// Anything else the service said.
     #[error("the service answers {code:?}: {message}")]
     Refused {
@@ -234,8 +237,15 @@ pub enum ClientError {
     },
 }
 
+impl ServiceArgs {
+    /// For scripts?
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+}
+
 /// A connection, and what goes with each request.
-struct Service {
+pub(super) struct Service {
     channel: Channel,
     /// The tenant's key.
     key: Option<AsciiMetadataValue>,
@@ -261,7 +271,7 @@ fn header_value(text: &str) -> Result<AsciiMetadataValue, ClientError> {
 }
 
 impl Service {
-    async fn connect(args: &ServiceArgs, layers: &Layers) -> Result<Self, ClientError> {
+    pub(super) async fn connect(args: &ServiceArgs, layers: &Layers) -> Result<Self, ClientError> {
         let key = layers.text("api_key").map(header_value).transpose()?;
         let token = service_token(layers).as_deref().map(header_value).transpose()?;
         let url = args.url.clone().unwrap_or_else(|| super::service_url(layers));
@@ -271,8 +281,12 @@ impl Service {
         Ok(Self { channel, key, token, url })
     }
 
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// A request in the tenant's name.
-    fn request<T>(&self, message: T) -> Result<Request<T>, ClientError> {
+    pub(super) fn request<T>(&self, message: T) -> Result<Request<T>, ClientError> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("x-api-key", self.key.clone().ok_or(ClientError::NoKey)?);
         Ok(request)
@@ -290,7 +304,7 @@ impl Service {
         request
     }
 
-    fn refused(&self, status: Status) -> ClientError {
+    pub(super) fn refused(&self, status: Status) -> ClientError {
         match status.code() {
             Code::Unauthenticated | Code::PermissionDenied => {
                 ClientError::Unauthenticated(status.message().to_owned())
@@ -472,7 +486,7 @@ impl ConversationArgs {
     }
 }
 
-fn print_json(value: &serde_json::Value) {
+pub(super) fn print_json(value: &serde_json::Value) {
     println!("{value:#}");
 }
 

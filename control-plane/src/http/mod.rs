@@ -23,6 +23,7 @@ use crate::call::driver::LiveCalls;
 use crate::call::order::FieldError;
 use crate::call::registry::placing::PlaceError;
 use crate::metrics::Metrics;
+use crate::registration::driver::Office;
 use crate::sip::SharedCounters;
 use crate::sip::guard::SharedGuard;
 use crate::store::accounts::{Accounts, KeyHash, Principal};
@@ -36,6 +37,7 @@ mod listener;
 mod refusals;
 mod rest;
 mod talk;
+mod trunks;
 pub mod view;
 
 use listener::{Bounded, Peer};
@@ -61,6 +63,8 @@ pub struct Shared {
     pub guard: SharedGuard,
     /// The newest refusals without a record.
     pub refusals: Refusals,
+    /// Trunks and registered phones.
+    pub office: Office,
     /// What our own processes prove themselves with.
     pub service_token: Option<Arc<SecretString>>,
     /// Where callers dial, for the page.
@@ -83,6 +87,7 @@ async fn router(shared: Shared) -> Router {
     health.set_serving::<grpc::ConversationServer>().await;
     health.set_serving::<refusals::Server>().await;
     health.set_serving::<grpc::TalkServer>().await;
+    health.set_serving::<trunks::Server>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(tandem_api::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -94,6 +99,7 @@ async fn router(shared: Shared) -> Router {
         .add_service(grpc::conversation_server(shared.clone()))
         .add_service(refusals::server(shared.clone()))
         .add_service(grpc::talk_server(shared.clone()))
+        .add_service(trunks::server(shared.clone()))
         .prepare()
         .into_axum_router()
         // Routes answers every other path as a gRPC error; over REST that must be a plain 404.

@@ -155,9 +155,13 @@ impl Driver {
             Verb::Request(token, request, destination) => {
                 self.begin(token, Wanted::Request(request), destination);
             }
-            verb => {
-                if let Verb::Cancel(call) | Verb::HangUp(call, _) = &verb {
-                    self.outgoing.forget(Handle::Call(*call));
+            mut verb => {
+                if let Verb::Cancel(call) | Verb::HangUp(call, _) = &mut verb {
+                    let newest = self.outgoing.newest(Handle::Call(*call));
+                    self.outgoing.forget(newest);
+                    if let Handle::Call(newest) = newest {
+                        *call = newest;
+                    }
                 }
                 self.perform_now(verb);
             }
@@ -190,7 +194,9 @@ impl Driver {
         if let Some(flow) = flow {
             return self.begin_by_flow(token, wanted, flow);
         }
-        let host = uri.host().trim_matches(['[', ']', '.']).to_ascii_lowercase().into_boxed_str();
+        let named = trunk.as_ref().and_then(|trunk| self.tls.server_name(trunk));
+        let host =
+            named.unwrap_or_else(|| uri.host().trim_matches(['[', ']', '.']).to_ascii_lowercase().into());
         let ours = self.transports.outgoing();
         let resolution = match Resolution::new(&uri, transport, &ours, rand::random()) {
             Ok(resolution) => resolution,
@@ -372,8 +378,8 @@ impl Driver {
     /// A connection is gone, or we want it gone.
     fn close(&mut self, flow: Flow) {
         let Some(connection) = flow.connection else { return };
-        let kept_for = self.transports.forget(connection).and_then(|connection| connection.kept_for);
-        self.said.extend(kept_for.map(|token| SipEvent::FlowLost { token }));
+        self.transports.forget(connection);
+        self.said.push_back(SipEvent::Closed { connection });
         self.endpoint.handle_closed(connection, Instant::now());
     }
 
@@ -385,6 +391,9 @@ impl Driver {
                 if self.transports.send(transmit).is_err() {
                     self.endpoint.handle_transport_error(flow, Instant::now());
                 }
+            }
+            while let Some(token) = self.transports.poll_lost() {
+                self.said.push_back(SipEvent::FlowLost { token });
             }
             if let Some(said) = self.waiting.take().or_else(|| self.said.pop_front()) {
                 self.deliver(said);

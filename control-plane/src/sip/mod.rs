@@ -119,14 +119,22 @@ pub enum ListenError {
     Tls(#[from] TlsError),
 }
 
+/// Whether the certificates and keys could be used; opens no socket.
+pub fn check(settings: &SipSettings) -> Result<(), ListenError> {
+    load_tls(settings).map(drop)
+}
+
+fn load_tls(settings: &SipSettings) -> Result<tls::Tls, ListenError> {
+    let needs = |listener: &&SipListen| listener.transport.needs_certificate();
+    match settings.listen.iter().find(needs) {
+        Some(listener) if settings.tls.is_none() => Err(ListenError::NoCertificate(*listener)),
+        _ => Ok(tls::Tls::load(settings.tls.clone(), settings.trunks.clone())?),
+    }
+}
+
 /// Opens the listeners and starts the task that owns the endpoint.
 pub async fn start(settings: &SipSettings, config: EndpointConfig) -> Result<Sip, ListenError> {
-    if settings.tls.is_none()
-        && let Some(listener) = settings.listen.iter().find(|listener| listener.transport.needs_certificate())
-    {
-        return Err(ListenError::NoCertificate(*listener));
-    }
-    let tls = Arc::new(tls::Tls::load(settings.tls.clone(), settings.trunks.clone())?);
+    let tls = Arc::new(load_tls(settings)?);
     let counters = SharedCounters::default();
     let transports = transport::Transports::open(&settings.listen, tls.clone(), counters.net.clone()).await?;
     let listeners = transports.listeners();

@@ -128,6 +128,8 @@ pub(super) struct Attempt {
     hops: VecDeque<Hop>,
     /// The hop under way.
     current: Option<Target>,
+    /// What it was called on the hop before.
+    before: Option<Handle>,
 }
 
 impl Attempt {
@@ -158,6 +160,9 @@ pub(super) struct Outgoing {
     silences: BTreeSet<(Instant, Handle)>,
     /// Left behind; their events are nobody's. As many as the endpoint has calls and requests at most.
     left: HashSet<Handle>,
+    /// What a request is called now, by what it was called before: whoever gives it up may not have heard yet. Until its
+    /// end.
+    moved: HashMap<Handle, Handle>,
     resting: HashMap<Target, Instant>,
 }
 
@@ -183,7 +188,7 @@ impl Outgoing {
             }
             hops.push_back(Hop { target, is_fallback });
         }
-        Attempt { token, wanted, identity, hops, current: None }
+        Attempt { token, wanted, identity, hops, current: None, before: None }
     }
 
     /// A hop could not even be begun.
@@ -193,11 +198,22 @@ impl Outgoing {
 
     /// An attempt has left by its current hop.
     pub(super) fn placed(&mut self, handle: Handle, attempt: Attempt, now: Instant) {
+        if let Some(before) = attempt.before {
+            self.moved.insert(before, handle);
+        }
         if attempt.hops.is_empty() {
             return;
         }
         self.silences.insert((now + SILENCE_MAX, handle));
         self.under_way.insert(handle, attempt);
+    }
+
+    /// What a request is called now.
+    pub(super) fn newest(&self, mut handle: Handle) -> Handle {
+        while let Some(newer) = self.moved.get(&handle) {
+            handle = *newer;
+        }
+        handle
     }
 
     /// The user does not want it any more: it is not tried elsewhere.
@@ -226,10 +242,19 @@ impl Outgoing {
             }
             return Verdict::Swallow;
         }
-        let Some(mut attempt) = self.under_way.remove(&handle) else { return Verdict::Pass };
+        let Some(mut attempt) = self.under_way.remove(&handle) else {
+            if outcome != Outcome::Heard {
+                self.end_names(handle);
+            }
+            return Verdict::Pass;
+        };
         self.silences.retain(|(_, of)| *of != handle);
         match outcome {
-            Outcome::Heard | Outcome::Final => return Verdict::Pass,
+            Outcome::Heard => return Verdict::Pass,
+            Outcome::Final => {
+                self.end_names(handle);
+                return Verdict::Pass;
+            }
             // The host is there and has said no: by a datagram it would say the same.
             Outcome::Busy => {
                 while attempt.hops.front().is_some_and(|hop| hop.is_fallback) {
@@ -241,7 +266,26 @@ impl Outgoing {
         if let Some(target) = attempt.current {
             self.rest(target, now);
         }
-        if attempt.hops.is_empty() { Verdict::Pass } else { Verdict::Again(Box::new(attempt)) }
+        attempt.before = Some(handle);
+        if attempt.hops.is_empty() {
+            self.end_names(handle);
+            return Verdict::Pass;
+        }
+        Verdict::Again(Box::new(attempt))
+    }
+
+    /// A request is over: its earlier names lead nowhere.
+    fn end_names(&mut self, handle: Handle) {
+        let mut ended = vec![handle];
+        while let Some(name) = ended.pop() {
+            self.moved.retain(|older, newer| {
+                let leads_there = *newer == name;
+                if leads_there {
+                    ended.push(*older);
+                }
+                !leads_there
+            });
+        }
     }
 
     /// When a silent target is given up.
@@ -261,7 +305,8 @@ impl Outgoing {
 
     /// What is left to try of a silent request.
     pub(super) fn take(&mut self, handle: Handle, now: Instant) -> Option<Attempt> {
-        let attempt = self.under_way.remove(&handle)?;
+        let mut attempt = self.under_way.remove(&handle)?;
+        attempt.before = Some(handle);
         if let Some(target) = attempt.current {
             self.rest(target, now);
         }

@@ -18,6 +18,8 @@ use super::tls::tests::Authority;
 use super::*;
 use crate::config::SipTransport;
 
+mod names;
+
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 const SOON: Duration = Duration::from_secs(10);
 
@@ -69,9 +71,14 @@ impl Sip {
     }
 
     async fn incoming(&mut self) -> (CallHandle, Box<tandem_sip::Request>, Flow, Option<Arc<TlsPeer>>) {
-        match self.next_event().await {
-            (Event::IncomingInvite { call, request, flow, .. }, peer) => (call, request, flow, peer),
-            other => panic!("{other:?}"),
+        loop {
+            match self.next_event().await {
+                (Event::IncomingInvite { call, request, flow, .. }, peer) => {
+                    return (call, request, flow, peer);
+                }
+                (Event::Ended { .. }, _) => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 }
@@ -103,6 +110,14 @@ async fn request_over_tls_is_answered_and_says_tls() {
     let address = server.at(Transport::Tls);
     client.options(&format!("sips:a@{address}"), Some("carrier")).await;
     assert_eq!(client.status().await, Ok(200));
+    client.invite(&format!("sips:a@{address}"), "v=0\r\n", Some("carrier")).await;
+    let (call, invite, ..) = server.incoming().await;
+    let contact = invite.head.contact().unwrap().uri;
+    assert_eq!((contact.scheme(), contact.param("transport")), (tandem_sip::uri::Scheme::Sips, None));
+    server.verbs.send(Verb::Answer(call, Body::sdp("v=0\r\n"))).await.unwrap();
+    let (Event::Answered { response, .. }, _) = client.next_event().await else { panic!("it is answered") };
+    assert_eq!(response.head.contact().unwrap().uri.scheme(), tandem_sip::uri::Scheme::Sips);
+    assert!(matches!(server.next_event().await.0, Event::Acknowledged { .. }));
     client.invite(&format!("sip:a@{address};transport=tls"), "v=0\r\n", Some("carrier")).await;
     let (call, invite, flow, peer) = server.incoming().await;
     assert_eq!((&*invite.head.via().transport, flow.transport, peer), ("TLS", Transport::Tls, None));

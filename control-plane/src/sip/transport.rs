@@ -81,6 +81,8 @@ pub struct Transports {
     by_way: HashMap<Way, ConnectionId>,
     /// Who the TLS server at an address was.
     names: HashMap<SocketAddr, Identity>,
+    /// REGISTERs whose connection is gone, for the driver to tell.
+    lost: Vec<Token>,
 }
 
 /// The driver's end of a connection.
@@ -141,6 +143,7 @@ impl Transports {
             by_remote: HashMap::new(),
             by_way: HashMap::new(),
             names: HashMap::new(),
+            lost: Vec::new(),
         };
         for listener in listen {
             let opened = match listener.transport {
@@ -336,7 +339,12 @@ impl Transports {
         }
         let (writes, writes_in) = Shared::new_writes();
         let (transport, remote) = (flow.transport, flow.remote);
-        self.keep(flow, Connection { remote, transport, writes, peer: None, way: Some(way), kept_for: None });
+        // Its certificate will have been checked before anything comes: requests of theirs may come this way too.
+        let peer = identity.as_ref().and_then(|identity| {
+            let trunks = vec![identity.trunk.clone()?];
+            Some(Arc::new(TlsPeer { names: vec![identity.host.clone()], trunks }))
+        });
+        self.keep(flow, Connection { remote, transport, writes, peer, way: Some(way), kept_for: None });
         tokio::spawn(handshake::connect(flow, identity, writes_in, self.shared.clone(), slot));
         Some(id)
     }
@@ -355,8 +363,9 @@ impl Transports {
     }
 
     /// A connection is gone, or is to be closed: without its sender the writing task ends, and with it the rest.
-    pub fn forget(&mut self, id: ConnectionId) -> Option<Connection> {
-        let connection = self.connections.remove(&id)?;
+    pub fn forget(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        self.lost.extend(connection.kept_for);
         let remote = (connection.transport, connection.remote);
         if self.by_remote.get(&remote) == Some(&id) {
             self.by_remote.remove(&remote);
@@ -366,6 +375,10 @@ impl Transports {
         {
             self.by_way.remove(way);
         }
-        Some(connection)
+    }
+
+    /// The next REGISTER whose connection is gone.
+    pub fn poll_lost(&mut self) -> Option<Token> {
+        self.lost.pop()
     }
 }

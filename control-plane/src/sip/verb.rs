@@ -8,7 +8,7 @@
 //!
 //! A [`Token`] names a request of ours from the verb on; the endpoint's handle comes with [`SipEvent::Placed`] or
 //! [`SipEvent::Sent`], and once more, with another handle, each time the request moves to the next target (RFC 3263
-//! §4.3). Events of a handle that was left behind are not seen by anybody.
+//! §4.3). Events of a handle that was left behind are not seen by anybody; who cancels by it cancels the newest.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,8 +16,8 @@ use std::time::Instant;
 use tandem_sip::header::refer::ReferTo;
 use tandem_sip::message::{Body, Reply};
 use tandem_sip::{
-    CallError, CallHandle, Endpoint, Event, Flow, Headers, InviteRequest, Method, OutgoingRequest,
-    RequestHandle, Transport, Uri,
+    CallError, CallHandle, ConnectionId, Endpoint, Event, Flow, Headers, InviteRequest, Method,
+    OutgoingRequest, RequestHandle, Transport, Uri,
 };
 
 /// Where an outgoing request goes, before names are resolved (RFC 3263).
@@ -86,6 +86,14 @@ pub enum Verb {
     Refer(CallHandle, Box<ReferTo>, Headers),
     /// Gives up our INVITE.
     Cancel(CallHandle),
+    /// 202 to a REFER.
+    AcceptRefer(RequestHandle),
+    /// Tells who sent that REFER how the call to its target fares.
+    NotifyRefer(CallHandle, u16),
+    /// The PRACK with our answer, after a reliable provisional response with the peer's offer.
+    Prack(CallHandle, Body),
+    /// The host (and port) that Via and Contact of this call name, instead of everybody's: a trunk's own address.
+    Advertise(CallHandle, Option<Arc<str>>),
 }
 
 /// What the shell says: the endpoint's events, and what became of verbs that send something.
@@ -118,6 +126,11 @@ pub enum SipEvent {
         token: Token,
         /// Why.
         why: NotSent,
+    },
+    /// A connection is gone, whoever had opened it.
+    Closed {
+        /// Which.
+        connection: ConnectionId,
     },
     /// The connection over which this REGISTER had gone is gone: whoever we registered with cannot reach us by it.
     FlowLost {
@@ -198,6 +211,10 @@ impl Verb {
             Self::Ack(call, body) => endpoint.ack(call, body, now),
             Self::Refer(call, target, headers) => endpoint.refer(call, &target, headers, now),
             Self::Cancel(call) => endpoint.cancel(call, now),
+            Self::AcceptRefer(request) => endpoint.accept_refer(request, now),
+            Self::NotifyRefer(call, status) => endpoint.notify_refer(call, status, "", now),
+            Self::Prack(call, body) => endpoint.prack(call, body, now),
+            Self::Advertise(call, host) => endpoint.advertise(call, host),
             Self::Invite(token, mut invite, destination) => {
                 let placed = address(&destination, invite.flow).and_then(|flow| {
                     invite.flow = flow;

@@ -22,6 +22,7 @@ pub mod credential;
 pub mod file;
 pub mod glance;
 pub mod guard;
+pub mod health;
 pub mod inbound;
 pub mod lru;
 pub mod outbound;

@@ -91,11 +91,13 @@ fn host_that_is_not_there_is_left_for_the_next_and_rests() {
     let mut bed = Bed::new();
     let targets = [target(Transport::Udp, A), target(Transport::Udp, B)];
     let attempt = bed.plan(invite(10), &targets);
-    let (_, first) = bed.send(attempt);
+    let (handle, first) = bed.send(attempt);
     assert_eq!(first, targets[0]);
     bed.endpoint.handle_transport_error(flow(first), bed.now);
     let (_, Verdict::Again(attempt)) = bed.next_verdict() else { panic!("it goes on") };
-    assert_eq!((bed.send(*attempt).1, bed.outgoing.poll_timeout()), (targets[1], None));
+    let (second, at) = bed.send(*attempt);
+    assert_eq!((at, bed.outgoing.poll_timeout()), (targets[1], None));
+    assert_eq!(bed.outgoing.newest(handle), second, "who gives it up by its first name means this one");
     let attempt = bed.plan(invite(10), &targets);
     assert_eq!(bed.send(attempt).1, targets[1], "the one that failed comes last");
     bed.now += REST;

@@ -24,6 +24,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use self::peer::{AskForCertificate, Authorities};
 use super::TlsPeer;
+use crate::trunk::Trunk;
 
 /// How often files are looked at. A renewed certificate is in use so many seconds later.
 const RELOAD_EVERY: Duration = Duration::from_secs(5);
@@ -44,6 +45,8 @@ pub struct TrunkIdentity {
     pub name: Arc<str>,
     /// PEM file of the only authorities that may vouch for it; `None`: the public ones.
     pub ca: Option<PathBuf>,
+    /// The name that its certificate must have; `None`: the host of its URI.
+    pub server_name: Option<Box<str>>,
     /// What we show when it asks for a certificate.
     pub cert: Option<TlsFiles>,
     /// Whether it shows certificates to us, so that the listener must ask for them.
@@ -55,7 +58,29 @@ pub struct TrunkIdentity {
 impl TrunkIdentity {
     /// A trunk without anything of its own.
     pub fn new(name: Arc<str>) -> Self {
-        Self { name, ca: None, cert: None, shows_certificate: false, advertised_host: None }
+        Self {
+            name,
+            ca: None,
+            server_name: None,
+            cert: None,
+            shows_certificate: false,
+            advertised_host: None,
+        }
+    }
+}
+
+impl From<&Trunk> for TrunkIdentity {
+    fn from(trunk: &Trunk) -> Self {
+        let tls = trunk.addresses.tls.clone().unwrap_or_default();
+        let cert = tls.certificate.zip(tls.key).map(|(cert, key)| TlsFiles { cert, key });
+        Self {
+            name: trunk.name.clone(),
+            ca: tls.ca,
+            server_name: tls.server_name.map(|name| name.to_ascii_lowercase().into()),
+            cert,
+            shows_certificate: !trunk.inbound.tls_client.is_empty(),
+            advertised_host: trunk.addresses.advertised_host.as_deref().map(Into::into),
+        }
     }
 }
 
@@ -160,6 +185,11 @@ impl Tls {
     /// The host that a trunk is told.
     pub(super) fn advertised_host(&self, trunk: &str) -> Option<Arc<str>> {
         self.trunks.iter().find(|known| *known.name == *trunk)?.advertised_host.clone()
+    }
+
+    /// The name that a trunk's certificate must have, if it is not its URI's host.
+    pub(super) fn server_name(&self, trunk: &str) -> Option<Box<str>> {
+        self.trunks.iter().find(|known| *known.name == *trunk)?.server_name.clone()
     }
 
     /// Reads files again when they have changed, for as long as anybody else holds this.

@@ -36,7 +36,7 @@ use std::time::Instant;
 pub use config::{
     CallError, Counters, EndpointConfig, IDLE_MAX, InviteRequest, MAX_CALLS, MAX_CONNECTIONS, MAX_QUEUED,
     MAX_TRANSACTIONS, MIN_SE_S, OutgoingRequest, OwnContact, PARTIAL_MAX, RESERVED_PART, RETRY_AFTER_FULL_S,
-    Reliability, SessionTimer,
+    Reliability, SessionTimer, Sizes,
 };
 
 pub use event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
@@ -50,7 +50,7 @@ use refusal::Refusal;
 use stream::Stream;
 
 use crate::dialog::Dialog;
-use crate::flow::{ConnectionId, Flow, Transmit};
+use crate::flow::{ConnectionId, Flow, Transmit, Transport};
 use crate::message::{Message, Method, Reply};
 use crate::parse::{ParseError, parse, salvage};
 use crate::random::Random;
@@ -150,6 +150,18 @@ impl Endpoint {
     /// Transactions in memory.
     pub fn transaction_count(&self) -> usize {
         self.transactions.len()
+    }
+
+    /// How many entries each table has: for tests and metrics of memory.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            calls: self.calls.len(),
+            transactions: self.transactions.len(),
+            exchanges: self.exchanges.len(),
+            keys: self.index.len() + self.merged.len() + self.tags.len(),
+            streams: self.streams.len(),
+            wakes: self.wakes.len(),
+        }
     }
 
     /// A call's dialog: identity and remote target. `None` for an outgoing call before its answer.
@@ -287,9 +299,12 @@ impl Endpoint {
         let user = own.user.as_deref().unwrap_or(&self.config.contact_user);
         let user = crate::grammar::escape_user(user);
         let at = if user.is_empty() { "" } else { "@" };
-        let transport =
-            flow.transport.uri_param().map(|name| format!(";transport={name}")).unwrap_or_default();
-        format!("<sip:{user}{at}{}{transport}>", self.sent_by(flow, own.host.as_deref()))
+        let scheme = if own.is_secure { "sips" } else { "sip" };
+        // `sips:` says TLS by itself (RFC 3261 §26.2.2).
+        let named =
+            flow.transport.uri_param().filter(|_| !(own.is_secure && flow.transport == Transport::Tls));
+        let transport = named.map(|name| format!(";transport={name}")).unwrap_or_default();
+        format!("<{scheme}:{user}{at}{}{transport}>", self.sent_by(flow, own.host.as_deref()))
     }
 
     /// A new branch, and a Via with it.
