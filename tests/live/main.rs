@@ -8,5 +8,6 @@ mod refusals;
 mod restart;
 mod sip_dialog;
 mod sip_methods;
+mod sip_tls;
 mod softphone;
 mod websocket;

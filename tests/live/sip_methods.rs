@@ -34,12 +34,16 @@ async fn requests_outside_of_a_call_are_answered_as_the_rfcs_tell() -> anyhow::R
     all_go_as_written(
         &stack,
         &[
+            "options",
             "method_unknown",
             "require_unknown",
             "scheme_unknown",
             "body_unknown",
             "encoding_unknown",
+            "subscribe",
             "publish",
+            "replaces_nothing",
+            "session_timer_short",
             "stray_bye",
             "stray_update",
         ],
