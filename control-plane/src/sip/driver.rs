@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use super::counters::count;
+use super::guard::SharedGuard;
 use super::outgoing::{Attempt, Handle, Outgoing, Verdict, Wanted};
 use super::refusal_log::{RefusalLog, Refused};
 use super::resolver::Resolver;
@@ -43,6 +44,7 @@ pub struct Driver {
     waiting: Option<SipEvent>,
     counters: SharedCounters,
     refusals: RefusalLog,
+    guard: SharedGuard,
     outgoing: Outgoing,
     resolver: Resolver,
     /// Requests whose destination is being looked up.
@@ -82,6 +84,7 @@ impl Driver {
             waiting: None,
             counters,
             refusals: RefusalLog::default(),
+            guard: SharedGuard::default(),
             outgoing: Outgoing::default(),
             resolver,
             resolving: HashMap::new(),
@@ -89,6 +92,11 @@ impl Driver {
             resolved,
             tls,
         }
+    }
+
+    /// With a guard that knows trunks and phones.
+    pub(super) fn with_guard(self, guard: SharedGuard) -> Self {
+        Self { guard, ..self }
     }
 
     /// Runs until every sender of verbs is gone, and a moment longer.
@@ -311,6 +319,9 @@ impl Driver {
     fn read_datagrams(&mut self, listener: usize, datagram: &mut [u8]) {
         for _ in 0..DATAGRAMS_A_TURN {
             let Some((len, flow)) = self.transports.try_receive(listener, datagram) else { return };
+            if !self.guard.lets_in(&datagram[..len], flow, Instant::now()) {
+                continue;
+            }
             if stun::is_stun(&datagram[..len]) {
                 self.answer_stun(&datagram[..len], flow);
                 continue;
@@ -345,6 +356,10 @@ impl Driver {
             }
             Arrival::Opened(flow) => self.endpoint.handle_connected(flow),
             Arrival::Bytes(flow, bytes) => {
+                if !self.guard.lets_in(&bytes, flow, Instant::now()) {
+                    self.close(flow);
+                    return;
+                }
                 // Pieces that were under way when we closed the connection: the rest of a stream without its beginning.
                 if flow.connection.is_some_and(|connection| self.transports.knows(connection)) {
                     self.endpoint.handle_input(&bytes, flow, Instant::now());
@@ -364,6 +379,7 @@ impl Driver {
     fn close(&mut self, flow: Flow) {
         let Some(connection) = flow.connection else { return };
         self.transports.forget(connection);
+        self.said.push_back(SipEvent::Closed { connection });
         self.endpoint.handle_closed(connection, Instant::now());
     }
 
