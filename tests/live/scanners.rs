@@ -38,7 +38,8 @@ async fn sipvicious_finds_no_extension_and_makes_no_call() -> anyhow::Result<()>
         ("svwar", &["-m", "INVITE", "-e", "100-300"][..]),
         ("svwar", &["-m", "REGISTER", "-e", "100-300"][..]),
     ] {
-        let said = tokio::task::spawn_blocking(move || scanner::sipvicious(program, sip, arguments)).await??;
+        let said =
+            tokio::task::spawn_blocking(move || scanner::sipvicious(program, sip, arguments)).await??;
         println!("{program} {arguments:?}:\n{said}");
         anyhow::ensure!(!said.contains("reqauth") && !said.contains("noauth"), "it found something:\n{said}");
     }
