@@ -359,7 +359,7 @@ impl Stack {
     /// Waits until no call is alive any more, and returns them all.
     pub async fn calls_when_over(&self) -> anyhow::Result<Vec<Call>> {
         let over = ["ended", "failed"];
-        for _ in 0..100 {
+        for _ in 0..400 {
             let calls = self.calls().await?;
             if calls.iter().all(|call| over.contains(&call.state.as_str())) {
                 return Ok(calls);
@@ -368,7 +368,7 @@ impl Stack {
         }
         let calls = self.calls().await?;
         let alive: Vec<_> = calls.iter().filter(|call| !over.contains(&call.state.as_str())).collect();
-        anyhow::bail!("{} calls are still alive after 5 s, the first: {:?}", alive.len(), alive.first())
+        anyhow::bail!("{} calls are still alive after 20 s, the first: {:?}", alive.len(), alive.first())
     }
 
     /// Asks the supervisor to end, and waits for it.
