@@ -142,6 +142,7 @@ impl App {
             trunks: config.trunks.clone(),
             contexts: contexts.clone(),
             realm: config.sip_realm.clone(),
+            digest: config.sip_digest.clone(),
             nonce_secret: rand::random(),
             seed: rand::random(),
         });
@@ -155,7 +156,8 @@ impl App {
             guard: guard.clone(),
             refusals: refusals.clone(),
         };
-        let gate = Gate::new(config.trunks.clone(), &config.sip_realm, &rand::random(), config.tenant_limits);
+        let gate = Gate::new(config.trunks.clone(), &config.sip_realm, &rand::random(), config.tenant_limits)
+            .with_digest(&config.sip_digest);
         let calls = Calls::new(settings, Instant::now(), store::epoch_ms()).with_gate(gate);
         let sources = Sources { events: sip.events, news, desk: registration.desk };
         let (driver, live) = Driver::new(calls, means, sources);
