@@ -6,5 +6,6 @@ mod api;
 mod calls;
 mod engine;
 mod lifecycle;
+mod placing;
 mod stage;
 mod wire;
