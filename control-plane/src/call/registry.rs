@@ -285,6 +285,8 @@ impl Calls {
             }
             Event::Ended { call, why } => {
                 self.on_sip(call, now, |call, around| call.handle_sip_ended(why, around));
+                // Its last word: a call may go on under another handle.
+                self.by_sip.remove(&call);
             }
             Event::Request { handle, call: Some(call), request, .. } if request.method == Method::Update => {
                 self.on_sip(call, now, |call, around| call.handle_update(handle, &request, around));

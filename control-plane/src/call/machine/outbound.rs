@@ -210,11 +210,12 @@ impl Call {
 
     /// The INVITE could not leave.
     pub fn handle_not_sent(&mut self, token: Token, why: &NotSent, around: &mut Surroundings<'_>) {
-        let Some(own) = self.outbound.as_deref_mut().filter(|own| own.asked == Some(token)) else {
+        let Some(own) = self.outbound.as_deref_mut().filter(|own| own.token == Some(token)) else {
             // An INFO of ours.
             return self.handle_info_answered(around);
         };
         own.asked = None;
+        self.sip = None;
         if self.life.is_ending() {
             self.sip_is_over = true;
             return;
