@@ -17,7 +17,7 @@ const NUMBER: &str = "+4930555";
 /// A trunk to this address. `more` are lines of [trunk.outbound] and tables after it.
 fn trunk(to: SocketAddr, more: &str) -> String {
     format!(
-        "[[trunk]]\nname = \"carrier\"\nsip_uri = \"sip:tandem@{to}\"\nsip_password = \"{PASSWORD}\"\n\
+        "[[trunk]]\nname = \"carrier\"\ntenant = \"demo\"\nsip_uri = \"sip:tandem@{to}\"\nsip_password = \"{PASSWORD}\"\n\
          [trunk.health]\nenabled = false\n[trunk.transfer]\ntargets = [\"127.0.0.1\", \"+49\"]\n\
          [trunk.outbound]\ncaller_id = \"+4930111\"\n{more}\n"
     )

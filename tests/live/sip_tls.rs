@@ -82,7 +82,7 @@ async fn baresip_calls_holds_and_resumes_over_tls() -> anyhow::Result<()> {
 async fn trunk_is_known_by_its_client_certificate_and_a_stranger_with_another_is_not() -> anyhow::Result<()> {
     let authority = Authority::new("Authority of the test")?;
     let tables = format!(
-        "[[trunk]]\nname = \"carrier\"\n[trunk.tls]\nca = \"{}\"\n\
+        "[[trunk]]\nname = \"carrier\"\ntenant = \"demo\"\n[trunk.tls]\nca = \"{}\"\n\
          [trunk.inbound]\ntls_client = [\"sbc.carrier.test\"]\n\
          [[trunk.inbound.route]]\ndid = \"+4930123456\"\nassistant = \"echo\"\n",
         authority.certificate.display()
