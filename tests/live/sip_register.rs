@@ -22,7 +22,9 @@ fn trunk(sip_uri: &str) -> String {
 }
 
 fn phone() -> String {
-    format!("[[phone]]\nuser = \"alice\"\ntenant = \"demo\"\npassword = \"{PASSWORD}\"\nassistant = \"tone\"\n")
+    format!(
+        "[[phone]]\nuser = \"alice\"\ntenant = \"demo\"\npassword = \"{PASSWORD}\"\nassistant = \"tone\"\n"
+    )
 }
 
 fn is_registered(stack: &Stack) -> anyhow::Result<()> {
@@ -56,7 +58,7 @@ async fn baresip_registers_and_calls_the_assistant_of_its_account() -> anyhow::R
     let stack = Stack::start_configured(&phone(), &[])?;
     let account = format!("<sip:alice@{}>;auth_pass=\"{PASSWORD}\";regint=60", stack.sip());
     let mut phone = Phone::start(&account, "", &sound::sweep(8_000, 30.0))?;
-    phone.event("REGISTER_OK", 1).map_err(|error| anyhow::anyhow!("{error}\n{}", stack.everything_said()))?;
+    phone.is_registered().map_err(|error| anyhow::anyhow!("{error}\n{}", stack.everything_said()))?;
     phone.command(&format!("dial sip:tone@{}", stack.sip()))?;
     phone.event("CALL_ESTABLISHED", 1)?;
     phone.command("hangup")?;
