@@ -223,7 +223,14 @@ impl Endpoint {
             Phase::Incoming { .. } => self.end_call(id, EndReason::Cancelled { reason }),
             // Both hung up at once: the answer to our own BYE ends the call.
             Phase::Closing => {}
-            Phase::Outgoing { .. } | Phase::Confirmed => self.end_call(id, EndReason::RemoteBye { reason }),
+            // Not allowed to who was called (§15); one fork's end is not the call's.
+            Phase::Outgoing { .. } => {
+                let tag = bye.head.from().tag().unwrap_or_default();
+                if let Some(call) = self.calls.get_mut(id) {
+                    call.early.retain(|early| *early.dialog.remote_tag() != *tag);
+                }
+            }
+            Phase::Confirmed => self.end_call(id, EndReason::RemoteBye { reason }),
         }
     }
 
