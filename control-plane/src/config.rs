@@ -8,8 +8,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tandem_sip::digest::Algorithm;
 
+use crate::call::gate::TenantLimits;
+use crate::settings::section::{Source, TableError};
 use crate::settings::{Layers, SettingsError};
+use crate::sip::guard::SharedGuard;
+use crate::sip::{SipSettings, TlsFiles};
+use crate::store::declared::{self, Declared};
+use crate::trunk::guard::GuardSettings;
+use crate::trunk::{self, Trunks};
 
 /// Everything the control plane needs to know to start.
 #[derive(Debug, Clone)]
@@ -20,6 +28,10 @@ pub struct Config {
     pub sip_listen: Vec<SipListen>,
     /// Host that peers are told in Contact, when it is not the listener's address.
     pub sip_public: Option<String>,
+    /// Our certificate for `tls:` and `wss:` listeners.
+    pub tls: Option<TlsFiles>,
+    /// DNS server for SIP domains; `None`: the system's.
+    pub sip_dns: Option<SocketAddr>,
     /// Where records are kept.
     pub database: Database,
     /// gRPC addresses of the media engines, at least one.
@@ -34,12 +46,24 @@ pub struct Config {
     pub demo: bool,
     /// Bounds of calls.
     pub limits: Limits,
+    /// Tenants, keys and assistants of tandem.toml.
+    pub declared: Declared,
+    /// Trunks and phones of tandem.toml.
+    pub trunks: Trunks,
+    /// Realm of our digest challenges: what a phone shows when it asks for a password.
+    pub sip_realm: String,
+    /// Hashes of these challenges, the preferred one first.
+    pub sip_digest: Vec<Algorithm>,
+    /// Who may knock, and how often.
+    pub guard: GuardSettings,
+    /// What each tenant may do.
+    pub tenant_limits: TenantLimits,
 }
 
 /// One SIP listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SipListen {
-    /// UDP or TCP.
+    /// What it speaks.
     pub transport: SipTransport,
     /// Where to bind; port 0 lets the system choose.
     pub address: SocketAddr,
@@ -52,15 +76,37 @@ pub enum SipTransport {
     Udp,
     /// Streams with Content-Length framing.
     Tcp,
+    /// The same inside TLS.
+    Tls,
+    /// WebSocket, for browsers (RFC 7118): behind a proxy that ends TLS.
+    Ws,
+    /// WebSocket inside TLS.
+    Wss,
+}
+
+impl SipTransport {
+    const ALL: [Self; 5] = [Self::Udp, Self::Tcp, Self::Tls, Self::Ws, Self::Wss];
+
+    /// As `sip_listen` has it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Ws => "ws",
+            Self::Wss => "wss",
+        }
+    }
+
+    /// Whether such a listener needs `tls_cert` and `tls_key`.
+    pub const fn needs_certificate(self) -> bool {
+        matches!(self, Self::Tls | Self::Wss)
+    }
 }
 
 impl std::fmt::Display for SipListen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let transport = match self.transport {
-            SipTransport::Udp => "udp",
-            SipTransport::Tcp => "tcp",
-        };
-        write!(f, "{transport}:{}", self.address)
+        write!(f, "{}:{}", self.transport.word(), self.address)
     }
 }
 
@@ -129,6 +175,20 @@ pub enum ConfigError {
         /// The listener.
         listener: String,
     },
+    /// A listener with TLS, and nothing to show.
+    #[error(
+        "{origin}: {listener} needs a certificate: set TANDEM_TLS_CERT and TANDEM_TLS_KEY to PEM files, or leave that \
+         listener out"
+    )]
+    NoCertificate {
+        /// Flag, variable or file.
+        origin: String,
+        /// The listener.
+        listener: String,
+    },
+    /// Tables of tandem.toml are wrong; every mistake is named.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Tables(Vec<TableError>),
     /// Demo data would be reachable from outside.
     #[error(
         "--demo opens a well-known API key, so every listener must be on loopback; {listener} is not. \
@@ -152,12 +212,16 @@ impl Config {
                 "leave it unset: the embedded store is used",
             ));
         }
+        let demo = parse(layers, "demo", "true or false", |text| text.parse().ok())?;
+        let (declared, trunks) = tables(layers, demo)?;
         let config = Self {
             http_listen: parse(layers, "http_listen", "an address such as 127.0.0.1:8080", |text| {
                 text.parse().ok()
             })?,
             sip_listen: sip_listeners(layers)?,
             sip_public: sip_public(layers)?,
+            tls: tls_files(layers)?,
+            sip_dns: sip_dns(layers)?,
             database: database(layers, &state_dir)?,
             engines: engines(layers)?,
             state_dir,
@@ -165,7 +229,21 @@ impl Config {
             talker_url: parse(layers, "talker_url", "a URL such as ws://127.0.0.1:8767/v1/talk", |text| {
                 text.starts_with("ws://").then(|| text.to_owned())
             })?,
-            demo: parse(layers, "demo", "true or false", |text| text.parse().ok())?,
+            demo,
+            declared,
+            trunks,
+            sip_realm: parse(layers, "sip_realm", "a text without quotes, such as tandem", |text| {
+                let fits = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
+                (!text.is_empty() && text.bytes().all(fits)).then(|| text.to_owned())
+            })?,
+            sip_digest: parse(layers, "sip_digest", "md5, sha-256, or both with a comma", algorithms)?,
+            guard: guard(layers)?,
+            tenant_limits: TenantLimits {
+                calls_max: optional(layers, "tenant_calls_max", "a number from 1 to 100000", |text| {
+                    text.parse().ok().filter(|n| (1..=100_000).contains(n))
+                })?,
+                calls_per_second: optional(layers, "tenant_calls_per_second", RATE_EXPECTED, rate)?,
+            },
             limits: Limits {
                 calls_max: parse(layers, "calls_max", "a number from 1 to 100000", |text| {
                     text.parse().ok().filter(|n| (1..=100_000).contains(n))
@@ -176,6 +254,7 @@ impl Config {
         };
         config.check_demo()?;
         config.check_public()?;
+        config.check_certificate(layers)?;
         Ok(config)
     }
 
@@ -189,6 +268,8 @@ impl Config {
                 SipListen { transport: SipTransport::Tcp, address: loopback },
             ],
             sip_public: None,
+            tls: None,
+            sip_dns: None,
             database: Database::Memory,
             engines,
             state_dir: std::env::temp_dir(),
@@ -196,6 +277,23 @@ impl Config {
             talker_url: "ws://127.0.0.1:8767/v1/talk".to_owned(),
             demo: true,
             limits: Limits::default(),
+            declared: Declared::default(),
+            trunks: Trunks::default(),
+            sip_realm: "tandem".to_owned(),
+            sip_digest: vec![Algorithm::Md5],
+            guard: GuardSettings::default(),
+            tenant_limits: TenantLimits::default(),
+        }
+    }
+
+    /// What the SIP shell is told.
+    pub fn sip(&self, guard: SharedGuard) -> SipSettings {
+        SipSettings {
+            listen: self.sip_listen.clone(),
+            tls: self.tls.clone(),
+            dns: self.sip_dns,
+            trunks: self.trunks.iter().map(|trunk| (&**trunk).into()).collect(),
+            guard,
         }
     }
 
@@ -205,6 +303,16 @@ impl Config {
         match everywhere {
             Some(listen) if self.sip_public.is_none() => {
                 Err(ConfigError::PublicUnknown { listener: listen.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_certificate(&self, layers: &Layers) -> Result<(), ConfigError> {
+        match self.sip_listen.iter().find(|listen| listen.transport.needs_certificate()) {
+            Some(listen) if self.tls.is_none() => {
+                let (origin, listener) = (layers.origin("sip_listen"), listen.to_string());
+                Err(ConfigError::NoCertificate { origin, listener })
             }
             _ => Ok(()),
         }
@@ -222,6 +330,61 @@ impl Config {
             None => Ok(()),
         }
     }
+}
+
+/// Every table of the file; all mistakes at once.
+fn tables(layers: &Layers, demo: bool) -> Result<(Declared, Trunks), ConfigError> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let source = Source::new(layers.path().unwrap_or(Path::new("tandem.toml")), &environment);
+    let (declared, tenants) = declared::read(&source, layers.tables(), demo);
+    let trunks = trunk::file::read(&source, layers.tables(), &tenants);
+    let errors = source.into_errors();
+    if errors.is_empty() { Ok((declared, trunks)) } else { Err(ConfigError::Tables(errors)) }
+}
+
+const RATE_EXPECTED: &str = "a rate a second from 0.01 to 100000, such as 20 or 0.5";
+
+fn rate(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|rate| (0.01..=100_000.0).contains(rate))
+}
+
+fn guard(layers: &Layers) -> Result<GuardSettings, ConfigError> {
+    Ok(GuardSettings {
+        scanner_agents: parse(
+            layers,
+            "sip_scanner_agents",
+            "a list such as friendly-scanner,sipcli",
+            |text| {
+                let agents = text.split(',').map(|agent| agent.trim().to_ascii_lowercase());
+                Some(agents.filter(|agent| !agent.is_empty()).collect())
+            },
+        )?,
+        failures_max: parse(layers, "sip_failures_max", "a number from 1 to 1000", |text| {
+            text.parse().ok().filter(|n| (1..=1_000).contains(n))
+        })?,
+        silence: seconds(layers, "sip_silence_seconds", "seconds from 1 to 3600", 3_600)?,
+        strangers_per_second: parse(layers, "sip_strangers_per_second", RATE_EXPECTED, rate)?,
+    })
+}
+
+/// A setting that may be left out.
+fn optional<T>(
+    layers: &Layers,
+    key: &'static str,
+    expected: &'static str,
+    read: impl FnOnce(&str) -> Option<T>,
+) -> Result<Option<T>, ConfigError> {
+    if layers.text(key).is_none() { Ok(None) } else { parse(layers, key, expected, read).map(Some) }
+}
+
+fn algorithms(text: &str) -> Option<Vec<Algorithm>> {
+    text.split(',')
+        .map(|name| match name.trim().to_ascii_lowercase().as_str() {
+            "md5" => Some(Algorithm::Md5),
+            "sha-256" => Some(Algorithm::Sha256),
+            _ => None,
+        })
+        .collect()
 }
 
 fn parse<T>(
@@ -266,14 +429,8 @@ fn sip_listeners(layers: &Layers) -> Result<Vec<SipListen>, ConfigError> {
         let Some((scheme, address)) = item.split_once(':') else {
             return Err(invalid(layers, KEY, item, EXPECTED));
         };
-        let transport = match scheme {
-            "udp" => SipTransport::Udp,
-            "tcp" => SipTransport::Tcp,
-            "tls" | "ws" | "wss" => {
-                let what = format!("SIP over {scheme}");
-                return Err(unsupported(layers, KEY, what, "use udp:ADDR or tcp:ADDR"));
-            }
-            _ => return Err(invalid(layers, KEY, item, EXPECTED)),
+        let Some(transport) = SipTransport::ALL.into_iter().find(|known| known.word() == scheme) else {
+            return Err(invalid(layers, KEY, item, EXPECTED));
         };
         let Ok(address) = address.parse() else {
             return Err(invalid(layers, KEY, item, EXPECTED));
@@ -302,6 +459,34 @@ fn sip_public(layers: &Layers) -> Result<Option<String>, ConfigError> {
         }
     };
     host.map(Some).ok_or_else(|| invalid(layers, KEY, text, EXPECTED))
+}
+
+/// Both or neither.
+fn tls_files(layers: &Layers) -> Result<Option<TlsFiles>, ConfigError> {
+    match (layers.text("tls_cert"), layers.text("tls_key")) {
+        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert: cert.into(), key: key.into() })),
+        (None, None) => Ok(None),
+        (Some(cert), None) => Err(invalid(
+            layers,
+            "tls_cert",
+            cert,
+            "enough by itself: set TANDEM_TLS_KEY to its key's PEM file",
+        )),
+        (None, Some(key)) => Err(invalid(
+            layers,
+            "tls_key",
+            key,
+            "enough by itself: set TANDEM_TLS_CERT to its certificate's PEM file",
+        )),
+    }
+}
+
+fn sip_dns(layers: &Layers) -> Result<Option<SocketAddr>, ConfigError> {
+    const KEY: &str = "sip_dns";
+    const EXPECTED: &str = "the address of a DNS server such as 127.0.0.1:53";
+    let Some(text) = layers.text(KEY).map(str::trim) else { return Ok(None) };
+    let address = text.parse().or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53)));
+    address.map(Some).map_err(|_| invalid(layers, KEY, text, EXPECTED))
 }
 
 fn database(layers: &Layers, state_dir: &Path) -> Result<Database, ConfigError> {
@@ -372,14 +557,36 @@ mod tests {
     }
 
     #[test]
-    fn tls_and_websocket_listeners_are_not_supported_yet() {
-        for scheme in ["tls", "ws"] {
+    fn listeners_of_every_transport_are_read() {
+        let listen = "udp:127.0.0.1:1,tcp:127.0.0.1:2,tls:127.0.0.1:3,ws:127.0.0.1:4,wss:[::1]:5";
+        let read = config(&[("sip_listen", listen), ("tls_cert", "c.pem"), ("tls_key", "k.pem")]).unwrap();
+        let read: Vec<String> = read.sip_listen.iter().map(SipListen::to_string).collect();
+        assert_eq!(read.join(","), listen);
+        assert!(config(&[("sip_listen", "sctp:127.0.0.1:1")]).is_err());
+    }
+
+    #[test]
+    fn listener_with_tls_needs_a_certificate_and_its_key() {
+        for scheme in ["tls", "wss"] {
             let error = config(&[("sip_listen", &format!("{scheme}:127.0.0.1:5061"))]).unwrap_err();
             assert_eq!(
                 error.to_string(),
-                format!("--sip-listen: SIP over {scheme} is not supported yet; use udp:ADDR or tcp:ADDR")
+                format!(
+                    "--sip-listen: {scheme}:127.0.0.1:5061 needs a certificate: set TANDEM_TLS_CERT and \
+                     TANDEM_TLS_KEY to PEM files, or leave that listener out"
+                )
             );
         }
+        let error = config(&[("tls_cert", "c.pem")]).unwrap_err().to_string();
+        assert!(error.contains("set TANDEM_TLS_KEY"), "{error}");
+    }
+
+    #[test]
+    fn dns_server_may_leave_out_its_port() {
+        let dns = |text| config(&[("sip_dns", text)]).map(|config| config.sip_dns.unwrap().to_string());
+        assert_eq!(dns("192.0.2.53").unwrap(), "192.0.2.53:53");
+        assert_eq!(dns("[::1]:5353").unwrap(), "[::1]:5353");
+        assert!(dns("dns.example.com").is_err());
     }
 
     #[test]

@@ -12,6 +12,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::trunk::guard::SCANNER_AGENTS;
+
+pub mod section;
+
+/// Tables that may stand in tandem.toml, and only there; who reads them is in `config.rs`.
+pub const TABLES: &[&str] = &["tenant", "assistant", "trunk", "phone"];
+
 /// One setting: its key in tandem.toml, its environment variable is `TANDEM_` and the key in capitals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setting {
@@ -38,7 +45,25 @@ const fn setting(key: &'static str, default: &'static str, meaning: &'static str
 pub const SETTINGS: &[Setting] = &[
     setting("http_listen", "127.0.0.1:8080", "REST, gRPC and the console, on one port"),
     setting("sip_listen", "udp:127.0.0.1:4573,tcp:127.0.0.1:4573", "SIP listeners"),
+    setting("sip_dns", "", "DNS server for SIP domains, e.g. 127.0.0.1:53; unset: the system's"),
     setting("sip_public", "", "host or address that SIP peers are told, when it is not the listener's"),
+    setting(
+        "sip_scanner_agents",
+        SCANNER_AGENTS,
+        "parts of User-Agent whose requests are dropped in silence",
+    ),
+    setting("sip_failures_max", "10", "wrong keys and passwords a minute until a source meets silence"),
+    setting("sip_silence_seconds", "60", "the first silence; the next is twice as long, up to an hour"),
+    setting("sip_strangers_per_second", "20", "requests without any credential of all strangers together"),
+    setting("tenant_calls_max", "", "live calls of one tenant; unset: no limit"),
+    setting("tenant_calls_per_second", "", "new calls a second of one tenant; unset: no limit"),
+    setting("sip_realm", "tandem", "realm of digest challenges to phones"),
+    setting(
+        "sip_digest",
+        "md5",
+        "hashes of these challenges, the preferred one first: md5, or sha-256, or both; many phones and tools give up when they \
+         see SHA-256, even beside MD5",
+    ),
     setting("public_url", "", "base URL that providers call back"),
     setting("database_url", "", "sqlite:FILE; unset: tandem.db in the state folder"),
     setting("redis_url", "", "unset: embedded store in the process"),
@@ -69,8 +94,8 @@ pub const SETTINGS: &[Setting] = &[
     setting("engine_drain_seconds", "10", "how long a stopping engine lets calls go on"),
     setting("engine_orphan_seconds", "600", "how long calls go on while no control plane listens"),
     setting("engine_sessions_max", "", "sessions an engine carries at most"),
-    setting("tls_cert", "", "certificate of tls:, wss and https listeners"),
-    setting("tls_key", "", "its key"),
+    setting("tls_cert", "", "PEM file: certificate of tls: and wss: listeners, then its intermediates"),
+    setting("tls_key", "", "PEM file: its key"),
     // The voice agent's.
     setting("talker_listen", "127.0.0.1:8767", "where the voice agent waits for engines"),
     setting("control_url", "http://127.0.0.1:8080", "where the voice agent reports what was said"),
@@ -132,6 +157,7 @@ pub struct Layers {
     flags: BTreeMap<&'static str, String>,
     environment: BTreeMap<String, String>,
     file: BTreeMap<String, String>,
+    tables: toml::Table,
     path: Option<PathBuf>,
 }
 
@@ -155,7 +181,7 @@ impl Layers {
         if let Some(path) = path {
             let text = std::fs::read_to_string(&path)
                 .map_err(|source| SettingsError::Unreadable { path: path.clone(), source })?;
-            layers.file = parse_file(&path, &text)?;
+            (layers.file, layers.tables) = parse_file(&path, &text)?;
             layers.path = Some(path);
         }
         Ok(layers)
@@ -214,19 +240,39 @@ impl Layers {
             .collect()
     }
 
+    /// The tables of the file, as they stand there; keys are those of [`TABLES`].
+    pub fn tables(&self) -> &toml::Table {
+        &self.tables
+    }
+
+    /// Lays the tables of a text over what there is, as if it stood in this file: for tests.
+    pub fn with_file(mut self, path: &Path, text: &str) -> Result<Self, SettingsError> {
+        (self.file, self.tables) = parse_file(path, text)?;
+        self.path = Some(path.to_owned());
+        Ok(self)
+    }
+
     /// The file that was read.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 }
 
-fn parse_file(path: &Path, text: &str) -> Result<BTreeMap<String, String>, SettingsError> {
+/// Plain values, and tables.
+type File = (BTreeMap<String, String>, toml::Table);
+
+fn parse_file(path: &Path, text: &str) -> Result<File, SettingsError> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| SettingsError::Syntax {
         path: path.to_owned(),
         message: error.to_string(),
     })?;
     let mut values = BTreeMap::new();
+    let mut tables = toml::Table::new();
     for (key, value) in table {
+        if TABLES.contains(&key.as_str()) {
+            tables.insert(key, value);
+            continue;
+        }
         if find(&key).is_none() {
             let nearest = nearest(&key);
             return Err(SettingsError::UnknownKey { path: path.to_owned(), key, nearest });
@@ -236,7 +282,7 @@ fn parse_file(path: &Path, text: &str) -> Result<BTreeMap<String, String>, Setti
         };
         values.insert(key, text);
     }
-    Ok(values)
+    Ok((values, tables))
 }
 
 /// A TOML value as the text that a flag or a variable would have; a list becomes comma-separated.
@@ -258,11 +304,13 @@ fn plain_text(value: &toml::Value) -> Option<String> {
 pub fn nearest(key: &str) -> &'static str {
     let key = key.to_ascii_lowercase().replace('-', "_");
     let key = key.strip_prefix("tandem_").unwrap_or(&key);
-    SETTINGS
-        .iter()
-        .map(|setting| setting.key)
-        .min_by_key(|known| distance(key, known))
-        .unwrap_or("http_listen")
+    let known = SETTINGS.iter().map(|setting| setting.key).chain(TABLES.iter().copied());
+    nearest_of(key, known).unwrap_or("http_listen")
+}
+
+/// The nearest of these words, by edit distance; of equally near ones the first.
+pub fn nearest_of<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known.min_by_key(|known| distance(word, known))
 }
 
 /// Levenshtein's distance; keys are short, so the plain table will do.
@@ -286,7 +334,7 @@ mod tests {
     use super::*;
 
     fn file(text: &str) -> Result<BTreeMap<String, String>, SettingsError> {
-        parse_file(Path::new("tandem.toml"), text)
+        parse_file(Path::new("tandem.toml"), text).map(|(values, _)| values)
     }
 
     #[test]

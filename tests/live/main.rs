@@ -2,9 +2,17 @@
 
 mod agents;
 mod demo;
+mod kamailio;
 mod many_calls;
 mod refusals;
 mod restart;
+mod scanners;
 mod sip_dialog;
 mod sip_methods;
+mod sip_register;
+mod sip_timer;
+mod sip_tls;
+mod sip_transfer;
+mod sip_trunk;
 mod softphone;
+mod websocket;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use anyhow::Context;
+use tandem_tests::bot;
 use tandem_tests::sipp::Sipp;
 use tandem_tests::stack::Stack;
 
@@ -30,6 +31,8 @@ fn goes_as_written(sipp: &Sipp, to: SocketAddr) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_outside_of_a_call_are_answered_as_the_rfcs_tell() -> anyhow::Result<()> {
     let stack = Stack::start()?;
+    // A source that has called rightly is not taken for a scanner.
+    Sipp::scenario("echo_call.xml").succeeds(stack.sip())?;
     all_go_as_written(
         &stack,
         &[
@@ -39,18 +42,17 @@ async fn requests_outside_of_a_call_are_answered_as_the_rfcs_tell() -> anyhow::R
             "scheme_unknown",
             "body_unknown",
             "encoding_unknown",
-            "hops_used_up",
             "subscribe",
             "publish",
-            "stray_bye",
-            "stray_update",
             "replaces_nothing",
             "session_timer_short",
+            "stray_bye",
+            "stray_update",
         ],
     )?;
     let conversations = stack.calls().await?;
-    let answered: Vec<_> = conversations.iter().filter(|call| call.state != "failed").collect();
-    anyhow::ensure!(answered.is_empty(), "a refused request became a call: {answered:?}");
+    let answered = conversations.iter().filter(|call| call.state != "failed").count();
+    anyhow::ensure!(answered == 1, "a refused request became a call: {conversations:?}");
     Ok(())
 }
 
@@ -63,18 +65,17 @@ fn requests_in_a_call_are_answered_as_the_rfcs_tell_and_the_call_goes_on() -> an
             "options_in_dialog",
             "method_unknown_in_dialog",
             "cseq_backwards",
-            "info_unknown",
             "message",
             "reinvite_refused",
             "cancel_too_late",
-            "refer_refused",
         ],
     )
 }
 
-/// Only where datagrams can take two ways: a stream keeps their order, and its server sees both at once.
 #[test]
 fn one_request_that_came_by_two_ways_is_one_call() -> anyhow::Result<()> {
+    let _rings = bot::silent()?;
     let stack = Stack::start()?;
-    Sipp::scenario("merged.xml").succeeds(stack.sip())
+    Sipp::scenario("merged.xml").key("to", "pcm:demo-key").succeeds(stack.sip())?;
+    Sipp::scenario("merged.xml").key("to", "pcm:demo-key").over_tcp().succeeds(stack.sip())
 }

@@ -14,10 +14,15 @@
 pub mod baresip;
 pub mod bot;
 pub mod caller;
+pub mod certificates;
+pub mod dns;
+pub mod jssip;
+pub mod kamailio;
 pub mod media;
 pub mod network;
 pub mod peer;
 pub mod planes;
+pub mod scanner;
 pub mod sipp;
 pub mod sound;
 pub mod stack;

@@ -1,4 +1,4 @@
-//! One inbound call: what its events mean. Sans-IO; the timers are in [`super::state`], the offer/answer rules in
+//! One call: what its events mean. Sans-IO; the timers are in [`super::state`], the offer/answer rules in
 //! [`super::negotiation`], the engine's commands in [`super::session`].
 //!
 //! ```text
@@ -6,18 +6,20 @@
 //!          ─▶ Start ─▶ 200 ─▶ ACK: Connected ⇄ OnHold (re-INVITE: Update, then 200) ─▶ BYE, from whoever ─▶ Close
 //! ```
 //!
-//! Whatever ends a call goes through [`Call::end`], once: it chooses refusal or BYE, closes the session, and the call
-//! is over when both sides have said so or the grace is over.
+//! A call of ours is the same from the answer on; until then [`outbound`] leads it. Whatever ends a call goes through
+//! [`Call::end`], once: it chooses refusal or BYE, closes the session, and the call is over when both sides have said so
+//! or the grace is over.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_api::engine::v1 as engine;
 use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::v1 as api;
 use tandem_sdp::SessionDescription;
-use tandem_sip::message::Body;
-use tandem_sip::{CallHandle, EndReason, Flow, Request};
+use tandem_sip::message::{Body, Reply};
+use tandem_sip::{CallHandle, EndReason, Flow, Headers, Request, Uri};
 use uuid::Uuid;
 
 use super::action::{Action, Change, EngineRefusal, EngineReply, Refusal};
@@ -25,6 +27,7 @@ use super::admission::{self, Credential, Trace, refused_by};
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
 use super::negotiation::{Negotiation, NegotiationError, codec_name, rtp_parameters};
+use super::outcome::CarrierWord;
 use super::record::CallRecord;
 use super::registry::Surroundings;
 use super::session::Session;
@@ -33,13 +36,25 @@ use crate::media::{Fleet, SessionEvent};
 use crate::sip::Verb;
 use crate::store::accounts::Found;
 use crate::store::contexts::CallContext;
+use crate::trunk::Trunk;
 
 mod change;
+mod hold;
+mod info;
+mod outbound;
+mod transfer;
 
 use change::PendingChange;
+use hold::OwnChange;
+use info::Keys;
+use outbound::Outbound;
+use transfer::{DialogId, Transfer};
+pub use transfer::{ReferTarget, TransferTo};
 
 /// The engine's own limit on a session lies this much above ours: it matters only when nobody is left to end the call.
 const ENGINE_LIMIT_SLACK_MS: u32 = 60_000;
+/// An agent that is heard before the answer is answered for at the end of its time, not cut off by the ring timer.
+const EARLY_SLACK: Duration = Duration::from_secs(5);
 /// The engine is told to give an agent up this much before our ring timer does, so that its reason is known.
 const AGENT_CONNECT_SLACK_MS: u32 = 500;
 
@@ -54,21 +69,59 @@ pub enum Loss {
     Unlisted,
 }
 
+/// What becomes of something that the API or the agent asks of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// It is on its way, or was so already.
+    Done,
+    /// Not in this state.
+    State(State),
+    /// Something of the kind is under way.
+    Busy,
+    /// The trunk's policy does not allow it, or it makes no sense: in words.
+    Policy(String),
+    /// The other call is not there, or not answered.
+    NoTarget,
+}
+
 /// One call.
 #[derive(Debug)]
 pub struct Call {
     id: Uuid,
-    sip: CallHandle,
+    /// `None`: a call of ours whose INVITE has not left.
+    sip: Option<CallHandle>,
+    /// What only a call of ours has.
+    outbound: Option<Box<Outbound>>,
     /// The SIP side has had its last word.
     sip_is_over: bool,
     /// A change of the session that waits for the engine, and for our response.
     change: Option<PendingChange>,
+    /// A re-INVITE of ours.
+    own_change: Option<OwnChange>,
+    /// We hold the other side.
+    is_holding: bool,
+    transfer: Option<Transfer>,
+    /// Keys of the agent that go by INFO.
+    keys: Keys,
+    /// Of the request that ends the call.
+    agent_headers: Headers,
+    /// The call whose place it takes.
+    replaces: Option<Uuid>,
+    /// Over which it came or goes; `None`: neither.
+    trunk: Option<Arc<Trunk>>,
+    /// The domain of who called us.
+    peer_host: String,
+    /// Where who called us is, by its Contact.
+    contact: Option<Uri>,
+    dialog: Option<DialogId>,
     flow: Flow,
     from: String,
     to: String,
     assistant_id: Arc<str>,
     tenant_id: Option<Arc<str>>,
     agent: Option<Agent>,
+    /// What the agent is told in its start frame, besides what its assistant says.
+    custom: BTreeMap<String, String>,
     /// The offer of the INVITE: unreadable, readable, or none.
     offer: Option<Result<SessionDescription, NegotiationError>>,
     trace: Trace,
@@ -79,6 +132,8 @@ pub struct Call {
     /// Our description for the 200, which waits until the engine listens: the caller's first word may follow the 200 at
     /// once.
     answer: Option<String>,
+    /// The agent is heard before the answer, until then.
+    early_until: Option<Instant>,
     /// What the last engine said that did not open a session.
     engine_refusal: Option<EngineRefusal>,
     ending: Option<Ending>,
@@ -109,15 +164,27 @@ impl Call {
         };
         Self {
             id,
-            sip,
+            sip: Some(sip),
+            outbound: None,
             sip_is_over: false,
             change: None,
+            own_change: None,
+            is_holding: false,
+            transfer: None,
+            keys: Keys::default(),
+            agent_headers: Headers::new(),
+            replaces: None,
+            trunk: credential.trunk().cloned(),
+            peer_host: request.head.from().uri.host().to_owned(),
+            contact: request.head.contact().map(|contact| contact.uri),
+            dialog: None,
             flow,
             from: request.head.from().uri.redacted().to_string(),
             to: request.uri.without_password().as_str().to_owned(),
             assistant_id: credential.assistant_id.clone(),
             tenant_id: None,
             agent: None,
+            custom: BTreeMap::new(),
             offer,
             trace,
             life: Life::new(&around.settings.limits, around.now),
@@ -125,6 +192,7 @@ impl Call {
             session: Session::default(),
             agent_ready: false,
             answer: None,
+            early_until: None,
             engine_refusal: None,
             ending: None,
             stats: None,
@@ -137,8 +205,19 @@ impl Call {
     }
 
     /// The SIP side's name of this call.
-    pub fn sip(&self) -> CallHandle {
+    pub fn sip(&self) -> Option<CallHandle> {
         self.sip
+    }
+
+    /// Asks something of the SIP side, if there is one.
+    fn ask_sip(&self, around: &mut Surroundings<'_>, verb: impl FnOnce(CallHandle) -> Verb) {
+        if let Some(sip) = self.sip {
+            around.actions.push_back(Action::Sip(verb(sip)));
+        }
+    }
+
+    fn direction(&self) -> &'static str {
+        if self.outbound.is_some() { "outbound" } else { "inbound" }
     }
 
     /// Where it is.
@@ -149,6 +228,11 @@ impl Call {
     /// Whose it is, once that is known.
     pub fn tenant_id(&self) -> Option<&Arc<str>> {
         self.tenant_id.as_ref()
+    }
+
+    /// Why it ends; from Ending on.
+    pub fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref()
     }
 
     /// Its media session.
@@ -163,16 +247,30 @@ impl Call {
 
     /// When [`Call::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.life.poll_timeout()
+        let own = if self.life.is_ending() { None } else { self.own_change_deadline() };
+        let transfer = if self.life.is_ending() { None } else { self.transfer_deadline() };
+        let early = if self.life.is_before_answer() { self.early_until } else { None };
+        [self.life.poll_timeout(), own, transfer, early].into_iter().flatten().min()
     }
 
     // --- admission ---
 
-    /// The store has answered.
+    /// It wants to take this call's place.
+    pub fn replace(&mut self, other: Uuid) {
+        self.replaces = Some(other);
+    }
+
+    /// Which call it wants to take the place of; nil: one that is not ours.
+    pub fn replaced(&self) -> Option<Uuid> {
+        self.replaces
+    }
+
+    /// The store has answered. `replaced`: whose the call is that this one replaces.
     pub fn handle_found(
         &mut self,
         credential: &Credential,
         found: Result<Found, String>,
+        replaced: Option<Option<Arc<str>>>,
         fleet: &mut Fleet,
         around: &mut Surroundings<'_>,
     ) {
@@ -186,9 +284,20 @@ impl Call {
                 return self.end(Ending::with_detail(Cause::StoreFailed, error), around);
             }
         };
-        match self.admit(credential, &found) {
-            Ok(agent) => self.agent = Some(agent),
+        match self.admit(credential, &found, around) {
+            Ok(agent) => {
+                self.agent = Some(agent);
+                around.actions.push_back(Action::Admitted(
+                    self.flow.remote,
+                    self.trunk.as_ref().map(|trunk| trunk.name.clone()),
+                ));
+            }
             Err(ending) => return self.end(ending, around),
+        }
+        // Answered, this call would end another one: only of the same tenant (RFC 3891 §3 leaves it to us).
+        if replaced.is_some_and(|owner| owner.is_none() || owner != self.tenant_id) {
+            self.trace.push(refused_by("replaces", "Replaces", "a call of this tenant", "another"));
+            return self.end(Ending::new(Cause::ForeignCall), around);
         }
         if let Err(ending) = self.check_offer() {
             return self.end(ending, around);
@@ -211,8 +320,14 @@ impl Call {
         self.answer(around);
     }
 
-    fn admit(&mut self, credential: &Credential, found: &Found) -> Result<Agent, Ending> {
-        let principal = admission::principal(found, &mut self.trace)?;
+    fn admit(
+        &mut self,
+        credential: &Credential,
+        found: &Found,
+        around: &mut Surroundings<'_>,
+    ) -> Result<Agent, Ending> {
+        let principal = admission::principal(credential, found, &mut self.trace)?;
+        around.gate.check_tenant(self.id, &principal.tenant_id, around.now, &mut self.trace)?;
         self.tenant_id = Some(principal.tenant_id);
         let stored = admission::assistant(credential, found, &mut self.trace)?;
         admission::agent(stored, &mut self.trace)
@@ -238,7 +353,7 @@ impl Call {
             call_id: self.id,
             tenant_id: tenant_id.clone(),
             assistant_id: self.assistant_id.clone(),
-            direction: "inbound",
+            direction: self.direction(),
             from: self.from.clone(),
             to: self.to.clone(),
             engine: String::new(),
@@ -278,7 +393,7 @@ impl Call {
 
     fn open_request(&self, around: &Surroundings<'_>) -> engine::OpenSessionRequest {
         let limits = &around.settings.limits;
-        let millis = |duration: std::time::Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
+        let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
         let connect_timeout_ms = millis(limits.ring_max).saturating_sub(AGENT_CONNECT_SLACK_MS).max(1);
         let rtp = match &self.offer {
             Some(Ok(offer)) => Negotiation::check(offer).ok().map(|negotiated| rtp_parameters(&negotiated)),
@@ -290,7 +405,7 @@ impl Call {
                 call_id: self.id.to_string(),
                 from: self.from.clone(),
                 to: self.to.clone(),
-                direction: "inbound".to_owned(),
+                direction: self.direction().to_owned(),
                 tenant_id: self.tenant_id.as_deref().unwrap_or_default().to_owned(),
                 assistant_id: self.assistant_id.to_string(),
             }),
@@ -299,7 +414,7 @@ impl Call {
             agent: self
                 .agent
                 .as_ref()
-                .map(|agent| agent.to_engine(&around.settings.talker_url, connect_timeout_ms)),
+                .map(|agent| agent.to_engine(&around.settings.talker_url, connect_timeout_ms, &self.custom)),
             media_timeout_ms: 0,
             max_session_ms: millis(limits.call_duration_max).saturating_add(ENGINE_LIMIT_SLACK_MS),
         }
@@ -314,8 +429,15 @@ impl Call {
                 self.session.handle_done();
                 let is_started = result.is_ok();
                 self.handle_done(result, around);
-                if is_started {
+                if is_started && !self.play_early(around) {
                     self.send_answer(around);
+                }
+            }
+            EngineReply::Told(result) => {
+                self.session.handle_done();
+                // What the agent was not told is no reason to end the call; that the session is gone is.
+                if let Err(EngineRefusal::Gone) = result {
+                    self.handle_done(Err(EngineRefusal::Gone), around);
                 }
             }
             EngineReply::Updated(result) => self.handle_updated(result, around),
@@ -343,12 +465,16 @@ impl Call {
         // 62 bits: some stacks read o= as a signed number.
         let session_id = around.random() >> 2;
         self.negotiation.open(address, port, session_id);
+        if self.outbound.is_some() {
+            self.agent_ready |= opened.agent_ready;
+            return self.send_invite(None, around);
+        }
         self.life.ring();
         self.agent_ready |= opened.agent_ready;
         if self.agent_ready {
             return self.answer(around);
         }
-        around.actions.push_back(Action::Sip(Verb::Ring(self.sip)));
+        self.ask_sip(around, Verb::Ring);
     }
 
     fn handle_not_opened(
@@ -400,16 +526,16 @@ impl Call {
                 self.agent_ready = true;
                 // Before the port is known the answer waits for the reply to Open.
                 let is_open = self.life.state() == State::Ringing && self.life.is_before_answer();
-                if is_open && self.answer.is_none() {
+                if is_open && self.answer.is_none() && self.outbound.is_none() {
                     self.answer(around);
                 }
             }
             SessionEvent::AgentFailed { reason } if self.life.is_before_answer() => {
                 // An agent that refuses at once may be faster than the reply to Open. The call was offered to it all
                 // the same, and callers rely on hearing that.
-                if self.life.state() == State::Initializing {
+                if self.life.state() == State::Initializing && self.outbound.is_none() {
                     self.life.ring();
-                    around.actions.push_back(Action::Sip(Verb::Ring(self.sip)));
+                    self.ask_sip(around, Verb::Ring);
                 }
                 self.trace.push(refused_by("agent", "agent", "a connection in time", "none"));
                 self.end(Ending::with_detail(Cause::AgentUnreachable, reason), around);
@@ -419,7 +545,12 @@ impl Call {
             }
             SessionEvent::AgentHangup => self.end(Ending::new(Cause::AgentHangup), around),
             // Transfer, and what only counts: nothing changes for the call.
-            SessionEvent::AgentTransfer | SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
+            SessionEvent::AgentTransfer { to } => self.handle_agent_transfer(to, around),
+            SessionEvent::AgentDtmf { digits } => self.press(&digits, around),
+            SessionEvent::AgentHeaders { headers } => self.set_agent_headers(&headers),
+            SessionEvent::AgentAnswer => self.answer_after_early_media(around),
+            // What only counts.
+            SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
             SessionEvent::Ended { reason, stats } => {
                 self.session.lose();
                 if stats.is_some() {
@@ -475,13 +606,37 @@ impl Call {
         }
     }
 
+    /// The trunk wants the agent heard before the answer: 183 with our description, which the 200 will repeat. `false`: it
+    /// does not, or that is over.
+    fn play_early(&mut self, around: &mut Surroundings<'_>) -> bool {
+        let early = self.trunk.as_ref().and_then(|trunk| trunk.inbound.early_media);
+        let (Some(early), Some(text), None) = (early, &self.answer, self.early_until) else { return false };
+        if self.outbound.is_some() || self.life.is_ending() {
+            return false;
+        }
+        let reply = Reply::new(183).body(Body::sdp(text.clone()));
+        self.ask_sip(around, |sip| Verb::Respond(sip, reply));
+        let until = around.now + early;
+        self.early_until = Some(until);
+        self.life.ring_until(until + EARLY_SLACK);
+        true
+    }
+
+    /// The agent has been heard for long enough, or says so itself.
+    fn answer_after_early_media(&mut self, around: &mut Surroundings<'_>) {
+        if self.early_until.is_some() && self.life.is_before_answer() {
+            self.send_answer(around);
+        }
+    }
+
     /// The 200 leaves.
     fn send_answer(&mut self, around: &mut Surroundings<'_>) {
         if self.life.is_ending() {
             return;
         }
         let Some(text) = self.answer.take() else { return };
-        around.actions.push_back(Action::Sip(Verb::Answer(self.sip, Body::sdp(text))));
+        self.early_until = None;
+        self.ask_sip(around, |sip| Verb::Answer(sip, Body::sdp(text)));
         self.answered_ms = around.epoch_ms();
         self.life.answer(around.now);
         around.setup = Some(around.now.duration_since(self.born));
@@ -506,11 +661,14 @@ impl Call {
                 }
             }
         }
+        if let (None, Some(contact)) = (&self.dialog, &self.contact) {
+            self.dialog = DialogId::of_ack(ack, contact);
+        }
         self.life.acknowledge();
         self.life.hold(self.is_held());
     }
 
-    /// The caller holds us. A call without media is inactive from the start and never held.
+    /// The caller holds us, or we hold the caller. A call without media is inactive from the start and never held.
     fn is_held(&self) -> bool {
         self.has_media() && self.negotiation.is_held()
     }
@@ -519,13 +677,18 @@ impl Call {
 
     /// The SIP side is over.
     pub fn handle_sip_ended(&mut self, why: EndReason, around: &mut Surroundings<'_>) {
+        if self.outbound.is_some() && self.life.is_before_answer() {
+            return self.handle_not_answered(why, around);
+        }
         self.sip_is_over = true;
         let cause = match why {
-            EndReason::RemoteBye { .. } => Cause::CallerHangup,
+            EndReason::RemoteBye { reason } => return self.handle_bye(reason.as_deref(), around),
             EndReason::Cancelled { .. } => Cause::CallerCancelled,
             EndReason::NoAck => Cause::NoAck,
-            EndReason::DialogLost { .. } | EndReason::SessionExpired | EndReason::NoPrack => Cause::DialogLost,
-            EndReason::Replaced { .. } => Cause::CallerHangup,
+            EndReason::DialogLost { .. } | EndReason::SessionExpired | EndReason::NoPrack => {
+                Cause::DialogLost
+            }
+            EndReason::Replaced { .. } => Cause::Replaced,
             // The echo of what we did ourselves; as a surprise it is the dialog that is lost.
             EndReason::Rejected { .. }
             | EndReason::LocalBye { .. }
@@ -535,10 +698,31 @@ impl Call {
         self.end(Ending::new(cause), around);
     }
 
+    /// The other side has hung up; its BYE may say why.
+    fn handle_bye(&mut self, reason: Option<&str>, around: &mut Surroundings<'_>) {
+        let is_ours = self.outbound.is_some();
+        let mut ending = Ending::new(match is_ours {
+            _ if self.is_leaving() => Cause::Transferred,
+            true => Cause::CalleeHangup,
+            false => Cause::CallerHangup,
+        });
+        ending.carrier = reason.and_then(CarrierWord::of_reason).map(Box::new);
+        self.end(ending, around);
+    }
+
     /// A timer of the call is due.
     pub fn handle_timeout(&mut self, around: &mut Surroundings<'_>) {
+        if !self.life.is_ending() {
+            self.handle_own_change_timeout(around);
+            self.handle_transfer_timeout(around.now);
+            if self.early_until.is_some_and(|until| until <= around.now) {
+                self.answer_after_early_media(around);
+            }
+        }
         match self.life.handle_timeout(around.now) {
             None => {}
+            Some(Expired::Queue) => self.end(Ending::new(Cause::QueueTimeout), around),
+            Some(Expired::Ring) if self.outbound.is_some() => self.handle_ring_timeout(around),
             Some(Expired::Ring) => {
                 let is_open = self.life.state() != State::Initializing;
                 let (cause, step) = match self.session.engine() {
@@ -577,14 +761,17 @@ impl Call {
         if self.life.is_ending() {
             return;
         }
-        if !self.sip_is_over {
-            let verb = if self.life.is_before_answer() {
-                Verb::Reject(self.sip, ending.to_reply())
-            } else {
-                Verb::HangUp(self.sip, ending.to_headers())
-            };
-            around.actions.push_back(Action::Sip(verb));
-            if self.life.is_before_answer() {
+        let ending = if self.outbound.is_some() { ending.of_outbound() } else { ending };
+        if self.outbound.is_some() && self.life.is_before_answer() {
+            self.give_up(&ending, around);
+        } else if !self.sip_is_over {
+            let is_refusal = self.life.is_before_answer();
+            let id = self.id;
+            self.ask_sip(around, |sip| match is_refusal {
+                true => Verb::Reject(sip, ending.to_reply_of(id)),
+                false => Verb::HangUp(sip, ending.headers_with(&self.agent_headers)),
+            });
+            if is_refusal {
                 // No rule refused it; the reason of the end does.
                 if self.trace.last().is_none_or(|step| step.passed) {
                     self.trace.push(ending.to_step());
@@ -593,8 +780,13 @@ impl Call {
                 around.actions.push_back(Action::Refused(Box::new(Refusal {
                     call_id: self.id,
                     tenant_id: self.tenant_id.clone(),
+                    trunk: self.trunk.as_ref().map(|trunk| trunk.name.clone()),
                     source: self.flow.remote,
+                    from: self.from.clone(),
+                    to: self.to.clone(),
                     step,
+                    trace: self.trace.clone(),
+                    is_recorded: self.tenant_id.is_some(),
                     ending: ending.clone(),
                 })));
             }
@@ -656,7 +848,7 @@ impl Call {
             call: api::Call {
                 call_id: self.id.to_string(),
                 assistant_id: self.assistant_id.to_string(),
-                direction: "inbound".to_owned(),
+                direction: self.direction().to_owned(),
                 from: self.from.clone(),
                 to: self.to.clone(),
                 state: self.life.state().word().to_owned(),
@@ -666,6 +858,9 @@ impl Call {
                 ending: self.ending.as_ref().map(Ending::to_api),
                 decisions: self.trace.clone(),
                 media,
+                trunk: self.outbound.as_ref().map(|own| own.trunk_name().to_owned()).unwrap_or_default(),
+                metadata: self.outbound.as_ref().map(|own| own.metadata()).unwrap_or_default(),
+                bulk_id: self.outbound.as_ref().and_then(|own| own.bulk_id()).unwrap_or_default(),
             },
         })
     }

@@ -1,15 +1,26 @@
 //! The task that owns the endpoint: bytes, verbs and deadlines in; bytes and events out.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tandem_sip::{CallError, Endpoint, EndpointConfig, Event, Flow, Reply, Transport};
+use tandem_sip::parse::ParseError;
+use tandem_sip::resolve::{Resolution, Target};
+use tandem_sip::{
+    CallError, Endpoint, EndpointConfig, Event, Flow, Headers, Method, Reply, Transmit, Transport, stun,
+};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
+use super::counters::count;
+use super::guard::SharedGuard;
+use super::keep_alive::KeepAlives;
+use super::outgoing::{Attempt, Handle, Outgoing, Verdict, Wanted};
 use super::refusal_log::{RefusalLog, Refused};
-use super::transport::{Arrival, Transports};
-use super::{Destination, NotSent, SharedCounters, SipEvent, Verb};
+use super::resolver::Resolver;
+use super::tls::Tls;
+use super::transport::{Arrival, Identity, Transports};
+use super::{Destination, NotSent, SharedCounters, SipEvent, Token, Verb};
 
 /// Datagrams that are read before verbs and deadlines have their turn.
 const DATAGRAMS_A_TURN: usize = 64;
@@ -17,6 +28,8 @@ const DATAGRAMS_A_TURN: usize = 64;
 const LINGER: Duration = Duration::from_millis(500);
 /// Seconds in the Retry-After of a 503 by a process that goes down: about as long as its successor takes to start.
 const RETRY_AFTER_SHUTDOWN_S: u32 = 5;
+/// Requests whose destination is being looked up. More are not sent.
+const RESOLUTIONS_MAX: usize = 1_024;
 /// The longest datagram of UDP.
 const DATAGRAM_MAX: usize = 65_535;
 
@@ -32,20 +45,61 @@ pub struct Driver {
     waiting: Option<SipEvent>,
     counters: SharedCounters,
     refusals: RefusalLog,
+    guard: SharedGuard,
+    outgoing: Outgoing,
+    keep_alives: KeepAlives,
+    resolver: Resolver,
+    /// Requests whose destination is being looked up.
+    resolving: HashMap<Token, Resolving>,
+    resolved_in: mpsc::Sender<Resolved>,
+    resolved: mpsc::Receiver<Resolved>,
+    tls: Arc<Tls>,
 }
+
+struct Resolving {
+    wanted: Wanted,
+    identity: Identity,
+}
+
+/// A token, and where its request is to be tried.
+type Resolved = (Token, Result<Vec<Target>, String>);
 
 impl Driver {
     /// A driver; nothing happens until it runs.
-    pub fn new(
+    pub(super) fn new(
         config: EndpointConfig,
         transports: Transports,
+        resolver: Resolver,
+        tls: Arc<Tls>,
         verbs: mpsc::Receiver<Verb>,
         events: mpsc::Sender<SipEvent>,
         counters: SharedCounters,
     ) -> Self {
         let endpoint = Endpoint::new(config);
-        let refusals = RefusalLog::default();
-        Self { endpoint, transports, verbs, events, said: VecDeque::new(), waiting: None, counters, refusals }
+        let (resolved_in, resolved) = mpsc::channel(RESOLUTIONS_MAX);
+        Self {
+            endpoint,
+            transports,
+            verbs,
+            events,
+            said: VecDeque::new(),
+            waiting: None,
+            counters,
+            refusals: RefusalLog::default(),
+            guard: SharedGuard::default(),
+            outgoing: Outgoing::default(),
+            keep_alives: KeepAlives::default(),
+            resolver,
+            resolving: HashMap::new(),
+            resolved_in,
+            resolved,
+            tls,
+        }
+    }
+
+    /// With a guard that knows trunks and phones.
+    pub(super) fn with_guard(self, guard: SharedGuard) -> Self {
+        Self { guard, ..self }
     }
 
     /// Runs until every sender of verbs is gone, and a moment longer.
@@ -57,7 +111,13 @@ impl Driver {
         loop {
             self.drain();
             let has_room = self.waiting.is_none();
-            let deadlines = [self.endpoint.poll_timeout(), self.refusals.poll_timeout(), last_turn];
+            let deadlines = [
+                self.endpoint.poll_timeout(),
+                self.refusals.poll_timeout(),
+                self.outgoing.poll_timeout(),
+                self.keep_alives.poll_timeout(),
+                last_turn,
+            ];
             let has_alarm = set_alarm(alarm.as_mut(), deadlines);
             let turn = tokio::select! {
                 biased;
@@ -66,6 +126,8 @@ impl Driver {
                 _ = self.events.reserve(), if !has_room => Turn::Room,
                 // Before the sockets: a flood must not stop the timers.
                 () = alarm.as_mut(), if has_alarm => Turn::Deadline,
+                // We hold a sender: the channel never ends.
+                Some(resolved) = self.resolved.recv() => Turn::Resolved(resolved),
                 arrival = self.transports.ready(), if has_room => Turn::Arrival(arrival),
             };
             match turn {
@@ -74,6 +136,7 @@ impl Driver {
                 Turn::Room => {}
                 Turn::Arrival(Arrival::Datagrams(listener)) => self.read_datagrams(listener, &mut datagram),
                 Turn::Arrival(arrival) => self.arrive(arrival),
+                Turn::Resolved((token, targets)) => self.handle_resolved(token, targets),
                 Turn::Deadline => {
                     let now = Instant::now();
                     if last_turn.is_some_and(|at| at <= now) {
@@ -81,21 +144,40 @@ impl Driver {
                     }
                     self.refusals.handle_timeout(now);
                     self.endpoint.handle_timeout(now);
+                    self.leave_silent(now);
+                    while let Some(transmit) = self.keep_alives.poll_transmit(now) {
+                        // Lost like any datagram: the next one may get through.
+                        let _ = self.transports.send(transmit);
+                    }
                 }
             }
         }
         self.drain();
     }
 
-    fn perform(&mut self, mut verb: Verb) {
-        let now = Instant::now();
-        if let Verb::Invite(token, _, destination) | Verb::Request(token, _, destination) = &mut verb {
-            match self.find_flow(destination) {
-                Ok(flow) => destination.flow = Some(flow),
-                Err(why) => return self.said.push_back(SipEvent::NotSent { token: *token, why }),
+    fn perform(&mut self, verb: Verb) {
+        match verb {
+            Verb::Invite(token, invite, destination) => {
+                self.begin(token, Wanted::Invite(invite), destination);
+            }
+            Verb::Request(token, request, destination) => {
+                self.begin(token, Wanted::Request(request), destination);
+            }
+            mut verb => {
+                if let Verb::Cancel(call) | Verb::HangUp(call, _) = &mut verb {
+                    let newest = self.outgoing.newest(Handle::Call(*call));
+                    self.outgoing.forget(newest);
+                    if let Handle::Call(newest) = newest {
+                        *call = newest;
+                    }
+                }
+                self.perform_now(verb);
             }
         }
-        match verb.perform(&mut self.endpoint, now) {
+    }
+
+    fn perform_now(&mut self, verb: Verb) {
+        match verb.perform(&mut self.endpoint, Instant::now()) {
             Ok(said) => self.said.extend(said),
             // The peer was faster; the event that says so is on its way.
             Err(error @ (CallError::Unknown | CallError::State(_))) => {
@@ -105,33 +187,171 @@ impl Driver {
         }
     }
 
-    /// The way to a destination that is an address.
-    fn find_flow(&self, destination: &Destination) -> Result<Flow, NotSent> {
-        if let Some(flow) = destination.flow {
-            return Ok(flow);
+    fn not_sent(&mut self, token: Token, why: NotSent) {
+        self.said.push_back(SipEvent::NotSent { token, why });
+    }
+
+    // --- requests of our own ---
+
+    /// Finds out where a request goes.
+    fn begin(&mut self, token: Token, mut wanted: Wanted, destination: Destination) {
+        let Destination { uri, transport, trunk, flow } = destination;
+        if let Some(host) = trunk.as_ref().and_then(|trunk| self.tls.advertised_host(trunk)) {
+            wanted.advertise(host);
         }
-        let remote = destination.uri.socket_addr().ok_or_else(|| NotSent::Unresolved {
-            host: destination.uri.host().into(),
-            why: "it is not an address".into(),
-        })?;
-        let transport = destination.named_transport().unwrap_or(Transport::Udp);
-        let unreachable = || NotSent::Unreachable {
-            transport: transport.token(),
-            remote,
-            why: "no listener of that transport and address family; see TANDEM_SIP_LISTEN",
+        if let Some(flow) = flow {
+            return self.begin_by_flow(token, wanted, flow);
+        }
+        let named = trunk.as_ref().and_then(|trunk| self.tls.server_name(trunk));
+        let host =
+            named.unwrap_or_else(|| uri.host().trim_matches(['[', ']', '.']).to_ascii_lowercase().into());
+        let ours = self.transports.outgoing();
+        let resolution = match Resolution::new(&uri, transport, &ours, rand::random()) {
+            Ok(resolution) => resolution,
+            Err(why) => {
+                let why = why.to_string().into();
+                return self.not_sent(token, NotSent::Unresolved { host, why });
+            }
         };
-        let local = self.transports.local_for(transport, remote).ok_or_else(unreachable)?;
-        Ok(Flow { transport, local, remote, connection: None })
+        let identity = Identity { trunk, host };
+        if let Some(targets) = resolution.targets() {
+            return self.try_targets(token, wanted, identity, targets);
+        }
+        if self.resolving.len() >= RESOLUTIONS_MAX {
+            return self.not_sent(token, NotSent::Full("names being looked up"));
+        }
+        self.resolving.insert(token, Resolving { wanted, identity });
+        let (resolver, resolved) = (self.resolver.clone(), self.resolved_in.clone());
+        tokio::spawn(async move {
+            let targets = resolver.resolve(resolution).await;
+            // The driver is gone: so is everything.
+            let _ = resolved.send((token, targets)).await;
+        });
+    }
+
+    /// The peer has come by this flow, and nothing else leads to it.
+    fn begin_by_flow(&mut self, token: Token, wanted: Wanted, flow: Flow) {
+        if flow.transport != Transport::Udp && !flow.connection.is_some_and(|id| self.transports.knows(id)) {
+            let why = "the connection by which it is reached is gone";
+            let (transport, remote) = (flow.transport.token(), flow.remote);
+            return self.not_sent(token, NotSent::Unreachable { transport, remote, why });
+        }
+        self.keep_alive(token, &wanted, flow);
+        self.perform_now(wanted.verb(token, flow));
+    }
+
+    fn handle_resolved(&mut self, token: Token, targets: Result<Vec<Target>, String>) {
+        let Some(Resolving { wanted, identity }) = self.resolving.remove(&token) else { return };
+        match targets {
+            Ok(targets) => self.try_targets(token, wanted, identity, targets),
+            Err(why) => {
+                count(&self.counters.net.unresolved);
+                self.not_sent(token, NotSent::Unresolved { host: identity.host, why: why.into() });
+            }
+        }
+    }
+
+    fn try_targets(&mut self, token: Token, wanted: Wanted, identity: Identity, targets: Vec<Target>) {
+        let attempt = self.outgoing.plan(token, wanted, Some(identity), targets, Instant::now());
+        if let Err(why) = self.try_next(attempt) {
+            self.not_sent(token, why);
+        }
+    }
+
+    /// Gives a request to its next hop that can be reached. `Err`: there is none.
+    fn try_next(&mut self, mut attempt: Attempt) -> Result<(), NotSent> {
+        let (now, token) = (Instant::now(), attempt.token);
+        let mut why = NotSent::Full("targets");
+        while let Some(hop) = attempt.next_hop() {
+            let Target { transport, address } = hop.target;
+            let flow = match self.transports.flow_to(transport, address, attempt.identity.clone()) {
+                Ok(flow) => flow,
+                Err(error) => {
+                    self.outgoing.unreachable(hop.target, now);
+                    why = error;
+                    continue;
+                }
+            };
+            self.keep_alive(token, &attempt.wanted, flow);
+            let said = match attempt.wanted.clone().verb(token, flow).perform(&mut self.endpoint, now)? {
+                Some(SipEvent::NotSent { why, .. }) => return Err(why),
+                said => said,
+            };
+            match &said {
+                Some(SipEvent::Placed { call, .. }) => {
+                    self.outgoing.placed(Handle::Call(*call), attempt, now);
+                }
+                Some(SipEvent::Sent { handle, .. }) => {
+                    self.outgoing.placed(Handle::Request(*handle), attempt, now);
+                }
+                _ => {}
+            }
+            self.said.extend(said);
+            return Ok(());
+        }
+        Err(why)
+    }
+
+    /// A registration keeps the way alive by which it goes, and hears of the end of a connection.
+    fn keep_alive(&mut self, token: Token, wanted: &Wanted, flow: Flow) {
+        let is_register = matches!(wanted, Wanted::Request(request) if request.method == Method::Register);
+        match flow.connection {
+            _ if !is_register => {}
+            Some(connection) => self.transports.keep_alive(connection, token),
+            None => self.keep_alives.keep(flow, Instant::now()),
+        }
+    }
+
+    /// Requests whose target has said nothing for too long go to the next one.
+    fn leave_silent(&mut self, now: Instant) {
+        while let Some(handle) = self.outgoing.handle_timeout(now) {
+            if let Handle::Call(call) = handle
+                && self.endpoint.has_heard(call)
+            {
+                continue;
+            }
+            let Some(attempt) = self.outgoing.take(handle, now) else { continue };
+            // Nowhere else to go: then the silent one is all there is, and it may still wake up.
+            if self.try_next(attempt).is_err() {
+                continue;
+            }
+            count(&self.counters.net.failovers);
+            self.outgoing.leave(handle);
+            if let Handle::Call(call) = handle {
+                // It gets a CANCEL if it wakes up, and a BYE if it has answered by then.
+                let _ = self.endpoint.hang_up(call, Headers::new(), now);
+            }
+        }
     }
 
     fn read_datagrams(&mut self, listener: usize, datagram: &mut [u8]) {
         for _ in 0..DATAGRAMS_A_TURN {
             let Some((len, flow)) = self.transports.try_receive(listener, datagram) else { return };
+            if !self.guard.lets_in(&datagram[..len], flow, Instant::now()) {
+                continue;
+            }
+            if stun::is_stun(&datagram[..len]) {
+                self.answer_stun(&datagram[..len], flow);
+                continue;
+            }
             self.endpoint.handle_input(&datagram[..len], flow, Instant::now());
             self.drain();
             if self.waiting.is_some() {
                 return;
             }
+        }
+    }
+
+    /// A phone keeps its NAT's mapping open (RFC 5626 §4.4.2).
+    fn answer_stun(&mut self, datagram: &[u8], flow: Flow) {
+        let net = &self.counters.net;
+        match stun::answer(datagram, flow.remote) {
+            Ok(bytes) => {
+                count(&net.stun_answered);
+                // Lost like any datagram: it is asked again.
+                let _ = self.transports.send(Transmit { flow, bytes });
+            }
+            Err(_) => count(&net.stun_malformed),
         }
     }
 
@@ -144,24 +364,31 @@ impl Driver {
             }
             Arrival::Opened(flow) => self.endpoint.handle_connected(flow),
             Arrival::Bytes(flow, bytes) => {
+                if !self.guard.lets_in(&bytes, flow, Instant::now()) {
+                    self.close(flow);
+                    return;
+                }
                 // Pieces that were under way when we closed the connection: the rest of a stream without its beginning.
                 if flow.connection.is_some_and(|connection| self.transports.knows(connection)) {
                     self.endpoint.handle_input(&bytes, flow, Instant::now());
                 }
             }
-            Arrival::Closed(flow) => {
-                if let Some(connection) = flow.connection {
-                    self.transports.forget(connection);
-                    self.endpoint.handle_closed(connection, Instant::now());
-                }
-            }
+            Arrival::Closed(flow) => self.close(flow),
             Arrival::Failed(flow) => {
                 if let Some(connection) = flow.connection {
                     self.transports.forget(connection);
                 }
-                self.endpoint.handle_transport_error(Flow { connection: None, ..flow }, Instant::now());
+                self.endpoint.handle_transport_error(flow, Instant::now());
             }
         }
+    }
+
+    /// A connection is gone, or we want it gone.
+    fn close(&mut self, flow: Flow) {
+        let Some(connection) = flow.connection else { return };
+        self.transports.forget(connection);
+        self.said.push_back(SipEvent::Closed { connection });
+        self.endpoint.handle_closed(connection, Instant::now());
     }
 
     /// Empties what the endpoint wants out: the drain contract.
@@ -172,6 +399,9 @@ impl Driver {
                 if self.transports.send(transmit).is_err() {
                     self.endpoint.handle_transport_error(flow, Instant::now());
                 }
+            }
+            while let Some(token) = self.transports.poll_lost() {
+                self.said.push_back(SipEvent::FlowLost { token });
             }
             if let Some(said) = self.waiting.take().or_else(|| self.said.pop_front()) {
                 self.deliver(said);
@@ -189,15 +419,36 @@ impl Driver {
 
     /// Keeps what is the shell's own, and passes the rest on.
     fn handle_event(&mut self, event: Event) {
+        match self.outgoing.handle_event(&event, Instant::now()) {
+            Verdict::Pass => {}
+            Verdict::Swallow => return,
+            Verdict::Again(attempt) => {
+                // If nowhere else can be reached, this is how it ends.
+                if self.try_next(*attempt).is_ok() {
+                    return count(&self.counters.net.failovers);
+                }
+            }
+        }
         match event {
+            // A registration's connection is silent where its server answers no keep-alive.
+            Event::CloseConnection { connection, why: ParseError::Idle(_) }
+                if self.transports.is_kept(connection) => {}
             Event::CloseConnection { connection, why } => {
                 tracing::debug!(%why, "closing a SIP connection");
-                self.transports.close(connection);
+                self.transports.forget(connection);
             }
             Event::Refused { flow, status, rule, detail } => {
                 self.refusals.write(&Refused { flow, status, rule, detail }, Instant::now());
             }
-            event => self.deliver(event.into()),
+            event => {
+                let peer = match &event {
+                    Event::IncomingInvite { flow, .. } | Event::Request { flow, .. } => {
+                        self.transports.peer(*flow)
+                    }
+                    _ => None,
+                };
+                self.deliver(SipEvent::Endpoint { event, peer });
+            }
         }
     }
 
@@ -232,11 +483,12 @@ enum Turn {
     Verb(Option<Verb>),
     Room,
     Arrival(Arrival),
+    Resolved(Resolved),
     Deadline,
 }
 
 /// Sets the alarm to the earliest of these instants; `false`: there is none.
-fn set_alarm(alarm: std::pin::Pin<&mut Sleep>, deadlines: [Option<Instant>; 3]) -> bool {
+fn set_alarm(alarm: std::pin::Pin<&mut Sleep>, deadlines: [Option<Instant>; 5]) -> bool {
     let Some(at) = deadlines.into_iter().flatten().min() else { return false };
     let at = tokio::time::Instant::from_std(at);
     if alarm.deadline() != at {
@@ -249,7 +501,7 @@ fn set_alarm(alarm: std::pin::Pin<&mut Sleep>, deadlines: [Option<Instant>; 3]) 
 mod tests {
     use std::net::SocketAddr;
 
-    use tandem_sip::{ConnectionId, Transport};
+    use tandem_sip::ConnectionId;
     use tokio::net::UdpSocket;
 
     use super::*;
@@ -266,10 +518,15 @@ mod tests {
         )
     }
 
+    fn no_tls() -> Arc<Tls> {
+        Arc::new(Tls::load(None, Vec::new()).unwrap())
+    }
+
     #[tokio::test]
     async fn invite_during_the_last_moments_is_sent_elsewhere() {
-        let listen = [SipListen { transport: SipTransport::Udp, address: LOOPBACK }];
-        let shell = sip::start(&listen, EndpointConfig::default()).await.unwrap();
+        let listen = vec![SipListen { transport: SipTransport::Udp, address: LOOPBACK }];
+        let settings = sip::SipSettings { listen, ..sip::SipSettings::default() };
+        let shell = sip::start(&settings, EndpointConfig::default()).await.unwrap();
         let (_, address) = shell.listeners[0];
         drop((shell.verbs, shell.events));
         let caller = UdpSocket::bind(LOOPBACK).await.unwrap();
@@ -292,9 +549,10 @@ mod tests {
     async fn bytes_of_a_closed_connection_are_dropped() {
         let (_verbs, verbs_in) = mpsc::channel(1);
         let (events, _events) = mpsc::channel(1);
-        let transports = Transports::open(&[]).await.unwrap();
-        let config = EndpointConfig::default();
-        let mut driver = Driver::new(config, transports, verbs_in, events, SharedCounters::default());
+        let (tls, counters) = (no_tls(), SharedCounters::default());
+        let transports = Transports::open(&[], tls.clone(), counters.net.clone()).await.unwrap();
+        let (config, resolver) = (EndpointConfig::default(), Resolver::new(Some(LOOPBACK)));
+        let mut driver = Driver::new(config, transports, resolver, tls, verbs_in, events, counters);
         let flow = Flow::connected(Transport::Tcp, LOOPBACK, LOOPBACK, ConnectionId(7));
         driver.arrive(Arrival::Bytes(flow, request("OPTIONS", "TCP").into_bytes()));
         assert_eq!(driver.endpoint.counters().requests_in, 0);
@@ -303,10 +561,10 @@ mod tests {
     #[tokio::test]
     async fn first_datagram_of_a_new_socket_leaves() {
         let listen = [SipListen { transport: SipTransport::Udp, address: LOOPBACK }];
-        let mut transports = Transports::open(&listen).await.unwrap();
+        let mut transports = Transports::open(&listen, no_tls(), Arc::default()).await.unwrap();
         let peer = UdpSocket::bind(LOOPBACK).await.unwrap();
         let flow = Flow::udp(transports.listeners()[0].1, peer.local_addr().unwrap());
-        transports.send(tandem_sip::Transmit { flow, bytes: b"hello".to_vec() }).unwrap();
+        transports.send(Transmit { flow, bytes: b"hello".to_vec() }).unwrap();
         let mut buffer = [0; 16];
         let heard = tokio::time::timeout(Duration::from_secs(5), peer.recv_from(&mut buffer)).await;
         assert_eq!(heard.unwrap().unwrap().0, 5);

@@ -1,42 +1,37 @@
-//! UDP and TCP sockets of the SIP shell.
+//! The sockets of the SIP shell, and the table of its connections.
 //!
-//! UDP is read by the driver's own task: a datagram costs no channel and no wake-up of another task. A TCP connection
-//! has a task that reads and one that writes, joined to the driver by bounded channels.
+//! UDP is read by the driver's own task: a datagram costs no channel and no wake-up of another task. A connection has a
+//! task of its own (handshakes in `handshake.rs`, then `connection.rs` or `websocket.rs`), joined to the driver by bounded
+//! channels. A connection is used again by whoever goes the same way: transport, address, and for TLS the trunk that we
+//! are known as and the name that the certificate was checked for.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
-use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tandem_sip::{ConnectionId, Flow, Transmit, Transport};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 
-use super::ListenError;
+use super::connection::Out;
+use super::counters::NetCounters;
+use super::handshake;
+use super::slots::Slots;
+use super::tls::Tls;
+use super::{ListenError, NotSent, TlsPeer, Token};
 use crate::config::{SipListen, SipTransport};
 
-/// Connections at once, accepted and opened: some kilobytes each. Full: new ones are closed at once.
-const CONNECTIONS_MAX: usize = 4_096;
 /// Messages that wait for a slow peer. Full: its connection is closed.
 const WRITES_MAX: usize = 256;
 /// Pieces of streams that wait for the driver. Full: connections are not read.
 const ARRIVALS_MAX: usize = 1_024;
-/// Who connects and says nothing for so long is closed (RFC 3261's 64·T1). Later silence is the endpoint's to judge: it
-/// knows which connection has a call.
-const FIRST_BYTES_MAX: Duration = Duration::from_secs(32);
-/// A peer whose host is gone is noticed by the kernel's keep-alive after some minutes.
-const KEEPALIVE: Duration = Duration::from_secs(60);
-/// How long a connect or a write may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// One read from a stream.
-const READ_LEN: usize = 16 * 1024;
+/// Addresses of TLS servers whose name is remembered for when their connection breaks during a call. Full: all are
+/// forgotten, and such a call is not reached any more unless the peer comes back by itself.
+const NAMES_MAX: usize = 4_096;
 /// Room in the kernel for a burst of INVITEs while a turn lasts.
 const UDP_BUFFER_LEN: usize = 4 * 1024 * 1024;
 
@@ -45,11 +40,11 @@ const UDP_BUFFER_LEN: usize = 4 * 1024 * 1024;
 pub enum Arrival {
     /// This UDP listener has something to read.
     Datagrams(usize),
-    /// A peer has connected to us.
+    /// A peer has connected to us, and all handshakes are done.
     Accepted(Flow, Connection),
     /// A connection of ours is open.
     Opened(Flow),
-    /// Bytes came.
+    /// Bytes came: a piece of a stream, or one WebSocket message.
     Bytes(Flow, Vec<u8>),
     /// It is gone.
     Closed(Flow),
@@ -61,50 +56,104 @@ pub enum Arrival {
 #[derive(Debug)]
 pub struct Undeliverable;
 
+/// Who we are and who the other side must be, on a TLS connection of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Whose certificate and authorities are used.
+    pub trunk: Option<Arc<str>>,
+    /// The name in the server's certificate: the host of the URI, before DNS (RFC 5922 §7.3).
+    pub host: Box<str>,
+}
+
+/// What two requests must share to go by one connection.
+type Way = (Transport, SocketAddr, Option<Identity>);
+
 /// All sockets.
 pub struct Transports {
     udp: Vec<(UdpSocket, SocketAddr)>,
-    tcp: Vec<SocketAddr>,
+    streams: Vec<(Transport, SocketAddr)>,
     arrivals: mpsc::Receiver<Arrival>,
     shared: Shared,
     connections: HashMap<ConnectionId, Connection>,
-    /// Connections by peer, for messages that name none.
-    by_remote: HashMap<SocketAddr, ConnectionId>,
+    /// Connections by peer, for messages of known dialogs that name none.
+    by_remote: HashMap<(Transport, SocketAddr), ConnectionId>,
+    /// Connections of ours, for new requests.
+    by_way: HashMap<Way, ConnectionId>,
+    /// Who the TLS server at an address was.
+    names: HashMap<SocketAddr, Identity>,
+    /// REGISTERs whose connection is gone, for the driver to tell.
+    lost: Vec<Token>,
 }
 
-/// The writing end of a connection.
+/// The driver's end of a connection.
 #[derive(Debug)]
 pub struct Connection {
-    remote: SocketAddr,
-    writes: mpsc::Sender<Vec<u8>>,
+    pub(super) remote: SocketAddr,
+    pub(super) transport: Transport,
+    pub(super) writes: mpsc::Sender<Out>,
+    /// Who the peer has proven to be.
+    pub(super) peer: Option<Arc<TlsPeer>>,
+    pub(super) way: Option<Way>,
+    /// The REGISTER that lives on it.
+    pub(super) kept_for: Option<Token>,
 }
 
+/// What the tasks of connections share with the driver.
 #[derive(Clone)]
-struct Shared {
-    arrivals: mpsc::Sender<Arrival>,
+pub(super) struct Shared {
+    pub(super) arrivals: mpsc::Sender<Arrival>,
     next_id: Arc<AtomicU64>,
-    open: Arc<AtomicUsize>,
+    pub(super) slots: Slots,
+    pub(super) counters: Arc<NetCounters>,
+    pub(super) tls: Arc<Tls>,
+}
+
+impl Shared {
+    pub(super) fn new_id(&self) -> ConnectionId {
+        ConnectionId(self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A channel to a connection's task.
+    pub(super) fn new_writes() -> (mpsc::Sender<Out>, mpsc::Receiver<Out>) {
+        mpsc::channel(WRITES_MAX)
+    }
 }
 
 impl Transports {
     /// Opens every listener.
-    pub async fn open(listen: &[SipListen]) -> Result<Self, ListenError> {
+    pub(super) async fn open(
+        listen: &[SipListen],
+        tls: Arc<Tls>,
+        counters: Arc<NetCounters>,
+    ) -> Result<Self, ListenError> {
         let (arrivals_out, arrivals) = mpsc::channel(ARRIVALS_MAX);
-        let shared = Shared { arrivals: arrivals_out, next_id: Arc::default(), open: Arc::default() };
+        let shared = Shared {
+            arrivals: arrivals_out,
+            next_id: Arc::default(),
+            slots: Slots::default(),
+            counters,
+            tls,
+        };
         let mut transports = Self {
             udp: Vec::new(),
-            tcp: Vec::new(),
+            streams: Vec::new(),
             arrivals,
             shared,
             connections: HashMap::new(),
             by_remote: HashMap::new(),
+            by_way: HashMap::new(),
+            names: HashMap::new(),
+            lost: Vec::new(),
         };
         for listener in listen {
             let opened = match listener.transport {
                 SipTransport::Udp => transports.open_udp(listener.address).await,
-                SipTransport::Tcp => transports.open_tcp(listener.address).await,
+                SipTransport::Tcp => transports.open_stream(Transport::Tcp, listener.address).await,
+                SipTransport::Tls => transports.open_stream(Transport::Tls, listener.address).await,
+                SipTransport::Ws => transports.open_stream(Transport::Ws, listener.address).await,
+                SipTransport::Wss => transports.open_stream(Transport::Wss, listener.address).await,
             };
-            opened.map_err(|source| ListenError { listener: *listener, source })?;
+            opened.map_err(|source| ListenError::Bind { listener: *listener, source })?;
         }
         Ok(transports)
     }
@@ -120,28 +169,39 @@ impl Transports {
         Ok(())
     }
 
-    async fn open_tcp(&mut self, address: SocketAddr) -> io::Result<()> {
+    async fn open_stream(&mut self, transport: Transport, address: SocketAddr) -> io::Result<()> {
         let listener = TcpListener::bind(address).await?;
-        self.tcp.push(listener.local_addr()?);
-        tokio::spawn(accept(listener, self.shared.clone()));
+        self.streams.push((transport, listener.local_addr()?));
+        tokio::spawn(handshake::accept_all(listener, transport, self.shared.clone()));
         Ok(())
     }
 
     /// Where we listen.
     pub fn listeners(&self) -> Vec<(Transport, SocketAddr)> {
         let udp = self.udp.iter().map(|(_, local)| (Transport::Udp, *local));
-        udp.chain(self.tcp.iter().map(|local| (Transport::Tcp, *local))).collect()
+        udp.chain(self.streams.iter().copied()).collect()
     }
 
-    /// Our address towards this peer: of a listener of the same transport and family. Over TCP one of UDP will do: the
+    /// The transports by which requests of ours can leave, best first.
+    pub fn outgoing(&self) -> Vec<Transport> {
+        let udp = (!self.udp.is_empty()).then_some(Transport::Udp);
+        udp.into_iter().chain([Transport::Tcp, Transport::Tls]).collect()
+    }
+
+    /// Our address towards this peer: of a listener of the same transport and family; where there is none, of another: the
     /// peer answers over the connection.
-    pub fn local_for(&self, transport: Transport, remote: SocketAddr) -> Option<SocketAddr> {
-        let fits = |local: &&SocketAddr| local.is_ipv4() == remote.is_ipv4();
-        let udp = || self.udp.iter().map(|(_, local)| local).find(fits).copied();
+    fn local_for(&self, transport: Transport, remote: SocketAddr) -> Option<SocketAddr> {
+        let fits = |local: &SocketAddr| local.is_ipv4() == remote.is_ipv4();
+        let of = |wanted: Transport| {
+            let mut streams = self.streams.iter().filter(move |(of, local)| *of == wanted && fits(local));
+            streams.next().map(|(_, local)| *local)
+        };
+        let udp = || self.udp.iter().map(|(_, local)| *local).find(fits);
         match transport {
             Transport::Udp => udp(),
-            Transport::Tcp => self.tcp.iter().find(fits).copied().or_else(udp),
-            Transport::Tls | Transport::Ws | Transport::Wss => None,
+            Transport::Tcp => of(Transport::Tcp).or_else(udp).or_else(|| of(Transport::Tls)),
+            Transport::Tls => of(Transport::Tls).or_else(|| of(Transport::Tcp)).or_else(udp),
+            Transport::Ws | Transport::Wss => None,
         }
     }
 
@@ -172,10 +232,13 @@ impl Transports {
         }
     }
 
-    /// Keeps the writing end of an accepted connection.
+    /// Keeps the driver's end of a connection.
     pub fn keep(&mut self, flow: Flow, connection: Connection) {
         if let Some(id) = flow.connection {
-            self.by_remote.insert(connection.remote, id);
+            self.by_remote.insert((connection.transport, connection.remote), id);
+            if let Some(way) = &connection.way {
+                self.by_way.insert(way.clone(), id);
+            }
             self.connections.insert(id, connection);
         }
     }
@@ -185,6 +248,41 @@ impl Transports {
         self.connections.contains_key(&id)
     }
 
+    /// Who the peer of a connection has proven to be.
+    pub fn peer(&self, flow: Flow) -> Option<Arc<TlsPeer>> {
+        self.connections.get(&flow.connection?)?.peer.clone()
+    }
+
+    /// The way to an address for a new request of ours: an open connection, or one that is opened now; messages wait in
+    /// its channel until it is there.
+    pub fn flow_to(
+        &mut self,
+        transport: Transport,
+        remote: SocketAddr,
+        identity: Option<Identity>,
+    ) -> Result<Flow, NotSent> {
+        let unreachable = |why| NotSent::Unreachable { transport: transport.token(), remote, why };
+        if matches!(transport, Transport::Ws | Transport::Wss) {
+            return Err(unreachable(
+                "a browser is reached by the connection that it has opened, and that is gone",
+            ));
+        }
+        let local = self.local_for(transport, remote).ok_or_else(|| {
+            unreachable("there is no listener of that address family; see TANDEM_SIP_LISTEN")
+        })?;
+        if transport == Transport::Udp {
+            return Ok(Flow::udp(local, remote));
+        }
+        let identity = identity.filter(|_| transport == Transport::Tls);
+        let way = (transport, remote, identity);
+        let flow = Flow { transport, local, remote, connection: None };
+        if let Some(id) = self.by_way.get(&way) {
+            return Ok(Flow { connection: Some(*id), ..flow });
+        }
+        let id = self.connect(flow, way).ok_or(NotSent::Full("connections"))?;
+        Ok(Flow { connection: Some(id), ..flow })
+    }
+
     /// Sends one message, or gives it to its connection. `Err`: it can never leave.
     pub fn send(&mut self, transmit: Transmit) -> Result<(), Undeliverable> {
         let Transmit { flow, bytes } = transmit;
@@ -192,13 +290,18 @@ impl Transports {
             return self.send_datagram(flow, &bytes);
         }
         let known = flow.connection.filter(|id| self.connections.contains_key(id));
-        let id = match known.or_else(|| self.by_remote.get(&flow.remote).copied()) {
+        let by_remote = || self.by_remote.get(&(flow.transport, flow.remote)).copied();
+        let id = match known.or_else(by_remote) {
             Some(id) => id,
-            None => self.connect(flow)?,
+            None => {
+                let identity = self.names.get(&flow.remote).cloned();
+                let opened = self.flow_to(flow.transport, flow.remote, identity);
+                opened.ok().and_then(|flow| flow.connection).ok_or(Undeliverable)?
+            }
         };
         let Some(connection) = self.connections.get(&id) else { return Err(Undeliverable) };
-        if connection.writes.try_send(bytes).is_err() {
-            self.close(id);
+        if connection.writes.try_send(Out::Message(bytes)).is_err() {
+            self.forget(id);
             return Err(Undeliverable);
         }
         Ok(())
@@ -219,134 +322,64 @@ impl Transports {
         }
     }
 
-    /// Opens a connection; messages wait in its channel until it is there.
-    fn connect(&mut self, flow: Flow) -> Result<ConnectionId, Undeliverable> {
-        if flow.transport != Transport::Tcp {
-            return Err(Undeliverable);
-        }
-        let slot = Slot::take(&self.shared).ok_or(Undeliverable)?;
+    /// Opens a connection. `None`: there are as many as there may be.
+    fn connect(&mut self, flow: Flow, way: Way) -> Option<ConnectionId> {
+        let Ok(slot) = self.shared.slots.take(None) else {
+            super::counters::count(&self.shared.counters.refused_full);
+            return None;
+        };
         let id = self.shared.new_id();
         let flow = Flow { connection: Some(id), ..flow };
-        let (writes, writes_in) = mpsc::channel(WRITES_MAX);
-        self.keep(flow, Connection { remote: flow.remote, writes });
-        let arrivals = self.shared.arrivals.clone();
-        tokio::spawn(async move {
-            let stream = match timeout(PATIENCE, TcpStream::connect(flow.remote)).await {
-                Ok(Ok(stream)) => stream,
-                _ => {
-                    let _ = arrivals.send(Arrival::Failed(flow)).await;
-                    return;
-                }
-            };
-            if arrivals.send(Arrival::Opened(flow)).await.is_ok() {
-                serve(stream, flow, writes_in, arrivals, slot).await;
+        let identity = way.2.clone();
+        if let Some(identity) = &identity {
+            if self.names.len() >= NAMES_MAX {
+                self.names.clear();
             }
+            self.names.insert(flow.remote, identity.clone());
+        }
+        let (writes, writes_in) = Shared::new_writes();
+        let (transport, remote) = (flow.transport, flow.remote);
+        // Its certificate will have been checked before anything comes: requests of theirs may come this way too.
+        let peer = identity.as_ref().and_then(|identity| {
+            let trunks = vec![identity.trunk.clone()?];
+            Some(Arc::new(TlsPeer { names: vec![identity.host.clone()], trunks }))
         });
-        Ok(id)
+        self.keep(flow, Connection { remote, transport, writes, peer, way: Some(way), kept_for: None });
+        tokio::spawn(handshake::connect(flow, identity, writes_in, self.shared.clone(), slot));
+        Some(id)
     }
 
-    /// Closes a connection: its writer ends, and with it the rest.
-    pub fn close(&mut self, id: ConnectionId) {
-        self.forget(id);
+    /// A registration lives on this connection: it is kept alive, and its end is told.
+    pub fn keep_alive(&mut self, id: ConnectionId, token: Token) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if connection.kept_for.replace(token).is_none() {
+            // A full channel is a connection that will be closed for it.
+            let _ = connection.writes.try_send(Out::KeepAlive);
+        }
     }
 
-    /// A connection is gone.
+    /// Whether a registration lives on this connection.
+    pub fn is_kept(&self, id: ConnectionId) -> bool {
+        self.connections.get(&id).is_some_and(|connection| connection.kept_for.is_some())
+    }
+
+    /// A connection is gone, or is to be closed: without its sender the writing task ends, and with it the rest.
     pub fn forget(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.remove(&id) else { return };
-        if self.by_remote.get(&connection.remote) == Some(&id) {
-            self.by_remote.remove(&connection.remote);
+        self.lost.extend(connection.kept_for);
+        let remote = (connection.transport, connection.remote);
+        if self.by_remote.get(&remote) == Some(&id) {
+            self.by_remote.remove(&remote);
+        }
+        if let Some(way) = &connection.way
+            && self.by_way.get(way) == Some(&id)
+        {
+            self.by_way.remove(way);
         }
     }
-}
 
-impl Shared {
-    fn new_id(&self) -> ConnectionId {
-        ConnectionId(self.next_id.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
-/// One of [`CONNECTIONS_MAX`]; given back when dropped.
-struct Slot(Arc<AtomicUsize>);
-
-impl Slot {
-    fn take(shared: &Shared) -> Option<Self> {
-        let open = shared.open.clone();
-        if open.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS_MAX {
-            open.fetch_sub(1, Ordering::AcqRel);
-            return None;
-        }
-        Some(Self(open))
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-/// Accepts until the driver is gone.
-async fn accept(listener: TcpListener, shared: Shared) {
-    loop {
-        let accepted = tokio::select! {
-            () = shared.arrivals.closed() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let (stream, remote) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors: waiting is all that helps.
-                tracing::warn!(%error, "cannot accept a SIP connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let (Some(slot), Ok(local)) = (Slot::take(&shared), stream.local_addr()) else { continue };
-        let flow = Flow::connected(Transport::Tcp, local, remote, shared.new_id());
-        let (writes, writes_in) = mpsc::channel(WRITES_MAX);
-        let connection = Connection { remote, writes };
-        if shared.arrivals.send(Arrival::Accepted(flow, connection)).await.is_err() {
-            return;
-        }
-        tokio::spawn(serve(stream, flow, writes_in, shared.arrivals.clone(), slot));
-    }
-}
-
-/// Reads and writes one connection until either side ends it.
-async fn serve(
-    stream: TcpStream,
-    flow: Flow,
-    writes: mpsc::Receiver<Vec<u8>>,
-    arrivals: mpsc::Sender<Arrival>,
-    _slot: Slot,
-) {
-    let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
-    let (reader, writer) = stream.into_split();
-    tokio::select! {
-        () = read(reader, flow, &arrivals) => {}
-        () = write(writer, writes) => {}
-    }
-    // The driver is gone: so is everything.
-    let _ = arrivals.send(Arrival::Closed(flow)).await;
-}
-
-async fn read(mut reader: OwnedReadHalf, flow: Flow, arrivals: &mpsc::Sender<Arrival>) {
-    let mut buffer = vec![0; READ_LEN];
-    let Ok(Ok(mut len)) = timeout(FIRST_BYTES_MAX, reader.read(&mut buffer)).await else { return };
-    while len > 0 {
-        if arrivals.send(Arrival::Bytes(flow, buffer[..len].to_vec())).await.is_err() {
-            return;
-        }
-        let Ok(more) = reader.read(&mut buffer).await else { return };
-        len = more;
-    }
-}
-
-async fn write(mut writer: OwnedWriteHalf, mut writes: mpsc::Receiver<Vec<u8>>) {
-    while let Some(bytes) = writes.recv().await {
-        if !matches!(timeout(PATIENCE, writer.write_all(&bytes)).await, Ok(Ok(()))) {
-            return;
-        }
+    /// The next REGISTER whose connection is gone.
+    pub fn poll_lost(&mut self) -> Option<Token> {
+        self.lost.pop()
     }
 }

@@ -8,15 +8,16 @@
 //!
 //! A [`Token`] names a request of ours from the verb on; the endpoint's handle comes with [`SipEvent::Placed`] or
 //! [`SipEvent::Sent`], and once more, with another handle, each time the request moves to the next target (RFC 3263
-//! §4.3). Events of a handle that was left behind are not seen by anybody.
+//! §4.3). Events of a handle that was left behind are not seen by anybody; who cancels by it cancels the newest.
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use tandem_sip::header::refer::ReferTo;
 use tandem_sip::message::{Body, Reply};
 use tandem_sip::{
-    CallError, CallHandle, Endpoint, Event, Flow, Headers, InviteRequest, Method, OutgoingRequest,
-    RequestHandle, Transport, Uri,
+    CallError, CallHandle, ConnectionId, Endpoint, Event, Flow, Headers, InviteRequest, Method,
+    OutgoingRequest, RequestHandle, Transport, Uri,
 };
 
 /// Where an outgoing request goes, before names are resolved (RFC 3263).
@@ -81,8 +82,18 @@ pub enum Verb {
     Reinvite(CallHandle, Option<Body>),
     /// The ACK with our answer, after a 2xx with the peer's offer.
     Ack(CallHandle, Body),
+    /// The PRACK with our answer, after a reliable provisional response with the peer's offer.
+    Prack(CallHandle, Body),
+    /// REFER: the peer shall call somebody else instead of us.
+    Refer(CallHandle, Box<ReferTo>, Headers),
     /// Gives up our INVITE.
     Cancel(CallHandle),
+    /// 202 to a REFER.
+    AcceptRefer(RequestHandle),
+    /// Tells who sent that REFER how the call to its target fares.
+    NotifyRefer(CallHandle, u16),
+    /// The host (and port) that Via and Contact of this call name, instead of everybody's: a trunk's own address.
+    Advertise(CallHandle, Option<Arc<str>>),
 }
 
 /// What the shell says: the endpoint's events, and what became of verbs that send something.
@@ -115,6 +126,11 @@ pub enum SipEvent {
         token: Token,
         /// Why.
         why: NotSent,
+    },
+    /// A connection is gone, whoever had opened it.
+    Closed {
+        /// Which.
+        connection: ConnectionId,
     },
     /// The connection over which this REGISTER had gone is gone: whoever we registered with cannot reach us by it.
     FlowLost {
@@ -158,12 +174,22 @@ pub enum NotSent {
     Refused(#[from] CallError),
 }
 
-/// The names in a client certificate that was verified.
+/// The names in a client certificate that was verified, and whom it may speak for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsPeer {
     /// DNS names and the hosts of SIP URIs in subjectAltName (RFC 5922 §7.1), or the subject's common name if there are
     /// none; in lower case.
     pub names: Vec<Box<str>>,
+    /// The trunks whose authorities have signed it. The names mean nothing to any other.
+    pub trunks: Vec<Arc<str>>,
+}
+
+impl TlsPeer {
+    /// Whether the peer is one of these names, as far as this trunk is concerned.
+    pub fn is(&self, trunk: &str, names: &[impl AsRef<str>]) -> bool {
+        self.trunks.iter().any(|vouched| **vouched == *trunk)
+            && names.iter().any(|name| self.names.iter().any(|own| own.eq_ignore_ascii_case(name.as_ref())))
+    }
 }
 
 impl Verb {
@@ -183,7 +209,12 @@ impl Verb {
             Self::Reply(request, reply) => endpoint.reply(request, reply, now),
             Self::Reinvite(call, body) => endpoint.reinvite(call, body, now),
             Self::Ack(call, body) => endpoint.ack(call, body, now),
+            Self::Prack(call, body) => endpoint.prack(call, body, now),
+            Self::Refer(call, target, headers) => endpoint.refer(call, &target, headers, now),
             Self::Cancel(call) => endpoint.cancel(call, now),
+            Self::AcceptRefer(request) => endpoint.accept_refer(request, now),
+            Self::NotifyRefer(call, status) => endpoint.notify_refer(call, status, "", now),
+            Self::Advertise(call, host) => endpoint.advertise(call, host),
             Self::Invite(token, mut invite, destination) => {
                 let placed = address(&destination, invite.flow).and_then(|flow| {
                     invite.flow = flow;

@@ -13,6 +13,7 @@ use subtle::ConstantTimeEq;
 
 use super::StoreError;
 use super::cache::Cache;
+use crate::call::admission::{Credential, Proof};
 use crate::call::agent::Agent;
 
 /// How long a key or an assistant is believed without asking the database.
@@ -106,6 +107,31 @@ impl Accounts {
         Ok(Found { principal: Some(principal), assistant })
     }
 
+    /// The answer to an admission's question, if the cache has the whole of it.
+    pub fn look_up_cached(&self, credential: &Credential) -> Option<Found> {
+        match (&credential.proof, credential.principal()) {
+            (Proof::Key(key), _) => self.find_cached(*key, &credential.assistant_id),
+            (_, None) => None,
+            (_, Some(principal)) => {
+                let key = (principal.tenant_id.clone(), credential.assistant_id.clone());
+                let assistant = self.lock().assistants.get(&key, Instant::now())?;
+                Some(Found { principal: Some(principal), assistant: Some(assistant) })
+            }
+        }
+    }
+
+    /// The answer to an admission's question: whose key it is unless the credential says so itself, and the assistant.
+    pub async fn look_up(&self, credential: &Credential) -> Result<Found, StoreError> {
+        match (&credential.proof, credential.principal()) {
+            (Proof::Key(key), _) => self.find(*key, &credential.assistant_id).await,
+            (_, None) => Ok(Found::default()),
+            (_, Some(principal)) => {
+                let assistant = self.assistant(&principal.tenant_id, &credential.assistant_id).await?;
+                Ok(Found { principal: Some(principal), assistant })
+            }
+        }
+    }
+
     /// Who owns this key.
     pub async fn principal(&self, key: KeyHash) -> Result<Option<Principal>, StoreError> {
         if let Some(principal) = self.lock().principals.get(&key, Instant::now()) {
@@ -124,7 +150,8 @@ impl Accounts {
         Ok(Some(principal))
     }
 
-    async fn assistant(&self, tenant_id: &Arc<str>, id: &str) -> Result<Option<Assistant>, StoreError> {
+    /// This tenant's assistant of this name.
+    pub async fn assistant(&self, tenant_id: &Arc<str>, id: &str) -> Result<Option<Assistant>, StoreError> {
         let cache_key = (tenant_id.clone(), Arc::from(id));
         if let Some(assistant) = self.lock().assistants.get(&cache_key, Instant::now()) {
             return Ok(Some(assistant));
@@ -148,6 +175,17 @@ impl Accounts {
     }
 }
 
+/// Whether a tenant has this assistant.
+pub async fn has_assistant(
+    pool: &SqlitePool,
+    tenant_id: &str,
+    assistant_id: &str,
+) -> Result<bool, StoreError> {
+    let query = "SELECT count(*) FROM assistants WHERE tenant_id = $1 AND assistant_id = $2";
+    let count: i64 = sqlx::query_scalar(query).bind(tenant_id).bind(assistant_id).fetch_one(pool).await?;
+    Ok(count > 0)
+}
+
 /// Adds a tenant; nothing happens when it is there.
 pub async fn put_tenant(pool: &SqlitePool, tenant_id: &str, name: &str) -> Result<(), StoreError> {
     sqlx::query(
@@ -161,14 +199,51 @@ pub async fn put_tenant(pool: &SqlitePool, tenant_id: &str, name: &str) -> Resul
     Ok(())
 }
 
+/// How a key or an assistant came into the database, and so who may take it away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// By the API, the demo, or a test.
+    Api,
+    /// From tandem.toml: it goes when it is gone from there.
+    File,
+}
+
+impl Origin {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::File => "file",
+        }
+    }
+}
+
+/// Takes away all keys and assistants of this origin.
+pub async fn remove_of(pool: &SqlitePool, origin: Origin) -> Result<(), StoreError> {
+    for query in ["DELETE FROM api_keys WHERE origin = $1", "DELETE FROM assistants WHERE origin = $1"] {
+        sqlx::query(query).bind(origin.word()).execute(pool).await?;
+    }
+    Ok(())
+}
+
 /// Adds an API key; nothing happens when its id is there.
 pub async fn put_key(pool: &SqlitePool, tenant_id: &str, key_id: &str, key: &str) -> Result<(), StoreError> {
+    put_key_of(pool, Origin::Api, tenant_id, key_id, key).await
+}
+
+/// The same, with where it came from.
+pub async fn put_key_of(
+    pool: &SqlitePool,
+    origin: Origin,
+    tenant_id: &str,
+    key_id: &str,
+    key: &str,
+) -> Result<(), StoreError> {
     let hash = KeyHash::of(key);
     // A quarter of the key at most, so that the prefix of a short key does not give it away.
     let prefix: String = key.chars().take((key.chars().count() / 4).min(8)).collect();
     sqlx::query(
-        "INSERT INTO api_keys (key_id, tenant_id, prefix, lookup, hash, created_ms)
-         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING",
+        "INSERT INTO api_keys (key_id, tenant_id, prefix, lookup, hash, created_ms, origin)
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
     )
     .bind(key_id)
     .bind(tenant_id)
@@ -176,6 +251,7 @@ pub async fn put_key(pool: &SqlitePool, tenant_id: &str, key_id: &str, key: &str
     .bind(&hash.0[..LOOKUP_LEN])
     .bind(&hash.0[..])
     .bind(super::epoch_ms())
+    .bind(origin.word())
     .execute(pool)
     .await?;
     Ok(())
@@ -189,17 +265,31 @@ pub async fn put_assistant(
     kind: &str,
     options: &serde_json::Value,
 ) -> Result<(), StoreError> {
+    put_assistant_of(pool, Origin::Api, tenant_id, assistant_id, kind, options).await
+}
+
+/// The same, with where it came from: the last who puts it there owns it.
+pub async fn put_assistant_of(
+    pool: &SqlitePool,
+    origin: Origin,
+    tenant_id: &str,
+    assistant_id: &str,
+    kind: &str,
+    options: &serde_json::Value,
+) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO assistants (tenant_id, assistant_id, agent_kind, agent_options, created_ms)
-         VALUES ($1, $2, $3, $4, $5)
+        "INSERT INTO assistants (tenant_id, assistant_id, agent_kind, agent_options, created_ms, origin)
+         VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (tenant_id, assistant_id)
-         DO UPDATE SET agent_kind = excluded.agent_kind, agent_options = excluded.agent_options",
+         DO UPDATE SET agent_kind = excluded.agent_kind, agent_options = excluded.agent_options,
+                       origin = excluded.origin",
     )
     .bind(tenant_id)
     .bind(assistant_id)
     .bind(kind)
     .bind(options.to_string())
     .bind(super::epoch_ms())
+    .bind(origin.word())
     .execute(pool)
     .await?;
     Ok(())

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -34,6 +35,9 @@ pub struct Inbound {
     pub calls_per_second: f64,
     /// Live calls; more are refused. `None`: only the node's limit holds.
     pub calls_max: Option<usize>,
+    /// For how long the agent is heard before the call is answered (183 with SDP): until then, or until it says `answer`.
+    /// `None`: the call is answered first.
+    pub early_media: Option<Duration>,
     /// Refuses what is over a limit with 486 Busy Here instead of 503: for carriers that take a trunk out of service
     /// after a 503.
     pub busy_when_full: bool,
@@ -49,6 +53,7 @@ impl Default for Inbound {
             country_code: None,
             calls_per_second: CALLS_PER_SECOND_DEFAULT,
             calls_max: None,
+            early_media: None,
             busy_when_full: false,
         }
     }
@@ -112,7 +117,7 @@ impl std::fmt::Display for DidPattern {
 
 impl Inbound {
     /// Whether this source is the trunk's.
-    pub fn admits(&self, ip: IpAddr, certificate: &[String]) -> bool {
+    pub fn admits(&self, ip: IpAddr, certificate: &[Box<str>]) -> bool {
         // A dual-stack socket shows IPv4 peers as mapped addresses.
         let ip = ip.to_canonical();
         self.allow.iter().any(|net| net.contains(&ip))
@@ -122,6 +127,11 @@ impl Inbound {
     /// Who answers this number; the longest pattern wins, of two equally long the exact one, of two equal ones the
     /// first.
     pub fn route(&self, dialled: &str) -> Option<&Route> {
+        self.route_of(dialled).map(|(route, _)| route)
+    }
+
+    /// The same, with how much of the number its pattern says and whether it says all of it: to compare trunks.
+    pub fn route_of(&self, dialled: &str) -> Option<(&Route, (usize, bool))> {
         let number = normal(dialled, self.country_code.as_deref());
         let mut best: Option<(&Route, (usize, bool))> = None;
         for route in &self.routes {
@@ -130,7 +140,7 @@ impl Inbound {
                 best = Some((route, weight));
             }
         }
-        best.map(|(route, _)| route)
+        best
     }
 }
 
@@ -161,7 +171,7 @@ pub fn normal<'a>(dialled: &'a str, country_code: Option<&str>) -> Cow<'a, str> 
 }
 
 /// The same for the beginning of a number, which may be short and is never national.
-fn normal_prefix(text: &str) -> String {
+pub(super) fn normal_prefix(text: &str) -> String {
     match digits_of(text) {
         Some(digits) => {
             let bare = digits.strip_prefix('+').or_else(|| digits.strip_prefix("00")).unwrap_or(&digits);
@@ -263,7 +273,7 @@ mod tests {
             ..Inbound::default()
         };
         let admits = |ip: &str, names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let names: Vec<Box<str>> = names.iter().map(|name| Box::from(*name)).collect();
             inbound.admits(ip.parse().unwrap(), &names)
         };
         assert!(admits("192.0.2.5", &[]) && admits("::ffff:192.0.2.5", &[]));

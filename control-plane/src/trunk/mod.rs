@@ -17,8 +17,14 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
+pub mod bucket;
 pub mod credential;
+pub mod file;
+pub mod glance;
+pub mod guard;
+pub mod health;
 pub mod inbound;
+pub mod lru;
 pub mod outbound;
 pub mod policy;
 
@@ -55,6 +61,8 @@ pub struct Trunk {
     pub session_timer: Option<SessionTimer>,
     /// Reliable provisional responses (RFC 3262) on its calls, both directions.
     pub reliable: Reliable,
+    /// Whether the keys of an agent go by SIP INFO when the trunk has not agreed on telephone-events.
+    pub is_dtmf_by_info: bool,
     /// Which addresses and which certificate it sees of us.
     pub addresses: Addresses,
 }
@@ -136,7 +144,7 @@ impl Trunks {
     pub fn find_by_source<'a>(
         &'a self,
         ip: IpAddr,
-        certificate: &'a [String],
+        certificate: &'a [Box<str>],
     ) -> impl Iterator<Item = &'a Arc<Trunk>> {
         self.0.trunks.iter().filter(move |trunk| trunk.inbound.admits(ip, certificate))
     }
@@ -144,6 +152,23 @@ impl Trunks {
     /// The phone of this user.
     pub fn find_phone(&self, user: &str) -> Option<&Arc<Phone>> {
         self.0.phones.get(user)
+    }
+
+    /// Every assistant that a number or a phone leads to: who names it, its tenant, and its id.
+    pub fn assistants(&self) -> Vec<(String, Arc<str>, Arc<str>)> {
+        let mut all = Vec::new();
+        for trunk in self.iter() {
+            for route in &trunk.inbound.routes {
+                let owner = format!("trunk {}, number {}", trunk.name, route.did);
+                all.push((owner, trunk.tenant_id.clone(), route.assistant_id.clone()));
+            }
+        }
+        for phone in self.phones() {
+            if let Some(assistant_id) = &phone.assistant_id {
+                all.push((format!("phone {}", phone.user), phone.tenant_id.clone(), assistant_id.clone()));
+            }
+        }
+        all
     }
 
     /// Neither trunk nor phone.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::credential::escape_user;
-use super::inbound::normal;
+use super::inbound::{normal, normal_prefix};
 
 /// How we call over a trunk.
 #[derive(Debug, Clone)]
@@ -37,6 +37,8 @@ pub struct Outbound {
     pub calls_max_per_number: Option<usize>,
     /// Whether the agent hears what comes before the answer (183 with SDP).
     pub early_media: bool,
+    /// Our INVITE carries no offer: the trunk makes one, and our answer goes into the ACK.
+    pub is_offer_delayed: bool,
     /// Headers of every INVITE, besides the credential's: name and value.
     pub headers: Vec<(String, String)>,
     /// Trunks that are tried next when this one is down, full or answers 503, in order.
@@ -65,6 +67,7 @@ impl Default for Outbound {
             calls_per_second_per_number: None,
             calls_max_per_number: None,
             early_media: true,
+            is_offer_delayed: false,
             headers: Vec::new(),
             failover: Vec::new(),
         }
@@ -75,7 +78,7 @@ impl Outbound {
     /// Whether this number may be called.
     pub fn allows_number(&self, to: &str) -> bool {
         let number = normal(to, None);
-        let begins = |prefix: &String| number.starts_with(&*normal(prefix, None));
+        let begins = |prefix: &String| number.starts_with(&normal_prefix(prefix));
         !self.numbers_denied.iter().any(begins)
             && (self.numbers_allowed.is_empty() || self.numbers_allowed.iter().any(begins))
     }

@@ -109,7 +109,7 @@ impl Plan {
         Spec {
             name: "control",
             program: tandem.to_owned(),
-            args: vec!["serve".to_owned()],
+            args: control_args(layers),
             settings: given(layers, |key| !others(key)),
             listeners: std::iter::once(tcp(config.http_listen, "TANDEM_HTTP_LISTEN")).chain(sip).collect(),
             ready: Ready::Http(reachable(config.http_listen), "/readyz"),
@@ -137,6 +137,15 @@ impl Plan {
         specs.push(self.control.clone());
         specs
     }
+}
+
+/// Settings go to the control plane as variables; the tables of the file can only be read there.
+fn control_args(layers: &Layers) -> Vec<String> {
+    let mut args = vec!["serve".to_owned()];
+    if let Some(path) = layers.path().filter(|_| !layers.tables().is_empty()) {
+        args.extend(["--config".to_owned(), path.display().to_string()]);
+    }
+    args
 }
 
 /// The settings with these keys, as the variables of a child.

@@ -41,6 +41,8 @@ pub(crate) enum Phase {
 pub(crate) struct OwnAddress {
     pub(crate) host: Option<Arc<str>>,
     pub(crate) user: Option<Arc<str>>,
+    /// Contact is a `sips:` URI, because the request or its next hop was one (RFC 3261 §8.1.1.8, §12.1.1).
+    pub(crate) is_secure: bool,
 }
 
 /// The dialog that a provisional response to our INVITE has made: one a fork.

@@ -50,7 +50,7 @@ use refusal::Refusal;
 use stream::Stream;
 
 use crate::dialog::Dialog;
-use crate::flow::{ConnectionId, Flow, Transmit};
+use crate::flow::{ConnectionId, Flow, Transmit, Transport};
 use crate::message::{Message, Method, Reply};
 use crate::parse::{ParseError, parse, salvage};
 use crate::random::Random;
@@ -209,7 +209,10 @@ impl Endpoint {
     /// A [`Transmit`] on this flow could not be delivered: requests of ours that wait for an answer on it fail.
     pub fn handle_transport_error(&mut self, flow: Flow, now: Instant) {
         let hit = |(id, transaction): (Id, &mut Transaction)| {
-            let same = transaction.flow.transport == flow.transport && transaction.flow.remote == flow.remote;
+            let (ours, theirs) = (transaction.flow.connection, flow.connection);
+            let same = transaction.flow.transport == flow.transport
+                && transaction.flow.remote == flow.remote
+                && (ours == theirs || ours.is_none() || theirs.is_none());
             (same && transaction.server.is_none() && transaction.machine.awaits_response()).then_some(id)
         };
         let hit: Vec<Id> = self.transactions.iter_mut().filter_map(hit).collect();
@@ -296,9 +299,12 @@ impl Endpoint {
         let user = own.user.as_deref().unwrap_or(&self.config.contact_user);
         let user = crate::grammar::escape_user(user);
         let at = if user.is_empty() { "" } else { "@" };
-        let transport =
-            flow.transport.uri_param().map(|name| format!(";transport={name}")).unwrap_or_default();
-        format!("<sip:{user}{at}{}{transport}>", self.sent_by(flow, own.host.as_deref()))
+        let scheme = if own.is_secure { "sips" } else { "sip" };
+        // `sips:` says TLS by itself (RFC 3261 §26.2.2).
+        let named =
+            flow.transport.uri_param().filter(|_| !(own.is_secure && flow.transport == Transport::Tls));
+        let transport = named.map(|name| format!(";transport={name}")).unwrap_or_default();
+        format!("<{scheme}:{user}{at}{}{transport}>", self.sent_by(flow, own.host.as_deref()))
     }
 
     /// A new branch, and a Via with it.

@@ -21,7 +21,7 @@ use crate::parse::parse;
 use crate::table::Id;
 use crate::transaction::key::Key;
 use crate::transaction::{Machine, OnResponse};
-use crate::uri::Uri;
+use crate::uri::{Scheme, Uri};
 use crate::write::Writer;
 
 /// Forks of one INVITE whose 2xx we acknowledge and hang up. More would be an attack: they are ignored.
@@ -52,7 +52,8 @@ impl Endpoint {
             invite.body.as_ref().filter(|body| body.is_sdp()).map(|body| body.bytes.as_slice().into());
         call.offers_100rel = reliable != Reliability::Never;
         call.credentials = invite.credentials;
-        call.own = OwnAddress { host: invite.advertised_host, user: invite.contact_user };
+        let is_secure = is_secure(&invite.target, &invite.route);
+        call.own = OwnAddress { host: invite.advertised_host, user: invite.contact_user, is_secure };
         let own = call.own.clone();
         let id = self.calls.insert(call);
         self.tags.insert(tag.clone(), id);
@@ -88,6 +89,15 @@ impl Endpoint {
         }
         self.arm(Wake::Call(id));
         Ok(id.into())
+    }
+
+    /// Whether anything, be it a 100, has come to our INVITE: whoever has sent it somewhere else if not asks this.
+    pub fn has_heard(&self, call: CallHandle) -> bool {
+        let invite = self.calls.get(call.into()).and_then(|call| self.transactions.get(call.invite_out?));
+        !invite.is_some_and(|invite| match &invite.machine {
+            Machine::InviteClient(machine) => machine.is_calling(),
+            _ => false,
+        })
     }
 
     /// Gives our INVITE up. Waits for the first provisional response as RFC 3261 §9.1 asks; if the 2xx was faster, the
@@ -156,7 +166,7 @@ impl Endpoint {
             max_forwards: 70,
         };
         let (branch, mut writer) = self.begin_request(&begin);
-        let own = OwnAddress { host, user: None };
+        let own = OwnAddress { host, user: None, is_secure: is_secure(&request.target, &request.route) };
         if let Some(contact) = &request.contact {
             let ours = OwnAddress { user: Some(contact.user.as_str().into()), ..own.clone() };
             let value = self.contact(flow, &ours);
@@ -594,6 +604,11 @@ struct Begin<'a> {
 
 fn is_call_id(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| grammar::is_word(b) || b == b'@')
+}
+
+/// Whether a request goes to a `sips:` URI, by its first route or its target.
+fn is_secure(target: &Uri, route: &[NameAddr]) -> bool {
+    target.scheme() == Scheme::Sips || route.first().is_some_and(|route| route.uri.scheme() == Scheme::Sips)
 }
 
 /// CANCEL, or the ACK of a refusal: the INVITE's Request-URI, top Via, Route, From, Call-ID and CSeq number.

@@ -21,6 +21,7 @@ use crate::transaction::Machine;
 use crate::transaction::invite_server::{InviteServer, OnAck};
 use crate::transaction::key::Key;
 use crate::transaction::server::Server;
+use crate::uri::Scheme;
 
 impl Endpoint {
     // --- verbs ---
@@ -312,6 +313,9 @@ impl Endpoint {
         let mut call = Call::new(Phase::Incoming { repeat_at: None }, tag.clone(), flow, session);
         call.natted = invite.head.via().is_natted(flow.remote);
         call.sent_by_port = Some(invite.head.via().port_or_default());
+        let next_hop =
+            invite.head.routes(HeaderName::RecordRoute).next().map_or(Scheme::Sip, |of| of.uri.scheme());
+        call.own.is_secure = invite.uri.scheme() == Scheme::Sips || next_hop == Scheme::Sips;
         call.dialog = Some(dialog);
         call.replaces = replaces;
         call.session.hear(&invite.head);

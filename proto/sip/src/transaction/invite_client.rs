@@ -38,6 +38,11 @@ impl InviteClient {
         InviteClient { state: State::Calling { a, b: now + timers.b() }, reliable, timers }
     }
 
+    /// Nothing has been heard.
+    pub(crate) fn is_calling(&self) -> bool {
+        matches!(self.state, State::Calling { .. })
+    }
+
     /// Whether CANCEL may be sent: only after a provisional response (§9.1), and once.
     pub(crate) fn can_cancel(&self) -> bool {
         self.state == State::Proceeding { give_up: None }
