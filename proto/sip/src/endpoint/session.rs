@@ -291,7 +291,7 @@ impl Endpoint {
 
     fn session_expired(&mut self, id: Id, now: Instant) {
         self.bye_and_forget(id, now);
-        self.end_call(id, EndReason::SessionExpired);
+        self.end_call(id, EndReason::SessionExpired, now);
     }
 
     fn refresh_session(&mut self, id: Id, now: Instant) {
