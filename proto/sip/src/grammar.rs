@@ -212,6 +212,9 @@ pub(crate) fn quoted_len(bytes: &[u8]) -> Option<usize> {
 
 /// The text between the quotes, with `\x` turned into `x`.
 pub(crate) fn unquote(text: &str) -> Cow<'_, str> {
+    if !text.starts_with('"') {
+        return Cow::Borrowed(text);
+    }
     let inner = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
     if !inner.contains('\\') {
         return Cow::Borrowed(inner);

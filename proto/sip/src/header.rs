@@ -75,12 +75,16 @@ pub enum ValueError {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Params {
     text: Box<str>,
+    /// Where the values of the two that every message is asked for more than once are.
+    tag: Option<(u32, u32)>,
+    branch: Option<(u32, u32)>,
 }
 
 impl Params {
     /// Checks `text`, which is empty or begins with `;` (white space is allowed around separators).
     fn parse(text: &str) -> Result<Params, ValueError> {
-        let params = Params { text: grammar::trim(text).into() };
+        let mut params = Params { text: grammar::trim(text).into(), ..Params::default() };
+        let (mut tag, mut branch) = (None, None);
         let mut rest: &str = &params.text;
         while !rest.is_empty() {
             let Some(after) = rest.strip_prefix(';') else { return Err(ValueError::Parameter) };
@@ -98,14 +102,35 @@ impl Params {
             if name.is_empty() || !name.bytes().all(grammar::is_token) || !value_ok {
                 return Err(ValueError::Parameter);
             }
+            let place = match name.len() {
+                3 if name.eq_ignore_ascii_case("tag") => Some(&mut tag),
+                6 if name.eq_ignore_ascii_case("branch") => Some(&mut branch),
+                _ => None,
+            };
+            if let Some(place) = place.filter(|place| place.is_none()) {
+                let value = value.unwrap_or("");
+                // From the end, for an empty value may be anybody's.
+                let end = params.text.len() - tail.len();
+                let at = if value.is_empty() { end } else { offset_in(&params.text, value) };
+                *place = Some((at as u32, (at + value.len()) as u32));
+            }
             rest = tail;
         }
+        (params.tag, params.branch) = (tag, branch);
         Ok(params)
     }
 
     /// A parameter's value: `None` if absent, `Some("")` for a bare name. Quotes are removed.
     pub fn get(&self, name: &str) -> Option<Cow<'_, str>> {
-        self.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| grammar::unquote(value))
+        let known = match name {
+            "tag" => self.tag,
+            "branch" => self.branch,
+            _ => {
+                let mut found = self.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+                return found.next().map(|(_, value)| grammar::unquote(value));
+            }
+        };
+        known.map(|(start, end)| grammar::unquote(&self.text[start as usize..end as usize]))
     }
 
     /// All parameters in order; values as written.
@@ -123,6 +148,11 @@ impl Params {
     pub fn as_str(&self) -> &str {
         &self.text
     }
+}
+
+/// Where a part of a text begins in it.
+fn offset_in(text: &str, part: &str) -> usize {
+    part.as_ptr() as usize - text.as_ptr() as usize
 }
 
 /// Splits `a="x;y" ;b` after its first item; the tail begins with `;` or is empty.
