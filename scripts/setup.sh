@@ -2,10 +2,11 @@
 # Installs what is missing and nothing else; a second run is over in a blink.
 #
 #   scripts/setup.sh run     what building and `make run` need: C compiler, protoc, the local voice's Python wheels
-#   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp and baresip
+#   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp, baresip, linphone, Kamailio, JsSIP,
+#                            SIPVicious, and a name server
 #
 # Debian packages come through apt-get (as root, or by sudo); Python wheels go into .venv at the repository's root,
-# pinned by hash, and are left alone while the requirements have not changed.
+# pinned by hash, and are left alone while the requirements have not changed. npm packages go beside their user, by lock file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,7 +15,11 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 # COMMAND:PACKAGE, a pair for each program that is looked for on the PATH.
 RUN_TOOLS=(cc:gcc protoc:protobuf-compiler)
-TEST_TOOLS=(sipp:sip-tester baresip:baresip-core)
+TEST_TOOLS=(sipp:sip-tester baresip:baresip-core kamailio:kamailio linphonec:linphone-cli dnsmasq:dnsmasq-base
+  svwar:sipvicious openssl:openssl node:nodejs npm:npm)
+# Packages without a program of their own, by a file of theirs. MODULES stands for Kamailio's folder of modules.
+TEST_FILES=(MODULES/tls.so:kamailio-tls-modules MODULES/websocket.so:kamailio-websocket-modules)
+JSSIP=tests/peers/jssip
 
 as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"
@@ -30,6 +35,26 @@ need() {
     command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
   done
   [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
+}
+
+# The same for packages that are looked for by a file.
+need_files() {
+  local missing=() pair found
+  for pair in "$@"; do
+    found=$(compgen -G "${pair%%:*}" || true)
+    [ -n "$found" ] || missing+=("${pair#*:}")
+  done
+  [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
+}
+
+# JsSIP, with what it needs, as the lock file names it.
+jssip() {
+  local stamp=$JSSIP/node_modules/.tandem-lock wanted
+  wanted="$(sha256sum "$JSSIP/package-lock.json" | cut -d' ' -f1)"
+  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then return; fi
+  say "installing JsSIP into $JSSIP/node_modules (2 MB, once)"
+  (cd "$JSSIP" && npm ci --no-audit --no-fund --ignore-scripts --silent) || fail "npm could not install JsSIP"
+  printf '%s' "$wanted" >"$stamp"
 }
 
 install_packages() {
@@ -86,6 +111,7 @@ python_wheels() {
 
 case "${1:-}" in
   run)  need_rust; need "${RUN_TOOLS[@]}"; python_wheels ;;
-  test) need_rust; need "${RUN_TOOLS[@]}" "${TEST_TOOLS[@]}"; python_wheels ;;
+  test) need_rust; need "${RUN_TOOLS[@]}" "${TEST_TOOLS[@]}"
+        need_files "${TEST_FILES[@]/MODULES//usr/lib/*/kamailio/modules}"; jssip; python_wheels ;;
   *)    fail "usage: scripts/setup.sh run|test" ;;
 esac

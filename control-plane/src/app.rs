@@ -20,17 +20,22 @@ use tokio::time::timeout_at;
 
 use crate::call::driver::{Driver, LiveCalls, Means, Sources};
 use crate::call::ending::{Cause, Ending};
+use crate::call::gate::Gate;
 use crate::call::registry::{Calls, Settings};
 use crate::config::Config;
 use crate::http;
 use crate::media::EngineId;
 use crate::media::client::{AddressError, EngineClient};
 use crate::metrics::Metrics;
+use crate::registration::{self, driver::Office};
 use crate::sip;
+use crate::sip::guard::SharedGuard;
 use crate::store::accounts::Accounts;
 use crate::store::contexts::EmbeddedContexts;
+use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::store::{self, StoreError, calls, demo};
+use crate::trunk::Trunk;
 
 /// Live calls have said goodbye: counted from the signal, as are the times below. A step that is done sooner leaves the
 /// rest to those behind it; one that is late is cut off there, so that the last records are always written.
@@ -72,6 +77,7 @@ pub struct App {
     http: SocketAddr,
     sip: Vec<(Transport, SocketAddr)>,
     live: LiveCalls,
+    office: Office,
     writer: Writer,
     pool: SqlitePool,
     shutdown: watch::Sender<bool>,
@@ -82,6 +88,7 @@ pub struct App {
 struct Tasks {
     http: JoinHandle<()>,
     driver: JoinHandle<()>,
+    registration: JoinHandle<()>,
     sip: JoinHandle<()>,
     writer: JoinHandle<()>,
     streams: Vec<JoinHandle<()>>,
@@ -105,11 +112,13 @@ impl App {
         let endpoint = EndpointConfig {
             advertised_host: config.sip_public.clone(),
             seed: rand::random(),
-            // Nobody reads an INFO yet, so Allow does not invite them.
-            in_dialog_methods: vec![Method::Update],
+            // INFO brings keys; a REFER is answered by policy.
+            in_dialog_methods: vec![Method::Update, Method::Info, Method::Refer],
+            accepted_methods: accepted_methods(&config),
             ..EndpointConfig::default()
         };
-        let sip = sip::start(&config.sip(), endpoint).await?;
+        let guard = SharedGuard::new(config.guard.clone(), config.trunks.clone());
+        let sip = sip::start(&config.sip(guard.clone()), endpoint).await?;
 
         let (news_out, news) = mpsc::channel(NEWS_MAX);
         let controller_id = uuid::Uuid::new_v4().to_string();
@@ -127,24 +136,42 @@ impl App {
             engines: config.engines.clone(),
             seed: rand::random(),
         };
+        let refusals = Refusals::default();
+        let contexts = Arc::new(EmbeddedContexts::default());
+        let registration = registration::driver::start(registration::driver::Means {
+            verbs: sip.verbs.clone(),
+            trunks: config.trunks.clone(),
+            contexts: contexts.clone(),
+            realm: config.sip_realm.clone(),
+            nonce_secret: rand::random(),
+            seed: rand::random(),
+        });
         let means = Means {
             verbs: sip.verbs,
             engines,
             accounts: accounts.clone(),
             writer: writer.clone(),
-            contexts: Arc::new(EmbeddedContexts::default()),
+            contexts,
             metrics: metrics.clone(),
+            guard: guard.clone(),
+            refusals: refusals.clone(),
         };
-        let calls = Calls::new(settings, Instant::now(), store::epoch_ms());
-        let (driver, live) = Driver::new(calls, means, Sources { events: sip.events, news });
+        let gate = Gate::new(config.trunks.clone(), &config.sip_realm, &rand::random(), config.tenant_limits);
+        let calls = Calls::new(settings, Instant::now(), store::epoch_ms()).with_gate(gate);
+        let sources = Sources { events: sip.events, news, desk: registration.desk };
+        let (driver, live) = Driver::new(calls, means, sources);
 
         let shared = http::Shared {
             accounts,
             pool: pool.clone(),
             writer: writer.clone(),
             live: live.clone(),
+            trunks: config.trunks.clone(),
             metrics,
+            guard,
+            refusals,
             sip: sip.counters.clone(),
+            office: registration.office.clone(),
             service_token: config.service_token.map(|token: SecretString| Arc::new(token)),
             dial: dial_lines(&sip.listeners, config.demo),
         };
@@ -152,12 +179,22 @@ impl App {
         let tasks = Tasks {
             http: tokio::spawn(serve_http(listener, shared, down)),
             driver: tokio::spawn(driver.run()),
+            registration: registration.task,
             sip: sip.task,
             writer: tokio::spawn(write),
             streams,
         };
         tracing::info!(http = %address, sip = ?sip.listeners, demo = config.demo, "control plane is up");
-        Ok(Self { http: address, sip: sip.listeners, live, writer, pool, shutdown, tasks })
+        Ok(Self {
+            http: address,
+            sip: sip.listeners,
+            live,
+            office: registration.office,
+            writer,
+            pool,
+            shutdown,
+            tasks,
+        })
     }
 
     /// Where HTTP and gRPC are served.
@@ -175,6 +212,11 @@ impl App {
         self.sip.iter().find(|(transport, _)| *transport == Transport::Udp).map(|(_, address)| *address)
     }
 
+    /// Trunks and registered phones.
+    pub fn office(&self) -> &Office {
+        &self.office
+    }
+
     /// The live calls.
     pub fn live_calls(&self) -> &LiveCalls {
         &self.live
@@ -182,9 +224,10 @@ impl App {
 
     /// Refuses new calls, says BYE to the live ones, closes their sessions, writes the last records; bounded.
     pub async fn shutdown(self) {
-        let Self { live, writer, pool, shutdown, tasks, .. } = self;
+        let Self { live, office, writer, pool, shutdown, tasks, .. } = self;
         let began = tokio::time::Instant::now();
-        if timeout_at(began + CALLS_OVER_BY, live.end_all()).await.is_err() {
+        let goodbyes = async { tokio::join!(live.end_all(), office.stop()) };
+        if timeout_at(began + CALLS_OVER_BY, goodbyes).await.is_err() {
             tracing::warn!("some calls did not end in time");
         }
         // Readiness says "draining" until here; now the API goes, and with it the last users of live calls.
@@ -192,6 +235,7 @@ impl App {
         finish(tasks.http, "http", began + HTTP_BY).await;
         drop(live);
         finish(tasks.driver, "call handling", began + SIP_BY).await;
+        finish(tasks.registration, "registration", began + SIP_BY).await;
         finish(tasks.sip, "sip", began + SIP_BY).await;
         tasks.streams.iter().for_each(JoinHandle::abort);
         writer.close();
@@ -240,6 +284,14 @@ async fn open_store(config: &Config) -> Result<SqlitePool, StoreError> {
     config.declared.apply(&pool).await?;
     warn_of_missing_assistants(config, &pool).await?;
     Ok(pool)
+}
+
+/// REGISTER is for phones; without any it gets 405.
+fn accepted_methods(config: &Config) -> Vec<Method> {
+    match config.trunks.phones().next() {
+        Some(_) => vec![Method::Register],
+        None => Vec::new(),
+    }
 }
 
 /// A number or a phone that leads to an assistant whom nobody has made is no reason not to start, but to say so.

@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::call::gate::TenantLimits;
 use crate::settings::section::{Source, TableError};
 use crate::settings::{Layers, SettingsError};
+use crate::sip::guard::SharedGuard;
 use crate::sip::{SipSettings, TlsFiles};
 use crate::store::declared::{self, Declared};
+use crate::trunk::guard::GuardSettings;
 use crate::trunk::{self, Trunks};
 
 /// Everything the control plane needs to know to start.
@@ -48,6 +51,10 @@ pub struct Config {
     pub trunks: Trunks,
     /// Realm of our digest challenges: what a phone shows when it asks for a password.
     pub sip_realm: String,
+    /// Who may knock, and how often.
+    pub guard: GuardSettings,
+    /// What each tenant may do.
+    pub tenant_limits: TenantLimits,
 }
 
 /// One SIP listener.
@@ -226,6 +233,13 @@ impl Config {
                 let fits = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
                 (!text.is_empty() && text.bytes().all(fits)).then(|| text.to_owned())
             })?,
+            guard: guard(layers)?,
+            tenant_limits: TenantLimits {
+                calls_max: optional(layers, "tenant_calls_max", "a number from 1 to 100000", |text| {
+                    text.parse().ok().filter(|n| (1..=100_000).contains(n))
+                })?,
+                calls_per_second: optional(layers, "tenant_calls_per_second", RATE_EXPECTED, rate)?,
+            },
             limits: Limits {
                 calls_max: parse(layers, "calls_max", "a number from 1 to 100000", |text| {
                     text.parse().ok().filter(|n| (1..=100_000).contains(n))
@@ -262,6 +276,19 @@ impl Config {
             declared: Declared::default(),
             trunks: Trunks::default(),
             sip_realm: "tandem".to_owned(),
+            guard: GuardSettings::default(),
+            tenant_limits: TenantLimits::default(),
+        }
+    }
+
+    /// What the SIP shell is told.
+    pub fn sip(&self, guard: SharedGuard) -> SipSettings {
+        SipSettings {
+            listen: self.sip_listen.clone(),
+            tls: self.tls.clone(),
+            dns: self.sip_dns,
+            trunks: self.trunks.iter().map(|trunk| (&**trunk).into()).collect(),
+            guard,
         }
     }
 
@@ -318,6 +345,41 @@ fn tables(layers: &Layers, demo: bool) -> Result<(Declared, Trunks), ConfigError
     let trunks = trunk::file::read(&source, layers.tables(), &tenants);
     let errors = source.into_errors();
     if errors.is_empty() { Ok((declared, trunks)) } else { Err(ConfigError::Tables(errors)) }
+}
+
+const RATE_EXPECTED: &str = "a rate a second from 0.01 to 100000, such as 20 or 0.5";
+
+fn rate(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|rate| (0.01..=100_000.0).contains(rate))
+}
+
+fn guard(layers: &Layers) -> Result<GuardSettings, ConfigError> {
+    Ok(GuardSettings {
+        scanner_agents: parse(
+            layers,
+            "sip_scanner_agents",
+            "a list such as friendly-scanner,sipcli",
+            |text| {
+                let agents = text.split(',').map(|agent| agent.trim().to_ascii_lowercase());
+                Some(agents.filter(|agent| !agent.is_empty()).collect())
+            },
+        )?,
+        failures_max: parse(layers, "sip_failures_max", "a number from 1 to 1000", |text| {
+            text.parse().ok().filter(|n| (1..=1_000).contains(n))
+        })?,
+        silence: seconds(layers, "sip_silence_seconds", "seconds from 1 to 3600", 3_600)?,
+        strangers_per_second: parse(layers, "sip_strangers_per_second", RATE_EXPECTED, rate)?,
+    })
+}
+
+/// A setting that may be left out.
+fn optional<T>(
+    layers: &Layers,
+    key: &'static str,
+    expected: &'static str,
+    read: impl FnOnce(&str) -> Option<T>,
+) -> Result<Option<T>, ConfigError> {
+    if layers.text(key).is_none() { Ok(None) } else { parse(layers, key, expected, read).map(Some) }
 }
 
 fn parse<T>(

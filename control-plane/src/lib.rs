@@ -23,6 +23,7 @@ pub mod config;
 pub mod http;
 pub mod media;
 pub mod metrics;
+pub mod registration;
 pub mod settings;
 pub mod sip;
 pub mod store;

@@ -6,12 +6,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::call::state::State;
+use crate::sip::guard::SharedGuard;
 use crate::sip::{CONNECTED, NetCounters, SharedCounters};
 use crate::store::writer::Writer;
+use crate::trunk::guard::Why;
 
 /// Upper bounds of the set-up histogram, INVITE to 200, in seconds.
 const SETUP_BUCKETS_S: [f64; 10] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0, 10.0];
@@ -23,7 +25,10 @@ const PROC_TICKS_PER_S: f64 = 100.0;
 pub struct Metrics {
     calls: Mutex<HashMap<State, usize>>,
     outcomes: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
-    refusals: Mutex<BTreeMap<&'static str, u64>>,
+    /// By reason and by the rule that refused.
+    refusals: Mutex<BTreeMap<(&'static str, String), u64>>,
+    /// By trunk: its calls that were admitted, and those that were refused.
+    trunks: Mutex<BTreeMap<Arc<str>, [u64; 2]>>,
     setup_counts: [AtomicU64; SETUP_BUCKETS_S.len() + 1],
     setup_sum_us: AtomicU64,
     engines: AtomicUsize,
@@ -67,9 +72,16 @@ impl Metrics {
         *outcomes.entry((state, reason)).or_default() += 1;
     }
 
-    /// A call was refused.
-    pub fn count_refusal(&self, reason: &'static str) {
-        *self.refusals.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
+    /// A call was refused. Rules are words of ours, so there are few.
+    pub fn count_refusal(&self, reason: &'static str, rule: &str) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        *refusals.entry((reason, rule.to_owned())).or_default() += 1;
+    }
+
+    /// A trunk has offered a call. Trunks are those of the configuration.
+    pub fn count_trunk(&self, trunk: &Arc<str>, call: TrunkCall) {
+        let mut trunks = self.trunks.lock().unwrap_or_else(PoisonError::into_inner);
+        trunks.entry(trunk.clone()).or_default()[call as usize] += 1;
     }
 
     /// A call was answered.
@@ -83,7 +95,7 @@ impl Metrics {
     }
 
     /// The text of a scrape.
-    pub fn render(&self, sip: &SharedCounters, writer: &Writer) -> String {
+    pub fn render(&self, sip: &SharedCounters, guard: &SharedGuard, writer: &Writer) -> String {
         let mut out = Text(String::with_capacity(4_096));
         out.family("tandem_calls", "gauge", "Live calls by state.");
         {
@@ -97,10 +109,12 @@ impl Metrics {
         for ((state, reason), count) in &*self.outcomes.lock().unwrap_or_else(PoisonError::into_inner) {
             out.sample(&format!("tandem_calls_total{{state=\"{state}\",reason=\"{reason}\"}}"), count);
         }
-        out.family("tandem_calls_refused_total", "counter", "Refused calls by reason.");
-        for (reason, count) in &*self.refusals.lock().unwrap_or_else(PoisonError::into_inner) {
-            out.sample(&format!("tandem_calls_refused_total{{reason=\"{reason}\"}}"), count);
+        out.family("tandem_calls_refused_total", "counter", "Refused calls by reason and rule.");
+        for ((reason, rule), count) in &*self.refusals.lock().unwrap_or_else(PoisonError::into_inner) {
+            let labels = format!("reason=\"{reason}\",rule=\"{rule}\"");
+            out.sample(&format!("tandem_calls_refused_total{{{labels}}}"), count);
         }
+        self.render_trunks(&mut out);
         self.render_setup(&mut out);
         out.single(
             "tandem_engines_available",
@@ -121,9 +135,20 @@ impl Metrics {
             writer.pending(),
         );
         render_sip(&mut out, sip);
+        render_guard(&mut out, guard);
         render_net(&mut out, sip.net());
         render_process(&mut out);
         out.0
+    }
+
+    fn render_trunks(&self, out: &mut Text) {
+        out.family("tandem_trunk_calls_total", "counter", "Calls that a trunk has offered us, by outcome.");
+        for (trunk, counts) in &*self.trunks.lock().unwrap_or_else(PoisonError::into_inner) {
+            for (call, count) in [TrunkCall::Accepted, TrunkCall::Refused].into_iter().zip(counts) {
+                let labels = format!("trunk=\"{trunk}\",outcome=\"{}\"", call.word());
+                out.sample(&format!("tandem_trunk_calls_total{{{labels}}}"), count);
+            }
+        }
     }
 
     fn render_setup(&self, out: &mut Text) {
@@ -139,6 +164,37 @@ impl Metrics {
         out.sample("tandem_call_setup_seconds_sum", sum_us as f64 / 1e6);
         out.sample("tandem_call_setup_seconds_count", total);
     }
+}
+
+/// What became of a call that a trunk has offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrunkCall {
+    /// It has passed the four steps.
+    Accepted,
+    /// One of the four steps, or a limit beside them, has refused it.
+    Refused,
+}
+
+impl TrunkCall {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+fn render_guard(out: &mut Text, guard: &SharedGuard) {
+    let counters = guard.counters();
+    out.family("tandem_sip_dropped_total", "counter", "Requests dropped in silence, by reason.");
+    for (why, count) in Why::ALL.iter().zip(counters.dropped) {
+        out.sample(&format!("tandem_sip_dropped_total{{reason=\"{}\"}}", why.word()), count);
+    }
+    let (good, strangers) = guard.sources();
+    out.family("tandem_sip_sources", "gauge", "Sources that are remembered.");
+    out.sample("tandem_sip_sources{kind=\"good\"}", good);
+    out.sample("tandem_sip_sources{kind=\"stranger\"}", strangers);
+    out.single("tandem_sip_silences_total", "counter", "Silences that began.", counters.silences);
 }
 
 fn render_sip(out: &mut Text, sip: &SharedCounters) {

@@ -12,6 +12,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::trunk::guard::SCANNER_AGENTS;
+
 pub mod section;
 
 /// Tables that may stand in tandem.toml, and only there; who reads them is in `config.rs`.
@@ -45,6 +47,16 @@ pub const SETTINGS: &[Setting] = &[
     setting("sip_listen", "udp:127.0.0.1:4573,tcp:127.0.0.1:4573", "SIP listeners"),
     setting("sip_dns", "", "DNS server for SIP domains, e.g. 127.0.0.1:53; unset: the system's"),
     setting("sip_public", "", "host or address that SIP peers are told, when it is not the listener's"),
+    setting(
+        "sip_scanner_agents",
+        SCANNER_AGENTS,
+        "parts of User-Agent whose requests are dropped in silence",
+    ),
+    setting("sip_failures_max", "10", "wrong keys and passwords a minute until a source meets silence"),
+    setting("sip_silence_seconds", "60", "the first silence; the next is twice as long, up to an hour"),
+    setting("sip_strangers_per_second", "20", "requests without any credential of all strangers together"),
+    setting("tenant_calls_max", "", "live calls of one tenant; unset: no limit"),
+    setting("tenant_calls_per_second", "", "new calls a second of one tenant; unset: no limit"),
     setting("sip_realm", "tandem", "realm of digest challenges to phones"),
     setting("public_url", "", "base URL that providers call back"),
     setting("database_url", "", "sqlite:FILE; unset: tandem.db in the state folder"),

@@ -14,12 +14,16 @@ use tandem_stream::websocket::Url;
 use crate::leg::agent::{CallInfo, WebSocketParameters};
 use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::{Direction, RtpParameters};
+use crate::session::Notice;
 
 /// A session id, and any other name, is no longer than this.
 pub const NAME_MAX: usize = 128;
 
 /// Headers or custom fields of a WebSocket agent; together with the URL they must fit an upgrade request.
 pub const FIELDS_MAX: usize = 32;
+
+/// Octets of a text that the agent is told.
+pub const NOTICE_MAX: usize = 512;
 
 /// Octets of all of them.
 pub const FIELDS_OCTETS_MAX: usize = 16 * 1024;
@@ -220,6 +224,26 @@ pub fn max_session(given_ms: u32) -> Option<Duration> {
     (given_ms > 0).then(|| Duration::from_millis(u64::from(given_ms)))
 }
 
+/// What the control plane has to tell the agent.
+pub fn notice(given: Option<proto::tell_agent_request::What>) -> Result<Notice, Invalid> {
+    use proto::tell_agent_request::What;
+    match given.ok_or_else(|| invalid("what", "is missing"))? {
+        What::Dtmf(dtmf) => {
+            let mut chars = dtmf.digit.chars();
+            match (chars.next(), chars.next()) {
+                (Some(digit), None) if tandem_audio::tone::Digit::from_char(digit).is_some() => {
+                    Ok(Notice::Dtmf { digit, duration_ms: dtmf.duration_ms })
+                }
+                _ => Err(invalid("dtmf.digit", "must be one of 0-9 * # A-D")),
+            }
+        }
+        What::Transfer(transfer) if transfer.reason.len() <= NOTICE_MAX => {
+            Ok(Notice::Transfer { status: transfer.status, reason: transfer.reason })
+        }
+        What::Transfer(_) => Err(invalid("transfer.reason", format!("is longer than {NOTICE_MAX} octets"))),
+    }
+}
+
 /// Counters as they are told.
 pub fn stats(stats: &Stats) -> proto::SessionStats {
     proto::SessionStats {
@@ -251,6 +275,11 @@ pub fn event(event: &Event) -> proto::event::Event {
             after: if *after_drain { "drain" } else { "now" }.to_owned(),
         }),
         Event::AgentTransfer { to } => Told::AgentTransfer(proto::AgentTransfer { to: to.clone() }),
+        Event::AgentAnswer => Told::AgentAnswer(proto::AgentAnswer {}),
+        Event::AgentDtmf { digits } => Told::AgentDtmf(proto::AgentDtmf { digits: digits.clone() }),
+        Event::AgentHeaders { headers } => Told::AgentHeaders(proto::AgentHeaders {
+            headers: headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        }),
         Event::MediaStarted { remote, took_ms } => Told::MediaStarted(proto::MediaStarted {
             remote_address: remote.ip().to_string(),
             remote_port: u32::from(remote.port()),

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::RtpParameters;
 use crate::ring::Waker;
-use crate::session::SessionParameters;
+use crate::session::{Notice, SessionParameters};
 
 /// Commands that may wait for a worker: a burst of call set-ups between two of its turns.
 pub const COMMANDS_MAX: usize = 1_024;
@@ -123,6 +123,8 @@ pub enum Command {
     Start {
         /// Which.
         key: SessionKey,
+        /// It is not: the other side is heard, and what the agent says waits.
+        is_early: bool,
         /// The answer.
         reply: oneshot::Sender<bool>,
     },
@@ -132,6 +134,15 @@ pub enum Command {
         key: SessionKey,
         /// From now on.
         rtp: RtpParameters,
+        /// The answer.
+        reply: oneshot::Sender<bool>,
+    },
+    /// Something for the agent. False: there is no such session.
+    Tell {
+        /// Which.
+        key: SessionKey,
+        /// What.
+        notice: Notice,
         /// The answer.
         reply: oneshot::Sender<bool>,
     },

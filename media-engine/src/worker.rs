@@ -252,8 +252,19 @@ impl Worker {
                     self.close(opened.key.index, "error", now);
                 }
             }
-            Command::Start { key, reply } => {
-                let _ = reply.send(self.start(key, now));
+            Command::Start { key, is_early, reply } => {
+                let _ = reply.send(self.start(key, is_early, now));
+            }
+            Command::Tell { key, notice, reply } => {
+                let is_live = match self.live(key) {
+                    Some(slot) => {
+                        slot.session.tell(&notice, now);
+                        self.touch(key.index);
+                        true
+                    }
+                    None => false,
+                };
+                let _ = reply.send(is_live);
             }
             Command::Update { key, rtp, reply } => {
                 let _ = reply.send(self.update(key, rtp, now));
@@ -380,15 +391,22 @@ impl Worker {
         Err(OpenError::PortsFull { resting: self.ports.resting(), quarantined: self.ports.quarantined() })
     }
 
-    fn start(&mut self, key: SessionKey, now: Instant) -> bool {
+    fn start(&mut self, key: SessionKey, is_early: bool, now: Instant) -> bool {
         let Some(slot) = self.live(key) else { return false };
-        if !slot.session.is_started() {
+        if slot.session.is_started() {
+            if !is_early {
+                slot.session.start(now, now);
+            }
+        } else {
             let ptime = slot.session.rtp().ptime;
             let phase = self.phases.assign(self.wheel.tick(now), ptime);
             let first_packet = self.wheel.instant(phase.first);
             let slot = &mut self.sessions[key.index as usize];
             slot.phase = Some(phase);
-            slot.session.start(first_packet, now);
+            match is_early {
+                true => slot.session.listen(first_packet, now),
+                false => slot.session.start(first_packet, now),
+            }
         }
         self.touch(key.index);
         true
@@ -746,7 +764,7 @@ mod tests {
             let open =
                 Open { id: name.into(), parameters, agent_address: None, local_address, local_port: None };
             let opened = self.worker.open(open, Instant::now()).unwrap();
-            assert!(self.worker.start(opened.key, Instant::now()));
+            assert!(self.worker.start(opened.key, false, Instant::now()));
             opened
         }
     }

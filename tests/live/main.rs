@@ -2,9 +2,11 @@
 
 mod agents;
 mod demo;
+mod kamailio;
 mod many_calls;
 mod refusals;
 mod restart;
 mod sip_dialog;
 mod sip_methods;
 mod softphone;
+mod websocket;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tandem_tests::bot::{Bot, Dialect};
+use tandem_tests::bot::{self, Bot, Dialect};
 use tandem_tests::media::Media;
 use tandem_tests::sipp::Sipp;
 use tandem_tests::stack::Stack;
@@ -65,9 +65,7 @@ async fn hold_with_update_stops_rtp_and_tells_the_agent() -> anyhow::Result<()> 
 #[test]
 fn offers_may_come_late_change_and_be_absent() -> anyhow::Result<()> {
     let stack = Stack::start()?;
-    for scenario in
-        ["delayed_offer.xml", "delayed_offer_again.xml", "update_bare.xml", "session_timer_caller.xml"]
-    {
+    for scenario in ["delayed_offer.xml", "delayed_offer_again.xml", "update_bare.xml"] {
         for sipp in [Sipp::scenario(scenario), Sipp::scenario(scenario).over_tcp()] {
             sipp.succeeds(stack.sip())
                 .map_err(|error| anyhow::anyhow!("{scenario}: {error}\n{}", stack.everything_said()))?;
@@ -118,19 +116,8 @@ fn audio_follows_the_caller_to_another_port_without_a_gap() -> anyhow::Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_in_info_reach_the_agent() -> anyhow::Result<()> {
-    let bot = Bot::listen(Dialect::Pcm, false).await?;
-    let stack = Stack::start()?;
-    Sipp::scenario("info_dtmf.xml").key("to", "pcm:demo-key").succeeds(stack.sip())?;
-    bot.event("stop", 1, SOON).await?;
-    let keys: Vec<_> = bot.events("dtmf").iter().map(|event| event["digit"].clone()).collect();
-    anyhow::ensure!(keys == ["4", "#", "2"], "{keys:?}");
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn caller_who_gives_up_gets_487_and_the_call_is_told_as_cancelled() -> anyhow::Result<()> {
-    // Nobody listens where the pcm assistant is: the call rings until the caller gives up.
+    let _rings = bot::silent()?;
     let stack = Stack::start()?;
     for sipp in [Sipp::scenario("cancel.xml"), Sipp::scenario("cancel.xml").over_tcp()] {
         sipp.key("to", "pcm:demo-key").succeeds(stack.sip())?;
@@ -158,14 +145,5 @@ async fn caller_who_never_acknowledges_is_hung_up_on() -> anyhow::Result<()> {
     let calls = stack.calls_when_over().await?;
     let word = calls.first().and_then(|call| call.ending.clone()).unwrap_or_default();
     anyhow::ensure!(word.party == "caller" && word.sip_status == 408, "{word:?}");
-    Ok(())
-}
-
-#[test]
-fn caller_who_requires_100rel_gets_its_ringing_reliably() -> anyhow::Result<()> {
-    let stack = Stack::start()?;
-    for sipp in [Sipp::scenario("prack_required.xml"), Sipp::scenario("prack_required.xml").over_tcp()] {
-        sipp.succeeds(stack.sip())?;
-    }
     Ok(())
 }

@@ -1,7 +1,13 @@
 //! A softphone of another family.
 
+use std::time::Duration;
+
+use tandem_tests::baresip::Phone;
+use tandem_tests::bot::{Bot, Dialect};
 use tandem_tests::stack::Stack;
 use tandem_tests::{baresip, sound};
+
+const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn baresip_hears_itself_in_the_echo() -> anyhow::Result<()> {
@@ -20,5 +26,28 @@ fn baresip_hears_itself_in_the_echo() -> anyhow::Result<()> {
         call.output
     );
     println!("echo resembles what was said: r = {r:.3}, {:.0} ms later", (delay as f64 - 8_000.0) / 8.0);
+    Ok(())
+}
+
+/// Hold, resume and keys, as somebody does them who has the phone in the hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn baresip_holds_resumes_presses_a_key_and_hangs_up() -> anyhow::Result<()> {
+    let bot = Bot::listen(Dialect::Pcm, false).await?;
+    let stack = Stack::start()?;
+    let mut phone = Phone::start("<sip:caller@127.0.0.1>;regint=0", "", &sound::sweep(8_000, 60.0))?;
+    phone.command(&format!("dial sip:pcm:demo-key@{}", stack.sip()))?;
+    phone.event("CALL_ESTABLISHED", 1)?;
+    bot.event("start", 1, SOON).await?;
+    phone.command("hold")?;
+    bot.event("hold", 1, SOON).await?;
+    phone.command("resume")?;
+    bot.event("resume", 1, SOON).await?;
+    phone.command("sndcode 5")?;
+    let key = bot.event("dtmf", 1, SOON).await?;
+    anyhow::ensure!(key["digit"] == "5", "{key}");
+    phone.command("hangup")?;
+    bot.event("stop", 1, SOON).await?;
+    let calls = stack.calls_when_over().await?;
+    anyhow::ensure!(calls.len() == 1 && calls[0].state == "ended", "{calls:?}");
     Ok(())
 }

@@ -3,3 +3,4 @@
 mod ending;
 mod hold;
 mod inbound;
+mod outbound;

@@ -1,10 +1,19 @@
-//! baresip as the caller: a softphone of another family, without a screen or a sound card.
+//! baresip, calling and called: a softphone of another family, without a screen or a sound card.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::Context;
+use serde_json::{Value, json};
+
+/// Longest wait for the program itself.
+const UP_WITHIN: Duration = Duration::from_secs(20);
+/// Longest wait for what the other side does.
+const EVENT_WITHIN: Duration = Duration::from_secs(20);
 
 /// What was said and what was heard in one call, 8 kHz.
 #[derive(Debug)]
@@ -56,6 +65,118 @@ pub fn call(uri: &str, say: &[i16]) -> anyhow::Result<Heard> {
     Ok(Heard { said: dump("-enc.wav")?, heard: dump("-dec.wav")?, output })
 }
 
+/// A phone that is told what to do, step by step; ended when dropped.
+pub struct Phone {
+    child: Child,
+    folder: tempfile::TempDir,
+    control: TcpStream,
+    events: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Phone {
+    /// Starts it with one account, in the words of baresip's `accounts` file: `<sip:user@host>;auth_pass=…`, and more lines
+    /// for its `config`. It says these 8 kHz samples in each call.
+    pub fn start(account: &str, settings: &str, say: &[i16]) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("tandem-baresip-").tempdir()?;
+        let path = folder.path();
+        let port = crate::stack::free_port()?;
+        crate::sound::write_wav(&path.join("source.wav"), 8_000, say)?;
+        let control = format!("ctrl_tcp_listen 127.0.0.1:{port}\nmodule_app ctrl_tcp.so\n");
+        std::fs::write(path.join("config"), config(path) + &control + settings)?;
+        std::fs::write(path.join("accounts"), format!("{account}\n"))?;
+        std::fs::write(path.join("contacts"), "")?;
+        let out = std::fs::File::create(path.join("out"))?;
+        let mut child = Command::new("baresip")
+            .arg("-f")
+            .arg(path)
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()
+            .context("baresip is missing: scripts/setup.sh test installs it")?;
+        let connected = crate::eventually("baresip takes commands", UP_WITHIN, || {
+            TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+        let control = match connected {
+            Ok(control) => control,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let said = std::fs::read_to_string(path.join("out")).unwrap_or_default();
+                return Err(error.context(said));
+            }
+        };
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let (reader, seen) = (control.try_clone()?, Arc::clone(&events));
+        std::thread::spawn(move || read_events(reader, &seen));
+        Ok(Self { child, folder, control, events })
+    }
+
+    /// A command of its menu: `dial sip:…`, `hold`, `resume`, `sndcode 5`, `transfer sip:…`, `hangup`, `accept`.
+    pub fn command(&mut self, command: &str) -> anyhow::Result<()> {
+        let (command, parameters) = command.split_once(' ').unwrap_or((command, ""));
+        let before = self.answers();
+        let text = json!({ "command": command, "params": parameters }).to_string();
+        self.control.write_all(format!("{}:{text},", text.len()).as_bytes())?;
+        let answer = crate::eventually(&format!("baresip answers to {command}"), UP_WITHIN, || {
+            self.events().iter().filter(|event| event["response"] == true).nth(before).cloned()
+        })?;
+        anyhow::ensure!(answer["ok"] == true, "{command}: {answer}\n{}", self.said());
+        Ok(())
+    }
+
+    /// Waits for the nth event (from 1) of this type: `REGISTER_OK`, `CALL_INCOMING`, `CALL_ESTABLISHED`, `CALL_CLOSED`,
+    /// `CALL_REMOTE_SDP`, `TRANSFER_FAILED`, …
+    pub fn event(&self, kind: &str, nth: usize) -> anyhow::Result<Value> {
+        crate::eventually(&format!("event {kind} number {nth} of baresip"), EVENT_WITHIN, || {
+            self.events().iter().filter(|event| event["type"] == kind).nth(nth - 1).cloned()
+        })
+        .with_context(|| self.said())
+    }
+
+    /// What it has printed.
+    pub fn said(&self) -> String {
+        let bytes = std::fs::read(self.folder.path().join("out")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn answers(&self) -> usize {
+        self.events().iter().filter(|event| event["response"] == true).count()
+    }
+
+    fn events(&self) -> MutexGuard<'_, Vec<Value>> {
+        self.events.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Drop for Phone {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Netstrings (`length:json,`) until the connection ends.
+fn read_events(mut stream: TcpStream, seen: &Mutex<Vec<Value>>) {
+    let (mut bytes, mut piece) = (Vec::new(), [0; 4_096]);
+    while let Ok(len @ 1..) = stream.read(&mut piece) {
+        bytes.extend_from_slice(&piece[..len]);
+        while let Some((event, used)) = first_event(&bytes) {
+            bytes.drain(..used);
+            seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(event);
+        }
+    }
+}
+
+/// The first whole netstring, and how many octets it takes.
+fn first_event(bytes: &[u8]) -> Option<(Value, usize)> {
+    let colon = bytes.iter().position(|byte| *byte == b':')?;
+    let length: usize = std::str::from_utf8(&bytes[..colon]).ok()?.parse().ok()?;
+    let end = colon + 1 + length;
+    let text = bytes.get(colon + 1..end)?;
+    (bytes.len() > end).then(|| (serde_json::from_slice(text).unwrap_or(Value::Null), end + 1))
+}
+
 fn config(folder: &Path) -> String {
     let folder = folder.display();
     format!(
@@ -80,4 +201,17 @@ fn config(folder: &Path) -> String {
          module_tmp account.so\n\
          module_app menu.so\n"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read_one_by_one_and_a_part_of_one_waits() {
+        let bytes = b"12:{\"type\":\"A\"},12:{\"type\":\"B\"}";
+        let (event, used) = first_event(bytes).unwrap();
+        assert_eq!((event["type"].as_str(), used), (Some("A"), 16));
+        assert!(first_event(&bytes[used..]).is_none());
+    }
 }

@@ -28,6 +28,12 @@ pub const TWILIO_PORT: u16 = 8765;
 /// See [`TWILIO_PORT`].
 pub const PCM_PORT: u16 = 8766;
 
+/// A bot that takes connections and never says a word: its calls ring until somebody gives up.
+pub fn silent() -> anyhow::Result<std::net::TcpListener> {
+    std::net::TcpListener::bind(("127.0.0.1", PCM_PORT))
+        .with_context(|| format!("the demo bots' port {PCM_PORT} is taken; end the bot that uses it"))
+}
+
 /// A bot that listens, writes down what it gets, and says what it is told to.
 pub struct Bot {
     dialect: Dialect,

@@ -14,6 +14,10 @@
 pub mod baresip;
 pub mod bot;
 pub mod caller;
+pub mod certificates;
+pub mod dns;
+pub mod jssip;
+pub mod kamailio;
 pub mod media;
 pub mod network;
 pub mod peer;

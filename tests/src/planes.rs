@@ -4,20 +4,26 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control_plane::call::action::{Action, EngineCommand, EngineRefusal, EngineReply, Refusal};
+use control_plane::call::admission::{Credential, Proof};
 use control_plane::call::agent::{Agent, Dialect};
+use control_plane::call::machine::TransferTo;
+use control_plane::call::order::{Callee, Order};
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
 use control_plane::media::{EngineId, News, client};
+use control_plane::sip::Verb;
 use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
+use control_plane::trunk::Trunk;
 use media_engine::contract::{self, Target};
 use media_engine::leg::agent::AgentParameters;
 use media_engine::session::{Session, SessionParameters};
 use tandem_api::engine::v1 as engine;
 use tandem_api::v1::Call;
-use tandem_sip::{Endpoint, EndpointConfig, Flow};
+use tandem_sip::{Endpoint, EndpointConfig, Flow, Headers};
 use uuid::Uuid;
 
 use crate::network::{Datagram, Network};
@@ -109,6 +115,59 @@ impl Planes {
         self.drain(network);
     }
 
+    /// Calls somebody over this trunk, for one of the assistants.
+    pub fn places(&mut self, assistant: &str, trunk: &Arc<Trunk>, network: &mut Network) -> Uuid {
+        let order = order(assistant, trunk);
+        let call_id = self.calls.place(order, network.now()).expect("the queue has room");
+        self.drain(network);
+        call_id
+    }
+
+    /// Calls so many at once; gives the bulk's id.
+    pub fn places_bulk(&mut self, count: usize, trunk: &Arc<Trunk>, network: &mut Network) -> Uuid {
+        let orders = (0..count).map(|_| order("tone", trunk)).collect();
+        let (bulk, _) = self.calls.place_bulk(orders, network.now()).expect("the queue has room");
+        self.drain(network);
+        bulk
+    }
+
+    /// How far a bulk is.
+    pub fn bulk(&self, bulk: Uuid) -> tandem_api::v1::BulkPhoneCall {
+        self.calls.bulk(TENANT, bulk).expect("a bulk that is known")
+    }
+
+    /// The state of a call; of one that is over as its record says.
+    pub fn state(&self, call_id: Uuid) -> String {
+        let live = self.calls.get(TENANT, call_id);
+        live.or_else(|| self.records.get(&call_id.to_string()).cloned())
+            .map(|call| call.state)
+            .unwrap_or_default()
+    }
+
+    /// The word of a call's ending.
+    pub fn ending(&self, call_id: Uuid) -> String {
+        let record = self.records.get(&call_id.to_string());
+        record.and_then(|call| call.ending.clone()).map(|ending| ending.reason).unwrap_or_default()
+    }
+
+    /// Puts the other side on hold, or takes it back.
+    pub fn holds(&mut self, call_id: Uuid, is_held: bool, network: &mut Network) {
+        self.calls.hold(TENANT, call_id, is_held, network.now()).expect("a live call");
+        self.drain(network);
+    }
+
+    /// Hands the other side on.
+    pub fn transfers(&mut self, call_id: Uuid, to: TransferTo, network: &mut Network) {
+        self.calls.transfer(TENANT, call_id, to, network.now()).expect("a live call");
+        self.drain(network);
+    }
+
+    /// Ends a call as an operator does.
+    pub fn hangs_up(&mut self, call_id: Uuid, network: &mut Network) {
+        self.calls.hang_up(TENANT, call_id, network.now());
+        self.drain(network);
+    }
+
     /// A datagram has arrived here. False: it is for somebody else.
     pub fn handle_datagram(&mut self, datagram: &Datagram, network: &mut Network) -> bool {
         let now = network.now();
@@ -186,9 +245,14 @@ impl Planes {
     fn perform(&mut self, action: Action, network: &mut Network) {
         let now = network.now();
         match action {
-            Action::Sip(verb) => {
+            Action::Sip(mut verb) => {
+                if let Verb::Invite(_, invite, _) = &mut verb {
+                    invite.flow = Flow::udp(Self::sip(), Self::sip());
+                }
                 // A verb may come too late: the peer was faster, and the event that says so is on its way.
-                let _ = verb.perform(&mut self.endpoint, now);
+                if let Ok(Some(event)) = verb.perform(&mut self.endpoint, now) {
+                    self.calls.handle_sip(event, now);
+                }
             }
             Action::Engine { call_id, command, .. } => {
                 // A dead engine answers nothing; the call hears of it through the event stream.
@@ -204,14 +268,14 @@ impl Planes {
                 }
             }
             Action::Lookup { call_id, credential } => {
-                let found = find(credential.key, &credential.assistant_id);
+                let found = find(&credential);
                 self.calls.handle_found(call_id, &credential, Ok(found), now);
             }
             Action::Record(record) => {
                 self.records.insert(record.call.call_id.clone(), record.call);
             }
             Action::Refused(refusal) => self.refusals.push(*refusal),
-            Action::Remember(_) | Action::Forget(_) | Action::Changed(_) => {}
+            Action::Remember(_) | Action::Forget(_) | Action::Changed(_) | Action::Admitted(..) => {}
         }
     }
 
@@ -227,6 +291,19 @@ impl Planes {
                     open.session.start(now + Duration::from_millis(5), now);
                 }
                 EngineReply::Started(Ok(()))
+            }
+            EngineCommand::Listen => {
+                if let Some(open) = self.sessions.get_mut(&id) {
+                    open.session.listen(now + Duration::from_millis(5), now);
+                }
+                EngineReply::Started(Ok(()))
+            }
+            EngineCommand::Tell(what) => {
+                let notice = contract::notice(Some(*what)).expect("the control plane says what can be told");
+                if let Some(open) = self.sessions.get_mut(&id) {
+                    open.session.tell(&notice, now);
+                }
+                EngineReply::Told(Ok(()))
             }
             EngineCommand::Update(rtp) => {
                 if let Some(open) = self.sessions.get_mut(&id) {
@@ -283,12 +360,43 @@ impl Planes {
     }
 }
 
+/// Whose everything is.
+const TENANT: &str = "demo";
+
+fn order(assistant: &str, trunk: &Arc<Trunk>) -> Order {
+    Order {
+        tenant_id: TENANT.into(),
+        assistant_id: assistant.into(),
+        agent: agent(assistant).expect("an assistant of the demo"),
+        trunk: trunk.clone(),
+        failover: Vec::new(),
+        from: "+4930111".into(),
+        to: Callee::Number("+4930222".into()),
+        args: BTreeMap::new(),
+        metadata: BTreeMap::new(),
+        headers: Headers::new(),
+        ring_max: trunk.outbound.ring_timeout,
+        duration_max: None,
+        bulk: None,
+        idempotency: None,
+    }
+}
+
 /// What the database of a demo holds.
-fn find(key: KeyHash, assistant: &str) -> Found {
-    if key != KeyHash::of("demo-key") {
+fn find(credential: &Credential) -> Found {
+    if !matches!(credential.proof, Proof::Key(key) if key == KeyHash::of("demo-key")) {
         return Found::default();
     }
-    let agent = match assistant {
+    let agent = agent(&credential.assistant_id);
+    Found {
+        principal: Some(Principal { tenant_id: TENANT.into(), key_id: "demo".into() }),
+        assistant: agent
+            .map(|agent| Assistant { assistant_id: credential.assistant_id.clone(), agent: Ok(agent) }),
+    }
+}
+
+fn agent(assistant: &str) -> Option<Agent> {
+    match assistant {
         "echo" => Some(Agent::Echo),
         "tone" => Some(Agent::Tone { frequency_hz: 440.0 }),
         "pcm" => Some(Agent::WebSocket {
@@ -298,9 +406,5 @@ fn find(key: KeyHash, assistant: &str) -> Found {
             custom: Default::default(),
         }),
         _ => None,
-    };
-    Found {
-        principal: Some(Principal { tenant_id: "demo".into(), key_id: "demo".into() }),
-        assistant: agent.map(|agent| Assistant { assistant_id: assistant.into(), agent: Ok(agent) }),
     }
 }

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tandem_api::v1::call_service_client::CallServiceClient;
 use tandem_api::v1::{Call, ListCallsRequest};
 
+use crate::certificates::Identity;
 use crate::eventually;
 
 /// Debug builds on a busy machine of two cores.
@@ -41,6 +42,12 @@ pub struct Ports {
     pub http: u16,
     /// SIP, UDP and TCP.
     pub sip: u16,
+    /// SIP over TLS, over WebSocket and over secure WebSocket, once the stack is [`Stack::secured`].
+    pub sip_tls: u16,
+    /// See [`Self::sip_tls`].
+    pub sip_ws: u16,
+    /// See [`Self::sip_tls`].
+    pub sip_wss: u16,
     /// The engine's gRPC.
     pub engine_grpc: u16,
     /// The engine's metrics.
@@ -76,6 +83,9 @@ impl Ports {
         Ok(Self {
             http: next()?,
             sip: next()?,
+            sip_tls: next()?,
+            sip_ws: next()?,
+            sip_wss: next()?,
             engine_grpc: next()?,
             engine_metrics: next()?,
             engine_ws: next()?,
@@ -117,6 +127,38 @@ impl Stack {
         let mut stack = Self::prepare(flags, settings)?;
         stack.start_supervisor()?;
         Ok(stack)
+    }
+
+    /// Control plane and engine with the demo assistants, and a tandem.toml that holds these tables: trunks, phones, …
+    pub fn start_configured(tables: &str, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut stack = Self::prepare_configured(tables, settings)?;
+        stack.start_supervisor()?;
+        Ok(stack)
+    }
+
+    /// The same, but not started yet.
+    pub fn prepare_configured(tables: &str, settings: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut stack = Self::prepare(&["--demo", "--no-call", "--no-voice"], settings)?;
+        let path = stack.folder.path().join("tandem.toml");
+        fs::write(&path, tables)?;
+        stack.flags.extend(["--config".to_owned(), path.to_string_lossy().into_owned()]);
+        Ok(stack)
+    }
+
+    /// Adds listeners for TLS and WebSocket that show this certificate. Before the start.
+    pub fn secured(mut self, identity: &Identity) -> Self {
+        let at = |scheme: &str, port: u16| format!("{scheme}:127.0.0.1:{port}");
+        let Ports { sip, sip_tls, sip_ws, sip_wss, .. } = self.ports;
+        let listeners = [("udp", sip), ("tcp", sip), ("tls", sip_tls), ("ws", sip_ws), ("wss", sip_wss)]
+            .map(|(s, p)| at(s, p));
+        for (name, value) in [
+            ("TANDEM_SIP_LISTEN", listeners.join(",")),
+            ("TANDEM_TLS_CERT", identity.certificate.to_string_lossy().into_owned()),
+            ("TANDEM_TLS_KEY", identity.key.to_string_lossy().into_owned()),
+        ] {
+            self.variables.push((name.to_owned(), value));
+        }
+        self
     }
 
     /// The same, but not started yet.

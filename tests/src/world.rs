@@ -1,12 +1,16 @@
 //! A caller, a network and both planes, in virtual time: what scenarios are told with.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control_plane::config::Limits;
+use control_plane::trunk::Trunk;
 use tandem_sip::{
-    Body, CallHandle, EndReason, Endpoint, EndpointConfig, Event, Flow, Headers, InviteRequest, NameAddr, Uri,
+    Body, CallHandle, EndReason, Endpoint, EndpointConfig, Event, Flow, HeaderName, Headers, InviteRequest,
+    Method, NameAddr, Reply, Uri,
 };
+use uuid::Uuid;
 
 use crate::network::Network;
 use crate::planes::Planes;
@@ -37,7 +41,39 @@ pub struct Caller {
     remote: Option<SocketAddr>,
     next_packet: Option<Instant>,
     sequence: u16,
-    heard: Vec<(Instant, u16)>,
+    heard: Vec<Packet>,
+    /// Calls that came in, each with when it did.
+    incoming: Vec<(Instant, CallHandle)>,
+    /// Whom it was asked to call instead.
+    referred: Option<String>,
+    /// What it does when it is called at all.
+    manners: Manners,
+}
+
+/// What a phone does when it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manners {
+    /// Nothing, until the scenario says what.
+    Waits,
+    /// Answers at once.
+    Answers,
+    /// Is busy.
+    Busy,
+}
+
+/// An RTP packet that was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    /// When.
+    pub at: Instant,
+    /// Its number.
+    pub sequence: u16,
+    /// Whose stream.
+    pub ssrc: u32,
+    /// Its payload type.
+    pub payload_type: u8,
+    /// It is no silence (of PCMU).
+    pub is_loud: bool,
 }
 
 impl World {
@@ -60,6 +96,9 @@ impl World {
             next_packet: None,
             sequence: 0,
             heard: Vec::new(),
+            incoming: Vec::new(),
+            referred: None,
+            manners: Manners::Waits,
         };
         Self { network, planes, caller }
     }
@@ -86,6 +125,81 @@ impl World {
     pub fn hangs_up(&mut self) {
         let call = self.caller.call.expect("a call was dialled");
         let _ = self.caller.endpoint.hang_up(call, Headers::new(), self.network.now());
+        self.drain_caller();
+    }
+
+    /// The stack calls the phone over a trunk.
+    pub fn places(&mut self, assistant: &str, trunk: &Arc<Trunk>) -> Uuid {
+        self.planes.places(assistant, trunk, &mut self.network)
+    }
+
+    /// A trunk that leads to the phone.
+    pub fn trunk(change: impl FnOnce(&mut Trunk)) -> Arc<Trunk> {
+        let uri = format!("sip:{}", SocketAddr::from(CALLER_SIP));
+        let mut trunk = Trunk { name: "carrier".into(), tenant_id: "demo".into(), ..Trunk::default() };
+        trunk.credential.sip_uri = Some(Uri::parse(&uri).expect("a constant that is a URI"));
+        change(&mut trunk);
+        Arc::new(trunk)
+    }
+
+    /// The called phone rings.
+    pub fn rings(&mut self) {
+        let call = self.caller.call.expect("a call came in");
+        let _ = self.caller.endpoint.ring(call, self.network.now());
+        self.drain_caller();
+    }
+
+    /// The called side plays something before it answers.
+    pub fn plays_early(&mut self) {
+        let call = self.caller.call.expect("a call came in");
+        let reply = Reply::new(183).body(offer("sendrecv"));
+        let _ = self.caller.endpoint.respond(call, reply, self.network.now());
+        self.caller.next_packet = Some(self.network.now());
+        self.drain_caller();
+    }
+
+    /// The called phone is picked up.
+    pub fn answers(&mut self) {
+        let call = self.caller.call.expect("a call came in");
+        self.caller.pick_up(call, self.network.now());
+        self.drain_caller();
+    }
+
+    /// The called side says no.
+    pub fn refuses(&mut self, status: u16) {
+        let call = self.caller.call.expect("a call came in");
+        let _ = self.caller.endpoint.reject(call, Reply::new(status), self.network.now());
+        self.drain_caller();
+    }
+
+    /// From now on the phone does this when it is called.
+    pub fn phone_always(&mut self, manners: Manners) {
+        self.caller.manners = manners;
+    }
+
+    /// Says how the call fares that it was asked to place.
+    pub fn says_of_the_transfer(&mut self, status: u16, reason: &str) {
+        let call = self.caller.call.expect("a call");
+        let _ = self.caller.endpoint.notify_refer(call, status, reason, self.network.now());
+        self.drain_caller();
+    }
+
+    /// Sends a request in the dialog, with this body.
+    pub fn sends_info(&mut self, content_type: &'static str, text: &str) {
+        let call = self.caller.call.expect("a call");
+        let body = Body { content_type, bytes: text.as_bytes().to_vec() };
+        let now = self.network.now();
+        let _ = self.caller.endpoint.request_in_call(call, Method::Info, Headers::new(), Some(body), now);
+        self.drain_caller();
+    }
+
+    /// Offers these formats anew: another codec.
+    pub fn offers_formats(&mut self, formats: &str) {
+        let call = self.caller.call.expect("a call was dialled");
+        let sdp = String::from_utf8(offer("sendrecv").bytes).expect("our own text");
+        let sdp =
+            sdp.replace("RTP/AVP 0", &format!("RTP/AVP {formats}")).replace("a=rtpmap:0 PCMU/8000\r\n", "");
+        let _ = self.caller.endpoint.reinvite(call, Some(Body::sdp(sdp)), self.network.now());
         self.drain_caller();
     }
 
@@ -146,7 +260,14 @@ impl World {
                 self.caller.endpoint.handle_input(&datagram.bytes, flow, now);
                 self.drain_caller();
             } else if datagram.to == SocketAddr::from(CALLER_RTP) && datagram.bytes.len() > 12 {
-                self.caller.heard.push((now, u16::from_be_bytes([datagram.bytes[2], datagram.bytes[3]])));
+                let bytes = &datagram.bytes;
+                self.caller.heard.push(Packet {
+                    at: now,
+                    sequence: u16::from_be_bytes([bytes[2], bytes[3]]),
+                    ssrc: u32::from_be_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]),
+                    payload_type: bytes[1] & 0x7f,
+                    is_loud: bytes[12..].iter().any(|octet| octet & 0x7f != 0x7f),
+                });
             }
         }
         self.planes.handle_timeout(&mut self.network);
@@ -157,10 +278,11 @@ impl World {
 
     fn drain_caller(&mut self) {
         let now = self.network.now();
-        while let Some(transmit) = self.caller.endpoint.poll_transmit() {
-            self.network.send(transmit.flow.local, transmit.flow.remote, transmit.bytes);
-        }
-        while let Some(event) = self.caller.endpoint.poll_event() {
+        loop {
+            while let Some(transmit) = self.caller.endpoint.poll_transmit() {
+                self.network.send(transmit.flow.local, transmit.flow.remote, transmit.bytes);
+            }
+            let Some(event) = self.caller.endpoint.poll_event() else { return };
             self.caller.handle_event(event, now);
         }
     }
@@ -197,6 +319,32 @@ impl Caller {
         Some(self.ended.as_ref()?.0.saturating_duration_since(self.answered?))
     }
 
+    /// Calls that came in, each with when it did.
+    pub fn incoming(&self) -> &[(Instant, CallHandle)] {
+        &self.incoming
+    }
+
+    /// Was asked to call this one instead.
+    pub fn referred(&self) -> Option<&str> {
+        self.referred.as_deref()
+    }
+
+    /// What was heard.
+    pub fn heard(&self) -> &[Packet] {
+        &self.heard
+    }
+
+    /// The caller has given up.
+    pub fn was_cancelled(&self) -> bool {
+        matches!(&self.ended, Some((_, EndReason::Cancelled { .. })))
+    }
+
+    fn pick_up(&mut self, call: CallHandle, now: Instant) {
+        let _ = self.endpoint.answer(call, offer("sendrecv"), now);
+        self.answered = Some(now);
+        self.next_packet = Some(now);
+    }
+
     /// RTP packets heard so far.
     pub fn packets(&self) -> usize {
         self.heard.len()
@@ -211,6 +359,26 @@ impl Caller {
                 self.remote = response.sdp().and_then(|sdp| rtp_address(&String::from_utf8_lossy(sdp)));
                 self.next_packet = Some(now);
             }
+            Event::IncomingInvite { call, request, .. } => {
+                self.call = Some(call);
+                self.incoming.push((now, call));
+                self.remote = request.sdp().and_then(|sdp| rtp_address(&String::from_utf8_lossy(sdp)));
+                match self.manners {
+                    Manners::Waits => {}
+                    Manners::Answers => self.pick_up(call, now),
+                    Manners::Busy => drop(self.endpoint.reject(call, Reply::new(486), now)),
+                }
+            }
+            Event::Reinvite { call, request } => {
+                let text = String::from_utf8_lossy(&request.body).into_owned();
+                let direction = if text.contains("a=inactive") { "inactive" } else { "sendrecv" };
+                let _ = self.endpoint.answer(call, offer(direction), now);
+            }
+            Event::Request { handle, request, .. } if request.method == Method::Refer => {
+                self.referred = request.header(HeaderName::ReferTo).map(str::to_owned);
+                let _ = self.endpoint.accept_refer(handle, now);
+            }
+            Event::Response { result: Ok(response), .. } => self.statuses.push(response.status),
             Event::ReinviteAnswered { .. } => self.statuses.push(200),
             Event::ReinviteRefused { status, .. } => self.statuses.push(status),
             Event::Ended { why, .. } => {

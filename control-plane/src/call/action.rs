@@ -47,8 +47,10 @@ pub enum Action {
     Forget(Uuid),
     /// Write the newest state of a call behind it.
     Record(Box<CallRecord>),
-    /// A call was refused: one log line.
+    /// A call was refused: one log line, and its trace is kept when it has no record.
     Refused(Box<Refusal>),
+    /// A call from this source has passed the four steps, over this trunk if it was one.
+    Admitted(std::net::SocketAddr, Option<std::sync::Arc<str>>),
     /// A call's state has changed: one log line, and the gauges.
     Changed(Change),
 }
@@ -60,6 +62,10 @@ pub enum EngineCommand {
     Open(Box<engine::OpenSessionRequest>),
     /// The call is answered.
     Start,
+    /// The other side may be heard before it answers; what the agent says waits.
+    Listen,
+    /// Something for the agent.
+    Tell(Box<engine::tell_agent_request::What>),
     /// Another address, codec or direction.
     Update(Box<engine::RtpParameters>),
     /// End it.
@@ -76,6 +82,8 @@ pub enum EngineReply {
     Opened(Result<Box<engine::OpenSessionResponse>, EngineRefusal>),
     /// To Start.
     Started(Result<(), EngineRefusal>),
+    /// To Tell.
+    Told(Result<(), EngineRefusal>),
     /// To Update.
     Updated(Result<(), EngineRefusal>),
     /// To Close; [`EngineRefusal::Gone`]: it was over already.
@@ -104,12 +112,29 @@ pub struct Refusal {
     pub call_id: Uuid,
     /// Whose, when that is known.
     pub tenant_id: Option<std::sync::Arc<str>>,
+    /// The trunk that it came over.
+    pub trunk: Option<std::sync::Arc<str>>,
     /// Where the INVITE came from.
     pub source: std::net::SocketAddr,
-    /// The rule that refused.
+    /// Who calls, without a password.
+    pub from: String,
+    /// Who is called, without a password.
+    pub to: String,
+    /// The rule that refused: the last of the trace.
     pub step: DecisionStep,
+    /// Every step that was asked.
+    pub trace: Vec<DecisionStep>,
+    /// The call has a record, with the same trace; otherwise this is all that is left of it.
+    pub is_recorded: bool,
     /// With which status, and why.
     pub ending: Ending,
+}
+
+impl Refusal {
+    /// It has passed the four steps and was refused by what came after them: the offer, an engine, the agent.
+    pub fn was_admitted(&self) -> bool {
+        self.trace.iter().any(|step| step.step == "provider" && step.passed)
+    }
 }
 
 /// A call has moved on.

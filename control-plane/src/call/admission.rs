@@ -1,32 +1,104 @@
-//! May this caller have this call? Four plain functions in a row, each adding a step to the decision trace.
+//! May this caller have this call? Four plain functions in a row, each adding steps to the decision trace.
 //!
 //! ```text
-//!   credential(URI) ──▶ [store: key, then assistant] ──▶ principal ──▶ assistant ──▶ agent
-//!        403                                               403           404          500
+//!   credential ──▶ principal ──▶ assistant ──▶ agent
+//!      │ key in the URI      ──▶ [store] its tenant ──▶ the URI's user
+//!      │ phone's digest      ──▶ its tenant         ──▶ the dialled phone's assistant, its own, or the dialled user
+//!      │ trunk's address or certificate ──▶ its tenant ──▶ the assistant of the dialled number
+//!     403 · 401                 403 · 503              404            500
 //! ```
 //!
-//! Whether an assistant exists is said only to the bearer of a valid key. No step keeps or shows the key itself: what
-//! leaves `credential` is its hash.
+//! Default deny: who has none of the three is refused, and nothing is looked up or kept. Whether an assistant exists is
+//! said only to the bearer of a valid credential. No step keeps or shows a key or a password.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tandem_api::v1::DecisionStep;
-use tandem_sip::Uri;
+use tandem_sip::message::{Reply, Request};
+use tandem_sip::{HeaderName, NameAddr, Uri};
 
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
+use super::gate::{Gate, Owner, Wrong};
 use crate::store::accounts::{Found, KeyHash, Principal};
+use crate::trunk::{DidSource, Phone, Trunk, Trunks};
 
 /// The steps that were asked, in order; the last one of a refused call refused it.
 pub type Trace = Vec<DecisionStep>;
 
-/// What the Request-URI asks for, and with which key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An INVITE, as admission sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Invite<'a> {
+    /// The request.
+    pub request: &'a Request,
+    /// Where it came from.
+    pub source: SocketAddr,
+    /// The names in the client certificate that the source has proved to hold.
+    pub certificate: &'a [Box<str>],
+    /// The present.
+    pub now: Instant,
+}
+
+/// How a caller has proved who it is.
+#[derive(Debug, Clone)]
+pub enum Proof {
+    /// An API key in the Request-URI.
+    Key(KeyHash),
+    /// A phone's password.
+    Phone(Arc<Phone>),
+    /// A source address or a certificate of a trunk.
+    Trunk(Arc<Trunk>),
+}
+
+/// What a caller asks for, and by what right.
+#[derive(Debug, Clone)]
 pub struct Credential {
-    /// The user part.
+    /// Whom it wants.
     pub assistant_id: Arc<str>,
-    /// Of the password part.
-    pub key: KeyHash,
+    /// By what right.
+    pub proof: Proof,
+}
+
+impl Credential {
+    /// The trunk that the call comes over.
+    pub fn trunk(&self) -> Option<&Arc<Trunk>> {
+        match &self.proof {
+            Proof::Trunk(trunk) => Some(trunk),
+            Proof::Key(_) | Proof::Phone(_) => None,
+        }
+    }
+
+    /// The tenant and what proved it, when the store need not be asked.
+    pub fn principal(&self) -> Option<Principal> {
+        match &self.proof {
+            Proof::Key(_) => None,
+            Proof::Phone(phone) => {
+                let key_id = format!("phone:{}", phone.user).into();
+                Some(Principal { tenant_id: phone.tenant_id.clone(), key_id })
+            }
+            Proof::Trunk(trunk) => {
+                let key_id = format!("trunk:{}", trunk.name).into();
+                Some(Principal { tenant_id: trunk.tenant_id.clone(), key_id })
+            }
+        }
+    }
+}
+
+/// A caller that is not let in by the first step.
+#[derive(Debug)]
+pub enum Turned {
+    /// It must say its password: 401. Nothing is kept or counted.
+    Challenged(Reply),
+    /// It is refused; whose it would have been, when that is known.
+    Refused(Ending, Owner),
+}
+
+impl From<Ending> for Turned {
+    fn from(ending: Ending) -> Self {
+        Self::Refused(ending, Owner::default())
+    }
 }
 
 fn step(step: &str, rule: &str, field: &str, expected: &str, got: &str, passed: bool) -> DecisionStep {
@@ -40,28 +112,183 @@ fn step(step: &str, rule: &str, field: &str, expected: &str, got: &str, passed: 
     }
 }
 
-/// 1. Does the URI carry an assistant and a key?
-pub fn credential(uri: &Uri, trace: &mut Trace) -> Result<Credential, Ending> {
-    let expected = "sip:{assistant}:{key}@host";
-    let (user, password) = (uri.user(), uri.password());
-    let got = match (&user, &password) {
+/// 1. What right does the caller have to be here?
+///
+/// A key in the URI is asked first, then an Authorization of one of our phones, then the source as a trunk's. A phone
+/// that has not said its password yet is challenged.
+pub fn credential(invite: &Invite<'_>, gate: &mut Gate, trace: &mut Trace) -> Result<Credential, Turned> {
+    let uri = &invite.request.uri;
+    if let Some(key) = uri.password().filter(|key| !key.is_empty()) {
+        return by_key(uri, &key, trace).map_err(Turned::from);
+    }
+    let authorized = authorized_phone(invite.request, gate.trunks());
+    if let Some(phone) = authorized {
+        return by_phone(phone, invite, gate, trace);
+    }
+    let certificate = invite.certificate;
+    let candidates: Vec<Arc<Trunk>> =
+        gate.trunks().find_by_source(invite.source.ip(), certificate).cloned().collect();
+    if !candidates.is_empty() {
+        return by_trunk(&candidates, invite, gate, trace);
+    }
+    let claimed = invite.request.head.from().uri.user();
+    if let Some(phone) = claimed.and_then(|user| gate.trunks().find_phone(&user).cloned()) {
+        return by_phone(phone, invite, gate, trace);
+    }
+    if !gate.trunks().is_empty() {
+        let source = invite.source.ip().to_canonical().to_string();
+        trace.push(step("credential", "trunk_source", "source", "a source of a trunk", &source, false));
+        trace.push(step("credential", "phone_digest", "From", "a user of a phone", "another", false));
+    }
+    let got = match (uri.user(), uri.password()) {
         (None, _) => "no user",
         (Some(_), None) => "no key",
-        (Some(_), Some(key)) if key.is_empty() => "an empty key",
-        (Some(_), Some(_)) => "an assistant and a key",
+        (Some(_), Some(_)) => "an empty key",
     };
-    let complete = password.as_ref().is_some_and(|key| !key.is_empty());
-    trace.push(step("credential", "uri_credentials", "Request-URI", expected, got, complete));
-    match (user, password) {
-        (Some(user), Some(key)) if complete => {
-            Ok(Credential { assistant_id: user.as_ref().into(), key: KeyHash::of(&key) })
-        }
-        _ => Err(Ending::new(Cause::MissingKey)),
-    }
+    let expected = "sip:{assistant}:{key}@host";
+    trace.push(step("credential", "uri_credentials", "Request-URI", expected, got, false));
+    Err(Ending::new(Cause::MissingKey).into())
 }
 
-/// 2. Whose key is it?
-pub fn principal(found: &Found, trace: &mut Trace) -> Result<Principal, Ending> {
+fn by_key(uri: &Uri, key: &str, trace: &mut Trace) -> Result<Credential, Ending> {
+    let expected = "sip:{assistant}:{key}@host";
+    let user = uri.user();
+    let got = if user.is_some() { "an assistant and a key" } else { "no user" };
+    trace.push(step("credential", "uri_credentials", "Request-URI", expected, got, user.is_some()));
+    let user = user.ok_or(Ending::new(Cause::MissingKey))?;
+    Ok(Credential { assistant_id: user.as_ref().into(), proof: Proof::Key(KeyHash::of(key)) })
+}
+
+/// The phone that an Authorization names.
+fn authorized_phone(request: &Request, trunks: &Trunks) -> Option<Arc<Phone>> {
+    let values = request.head.headers().all(HeaderName::Authorization);
+    let answers = values.filter_map(|value| tandem_sip::digest::Answer::parse(value).ok());
+    answers.into_iter().find_map(|answer| trunks.find_phone(&answer.username).cloned())
+}
+
+fn by_phone(
+    phone: Arc<Phone>,
+    invite: &Invite<'_>,
+    gate: &mut Gate,
+    trace: &mut Trace,
+) -> Result<Credential, Turned> {
+    let source = invite.source.ip().to_canonical();
+    let expected = format!("the password of phone {}", phone.user);
+    let got = match gate.check_phone(&phone, invite.request, source, invite.now) {
+        Ok(()) => "a right answer".to_owned(),
+        Err(Wrong::Again(why)) => return Err(Turned::Challenged(gate.challenge(why, invite.now))),
+        Err(Wrong::TooMany) => "too many wrong answers".to_owned(),
+    };
+    let passed = got == "a right answer";
+    trace.push(step("credential", "phone_digest", "Authorization", &expected, &got, passed));
+    if !passed {
+        return Err(Turned::Refused(Ending::new(Cause::WrongPassword), Owner::of_phone(&phone)));
+    }
+    let got = format!("phone {}", phone.user);
+    trace.push(step("principal", "phone", "Authorization", "a phone of a tenant", &got, true));
+    let dialled = invite.request.uri.user().unwrap_or_default();
+    let other = gate.trunks().find_phone(&dialled).filter(|other| other.tenant_id == phone.tenant_id);
+    let assistant_id = other.and_then(|other| other.assistant_id.clone()).or(phone.assistant_id.clone());
+    let assistant_id = match assistant_id {
+        Some(assistant_id) => assistant_id,
+        None if !dialled.is_empty() => dialled.as_ref().into(),
+        None => {
+            trace.push(step("assistant", "phone_route", "user", "an assistant's id", "no user", false));
+            return Err(Turned::Refused(Ending::new(Cause::UnknownAssistant), Owner::of_phone(&phone)));
+        }
+    };
+    let got = format!("{} to {assistant_id}", shown(&dialled));
+    trace.push(step("assistant", "phone_route", "user", "a phone's or its own assistant", &got, true));
+    Ok(Credential { assistant_id, proof: Proof::Phone(phone) })
+}
+
+/// A source may be several trunks'; then the number decides, and the longest match wins. A number that none of them
+/// routes is refused.
+fn by_trunk(
+    candidates: &[Arc<Trunk>],
+    invite: &Invite<'_>,
+    gate: &mut Gate,
+    trace: &mut Trace,
+) -> Result<Credential, Turned> {
+    let names: Vec<&str> = candidates.iter().map(|trunk| &*trunk.name).collect();
+    let got = format!("{}: {}", invite.source.ip().to_canonical(), names.join(", "));
+    trace.push(step("credential", "trunk_source", "source", "a source of a trunk", &got, true));
+    let mut best: Option<(&Arc<Trunk>, Arc<str>, (usize, bool))> = None;
+    for trunk in candidates {
+        let dialled = dialled_number(invite.request, trunk.inbound.did_from);
+        let Some((route, weight)) = trunk.inbound.route_of(&dialled) else { continue };
+        if best.as_ref().is_none_or(|(.., most)| weight > *most) {
+            best = Some((trunk, route.assistant_id.clone(), weight));
+        }
+    }
+    let first = candidates.first();
+    let dialled =
+        first.map(|trunk| dialled_number(invite.request, trunk.inbound.did_from)).unwrap_or_default();
+    let Some((trunk, assistant_id, _)) = best else {
+        let got = format!("{}, which none of them routes", shown(&dialled));
+        let owner = match candidates {
+            [only] => {
+                let name = format!("trunk {}", only.name);
+                trace.push(step("principal", "trunk", "source", "one trunk", &name, true));
+                let numbers: Vec<String> =
+                    only.inbound.routes.iter().take(8).map(|route| route.did.to_string()).collect();
+                let expected = format!("a number of the trunk: {}", numbers.join(", "));
+                trace.push(step("assistant", "did_route", "number", &expected, &shown(&dialled), false));
+                Owner::of_trunk(only)
+            }
+            _ => {
+                trace.push(step(
+                    "principal",
+                    "trunk",
+                    "number",
+                    "a number of one of the trunks",
+                    &got,
+                    false,
+                ));
+                Owner::default()
+            }
+        };
+        return Err(Turned::Refused(Ending::new(Cause::UnknownNumber), owner));
+    };
+    let name = format!("trunk {}", trunk.name);
+    trace.push(step("principal", "trunk", "source", "one trunk", &name, true));
+    let refused = |ending| Turned::Refused(ending, Owner::of_trunk(trunk));
+    gate.check_trunk(trunk, invite.now, trace).map_err(refused)?;
+    let got = format!("{} to {assistant_id}", shown(&dialled));
+    trace.push(step("assistant", "did_route", "number", "a number of the trunk", &got, true));
+    Ok(Credential { assistant_id, proof: Proof::Trunk(trunk.clone()) })
+}
+
+/// The number that was dialled.
+fn dialled_number(request: &Request, from: DidSource) -> String {
+    let user = |uri: &Uri| match uri.user() {
+        Some(user) => Some(user.into_owned()),
+        // tel:+49301234;phone-context=…
+        None if uri.host().is_empty() => uri.opaque().split(';').next().map(str::to_owned),
+        None => None,
+    };
+    let of_header = match from {
+        DidSource::RequestUri => None,
+        DidSource::To => user(&request.head.to().uri),
+        DidSource::PCalledPartyId => request
+            .head
+            .headers()
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case("P-Called-Party-ID"))
+            .and_then(|(_, value)| NameAddr::parse(std::str::from_utf8(value).ok()?).ok())
+            .and_then(|address| user(&address.uri)),
+    };
+    let number = of_header.or_else(|| user(&request.uri)).unwrap_or_default();
+    // Parameters of a telephone number in the user part (RFC 3261 §19.1.6): +4930;phone-context=…
+    number.split(';').next().unwrap_or_default().to_owned()
+}
+
+/// 2. Whose call is it?
+pub fn principal(credential: &Credential, found: &Found, trace: &mut Trace) -> Result<Principal, Ending> {
+    // A phone or a trunk has said it in the first step.
+    if let Some(principal) = credential.principal() {
+        return Ok(principal);
+    }
     let got = if found.principal.is_some() { "a known key" } else { "an unknown key" };
     let passed = found.principal.is_some();
     trace.push(step("principal", "api_key", "key", "a key of a tenant, not revoked", got, passed));
@@ -113,95 +340,10 @@ pub fn ended_by(reason: &str, got: &str) -> DecisionStep {
 }
 
 /// What a stranger wrote, as a trace may hold it: short, and nothing that breaks a line.
-fn shown(text: &str) -> String {
+pub fn shown(text: &str) -> String {
     const SHOWN_MAX: usize = 64;
     text.chars().take(SHOWN_MAX).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::accounts::Assistant;
-
-    fn uri(text: &str) -> Uri {
-        Uri::parse(text).unwrap()
-    }
-
-    fn found() -> Found {
-        Found {
-            principal: Some(Principal { tenant_id: "t1".into(), key_id: "k1".into() }),
-            assistant: Some(Assistant { assistant_id: "desk".into(), agent: Ok(Agent::Echo) }),
-        }
-    }
-
-    fn run(uri_text: &str, found: &Found) -> (Result<Agent, Cause>, Trace) {
-        let mut trace = Trace::new();
-        let agent = credential(&uri(uri_text), &mut trace).and_then(|credential| {
-            principal(found, &mut trace)?;
-            let stored = assistant(&credential, found, &mut trace)?;
-            agent(stored, &mut trace)
-        });
-        (agent.map_err(|ending| ending.cause), trace)
-    }
-
-    #[test]
-    fn good_call_passes_four_steps() {
-        let (agent, trace) = run("sip:desk:a-key@tandem", &found());
-        assert_eq!(agent, Ok(Agent::Echo));
-        let steps: Vec<_> = trace.iter().map(|step| (step.step.as_str(), step.passed)).collect();
-        assert_eq!(
-            steps,
-            [("credential", true), ("principal", true), ("assistant", true), ("provider", true)]
-        );
-    }
-
-    #[test]
-    fn uri_without_a_key_is_refused_with_403() {
-        for text in ["sip:desk@tandem", "sip:tandem", "sip:desk:@tandem"] {
-            let (agent, trace) = run(text, &found());
-            assert_eq!(agent, Err(Cause::MissingKey), "{text}");
-            assert_eq!(trace.len(), 1);
-            assert!(!trace[0].passed);
-        }
-    }
-
-    #[test]
-    fn wrong_key_is_refused_before_anything_is_said_about_the_assistant() {
-        let (agent, trace) = run("sip:desk:a-key@tandem", &Found::default());
-        assert_eq!(agent, Err(Cause::WrongKey));
-        assert_eq!(trace.last().unwrap().step, "principal");
-        assert!(trace.iter().all(|step| !step.got.contains("desk")));
-    }
-
-    #[test]
-    fn unknown_assistant_is_404_for_a_valid_key() {
-        let found = Found { assistant: None, ..found() };
-        let (agent, trace) = run("sip:nobody:a-key@tandem", &found);
-        assert_eq!(agent, Err(Cause::UnknownAssistant));
-        assert_eq!(Cause::UnknownAssistant.row().sip_status, 404);
-        assert_eq!(trace.last().unwrap().got, "nobody");
-    }
-
-    #[test]
-    fn unreadable_agent_is_our_fault_and_says_what_is_wrong() {
-        let broken =
-            Assistant { assistant_id: "desk".into(), agent: Err("agent kind \"x\" is unknown".into()) };
-        let (agent, trace) = run("sip:desk:a-key@tandem", &Found { assistant: Some(broken), ..found() });
-        assert_eq!(agent, Err(Cause::BrokenAssistant));
-        assert_eq!(trace.last().unwrap().got, "agent kind \"x\" is unknown");
-    }
-
-    #[test]
-    fn key_stands_nowhere_in_the_trace_or_the_credential() {
-        let mut trace = Trace::new();
-        let credential = credential(&uri("sip:desk:hunter2@tandem"), &mut trace).unwrap();
-        principal(&Found::default(), &mut trace).unwrap_err();
-        assert!(!format!("{trace:?}{credential:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn strange_assistant_names_cannot_break_a_log_line() {
-        assert_eq!(shown("a\r\nb"), "a??b");
-        assert_eq!(shown(&"x".repeat(500)).len(), 64);
-    }
-}
+mod tests;

@@ -1,10 +1,13 @@
 //! Who an assistant's caller talks to, as it is stored and as the engine is told.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tandem_api::engine::v1 as engine;
+
+/// Fields in an agent's start frame: what an engine carries at most.
+pub const CUSTOM_MAX: usize = 32;
 
 /// The agent of an assistant.
 #[derive(Debug, Clone, PartialEq)]
@@ -167,8 +170,14 @@ impl Agent {
         !matches!(self, Self::None)
     }
 
-    /// As the engine is told. The built-in voice agent is a `pcm` agent at `talker_url`.
-    pub fn to_engine(&self, talker_url: &str, connect_timeout_ms: u32) -> engine::Agent {
+    /// As the engine is told. The built-in voice agent is a `pcm` agent at `talker_url`. `custom` is what this call adds
+    /// to the start frame: the assistant's own fields win, and no more than [`CUSTOM_MAX`] are told in all.
+    pub fn to_engine(
+        &self,
+        talker_url: &str,
+        connect_timeout_ms: u32,
+        custom: &BTreeMap<String, String>,
+    ) -> engine::Agent {
         use engine::agent::Target;
         let target = match self {
             Self::None => return engine::Agent::default(),
@@ -181,9 +190,10 @@ impl Agent {
                 url: talker_url.to_owned(),
                 dialect: engine::Dialect::Pcm.into(),
                 connect_timeout_ms,
+                custom: told(&HashMap::new(), custom),
                 ..Default::default()
             }),
-            Self::WebSocket { url, dialect, headers, custom } => {
+            Self::WebSocket { url, dialect, headers, custom: own } => {
                 let dialect = match dialect {
                     Dialect::Pcm => engine::Dialect::Pcm,
                     Dialect::Twilio => engine::Dialect::Twilio,
@@ -192,7 +202,7 @@ impl Agent {
                     url: url.clone(),
                     dialect: dialect.into(),
                     headers: headers.clone(),
-                    custom: custom.clone(),
+                    custom: told(own, custom),
                     connect_timeout_ms,
                 })
             }
@@ -201,17 +211,31 @@ impl Agent {
     }
 }
 
+/// The assistant's fields and those of the call, as many as an engine carries.
+fn told(own: &HashMap<String, String>, custom: &BTreeMap<String, String>) -> HashMap<String, String> {
+    let mut all = own.clone();
+    for (name, value) in custom {
+        if all.len() >= CUSTOM_MAX {
+            break;
+        }
+        all.entry(name.clone()).or_insert_with(|| value.clone());
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn built_in_voice_agent_is_a_pcm_agent_at_its_url() {
-        let agent = Agent::Talker.to_engine("ws://127.0.0.1:8767/v1/talk", 5_000);
+        let custom = [("name".to_owned(), "Anna".to_owned())].into();
+        let agent = Agent::Talker.to_engine("ws://127.0.0.1:8767/v1/talk", 5_000, &custom);
         let Some(engine::agent::Target::Websocket(agent)) = agent.target else { panic!("websocket") };
         assert_eq!(agent.url, "ws://127.0.0.1:8767/v1/talk");
         assert_eq!(agent.dialect(), engine::Dialect::Pcm);
         assert_eq!(agent.connect_timeout_ms, 5_000);
+        assert_eq!(agent.custom["name"], "Anna");
     }
 
     #[test]

@@ -16,14 +16,23 @@ use uuid::Uuid;
 
 use super::action::{Action, Change, EngineCommand, EngineReply, Refusal};
 use super::admission::Credential;
+use super::machine::{Asked, TransferTo};
+use super::order::Order;
 use super::registry::Calls;
+use super::registry::placing::PlaceError;
 use crate::media::client::EngineClient;
 use crate::media::{EngineId, News};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, TrunkCall};
+use crate::registration::{
+    self,
+    desk::{Desk, Taken},
+};
+use crate::sip::guard::SharedGuard;
 use crate::sip::{SipEvent, Verb};
 use crate::store;
 use crate::store::accounts::{Accounts, Found};
 use crate::store::contexts::{ContextStore, EmbeddedContexts};
+use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 
 /// Replies and answers that wait for the core. Each live call has one at most under way; full: their tasks wait.
@@ -49,6 +58,10 @@ pub struct Means {
     pub contexts: Arc<EmbeddedContexts>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What is known of sources.
+    pub guard: SharedGuard,
+    /// Refusals without a record.
+    pub refusals: Refusals,
 }
 
 /// What comes in besides requests.
@@ -57,6 +70,8 @@ pub struct Sources {
     pub events: mpsc::Receiver<SipEvent>,
     /// From the engines' event streams.
     pub news: mpsc::Receiver<(EngineId, News)>,
+    /// Takes what is registration's.
+    pub desk: Desk,
 }
 
 /// The live calls, for the API. Cheap to clone.
@@ -65,13 +80,58 @@ pub struct LiveCalls {
     requests: mpsc::Sender<Request>,
 }
 
+/// A bulk's id and those of its calls, in order.
+pub type PlacedBulk = (Uuid, Vec<Uuid>);
+
 #[derive(Debug)]
 enum Request {
-    List { tenant_id: Arc<str>, answer: oneshot::Sender<Vec<api::Call>> },
-    Get { tenant_id: Arc<str>, call_id: Uuid, answer: oneshot::Sender<Option<api::Call>> },
-    Knows { call_id: Uuid, answer: oneshot::Sender<bool> },
-    HangUp { tenant_id: Arc<str>, call_id: Uuid, answer: oneshot::Sender<bool> },
-    EndAll { answer: oneshot::Sender<()> },
+    List {
+        tenant_id: Arc<str>,
+        answer: oneshot::Sender<Vec<api::Call>>,
+    },
+    Get {
+        tenant_id: Arc<str>,
+        call_id: Uuid,
+        answer: oneshot::Sender<Option<api::Call>>,
+    },
+    Knows {
+        call_id: Uuid,
+        answer: oneshot::Sender<bool>,
+    },
+    HangUp {
+        tenant_id: Arc<str>,
+        call_id: Uuid,
+        answer: oneshot::Sender<bool>,
+    },
+    Place {
+        order: Box<Order>,
+        answer: oneshot::Sender<Option<Result<Uuid, PlaceError>>>,
+    },
+    PlaceBulk {
+        orders: Vec<Order>,
+        answer: oneshot::Sender<Option<Result<PlacedBulk, PlaceError>>>,
+    },
+    Bulk {
+        tenant_id: Arc<str>,
+        bulk_id: Uuid,
+        cancel: bool,
+        answer: oneshot::Sender<Option<api::BulkPhoneCall>>,
+    },
+    Hold {
+        tenant_id: Arc<str>,
+        call_id: Uuid,
+        is_held: bool,
+        answer: oneshot::Sender<Option<Asked>>,
+    },
+    Transfer {
+        tenant_id: Arc<str>,
+        call_id: Uuid,
+        to: TransferTo,
+        answer: oneshot::Sender<Option<Asked>>,
+    },
+    EndAll {
+        answer: oneshot::Sender<()>,
+    },
 }
 
 impl LiveCalls {
@@ -102,6 +162,32 @@ impl LiveCalls {
     /// Ends a live call of this tenant; `false`: it has none of this id.
     pub async fn hang_up(&self, tenant_id: Arc<str>, call_id: Uuid) -> bool {
         self.ask(|answer| Request::HangUp { tenant_id, call_id, answer }).await
+    }
+
+    /// Queues a call.
+    pub async fn place(&self, order: Order) -> Result<Uuid, PlaceError> {
+        let order = Box::new(order);
+        self.ask(|answer| Request::Place { order, answer }).await.unwrap_or(Err(PlaceError::Draining))
+    }
+
+    /// Queues many calls, or none.
+    pub async fn place_bulk(&self, orders: Vec<Order>) -> Result<PlacedBulk, PlaceError> {
+        self.ask(|answer| Request::PlaceBulk { orders, answer }).await.unwrap_or(Err(PlaceError::Draining))
+    }
+
+    /// How far a bulk of this tenant is; with `cancel` its queued calls end first.
+    pub async fn bulk(&self, tenant_id: Arc<str>, bulk_id: Uuid, cancel: bool) -> Option<api::BulkPhoneCall> {
+        self.ask(|answer| Request::Bulk { tenant_id, bulk_id, cancel, answer }).await
+    }
+
+    /// Puts the other side of a call on hold, or takes it back. `None`: this tenant has no such call.
+    pub async fn hold(&self, tenant_id: Arc<str>, call_id: Uuid, is_held: bool) -> Option<Asked> {
+        self.ask(|answer| Request::Hold { tenant_id, call_id, is_held, answer }).await
+    }
+
+    /// Hands the other side of a call on. `None`: this tenant has no such call.
+    pub async fn transfer(&self, tenant_id: Arc<str>, call_id: Uuid, to: TransferTo) -> Option<Asked> {
+        self.ask(|answer| Request::Transfer { tenant_id, call_id, to, answer }).await
     }
 
     /// Takes no more calls and ends those there are; resolves when all are over.
@@ -161,16 +247,24 @@ impl Driver {
                     None => return,
                 },
                 event = self.sources.events.recv() => match event {
-                    Some(SipEvent::Endpoint { event, .. }) => {
-                        self.calls.handle_store(self.means.writer.is_behind());
-                        self.calls.handle_sip(event, Instant::now());
-                    }
-                    // We place no calls and send no requests of our own.
-                    Some(_) => {}
+                    Some(event) => self.handle_sip(event).await,
                     None => return,
                 },
             }
             self.perform_all().await;
+        }
+    }
+
+    async fn handle_sip(&mut self, event: SipEvent) {
+        match self.sources.desk.take(event) {
+            Taken::NotOurs(event) => {
+                self.calls.handle_store(self.means.writer.is_behind());
+                self.calls.handle_sip(event, Instant::now());
+            }
+            Taken::Ours => {}
+            Taken::Full(request) => {
+                drop(self.means.verbs.send(Verb::Reply(request, registration::driver::too_busy())).await);
+            }
         }
     }
 
@@ -207,6 +301,26 @@ impl Driver {
             }
             Request::HangUp { tenant_id, call_id, answer } => {
                 let _ = answer.send(self.calls.hang_up(&tenant_id, call_id, Instant::now()));
+            }
+            Request::Place { order, answer } => {
+                self.calls.handle_store(self.means.writer.is_behind());
+                let _ = answer.send(Some(self.calls.place(*order, Instant::now())));
+            }
+            Request::PlaceBulk { orders, answer } => {
+                self.calls.handle_store(self.means.writer.is_behind());
+                let _ = answer.send(Some(self.calls.place_bulk(orders, Instant::now())));
+            }
+            Request::Bulk { tenant_id, bulk_id, cancel, answer } => {
+                let _ = answer.send(match cancel {
+                    true => self.calls.cancel_bulk(&tenant_id, bulk_id, Instant::now()),
+                    false => self.calls.bulk(&tenant_id, bulk_id),
+                });
+            }
+            Request::Hold { tenant_id, call_id, is_held, answer } => {
+                let _ = answer.send(self.calls.hold(&tenant_id, call_id, is_held, Instant::now()));
+            }
+            Request::Transfer { tenant_id, call_id, to, answer } => {
+                let _ = answer.send(self.calls.transfer(&tenant_id, call_id, to, Instant::now()));
             }
             Request::EndAll { answer } => {
                 self.calls.end_all(Instant::now());
@@ -250,13 +364,13 @@ impl Driver {
                 });
             }
             Action::Lookup { call_id, credential } => {
-                let cached = self.means.accounts.find_cached(credential.key, &credential.assistant_id);
+                let cached = self.means.accounts.look_up_cached(&credential);
                 if let Some(found) = cached {
                     return self.calls.handle_found(call_id, &credential, Ok(found), Instant::now());
                 }
                 let (accounts, replies) = (self.means.accounts.clone(), self.replies_in.clone());
                 tokio::spawn(async move {
-                    let found = accounts.find(credential.key, &credential.assistant_id).await;
+                    let found = accounts.look_up(&credential).await;
                     let found = found.map_err(|error| error.to_string());
                     drop(replies.send(Reply::Found(call_id, credential, found)).await);
                 });
@@ -272,18 +386,31 @@ impl Driver {
                 }
             }
             Action::Record(record) => self.means.writer.put(*record),
-            Action::Refused(refusal) => self.report_refusal(&refusal),
+            Action::Refused(refusal) => self.report_refusal(*refusal),
+            Action::Admitted(source, trunk) => {
+                self.means.guard.admitted(source.ip(), Instant::now());
+                if let Some(trunk) = trunk {
+                    self.means.metrics.count_trunk(&trunk, TrunkCall::Accepted);
+                }
+            }
             Action::Changed(change) => self.report_change(&change),
         }
     }
 
     /// The one line of a refused call.
-    fn report_refusal(&self, refusal: &Refusal) {
-        let Refusal { call_id, tenant_id, source, step, ending } = refusal;
+    fn report_refusal(&self, refusal: Refusal) {
+        let Refusal { call_id, tenant_id, trunk, source, step, ending, .. } = &refusal;
         let row = ending.cause.row();
+        if let Some(failure) = ending.cause.failure() {
+            self.means.guard.refused(source.ip(), failure, Instant::now());
+        }
+        if let Some(trunk) = trunk.as_ref().filter(|_| !refusal.was_admitted()) {
+            self.means.metrics.count_trunk(trunk, TrunkCall::Refused);
+        }
         tracing::warn!(
             %call_id,
             tenant_id = tenant_id.as_deref().unwrap_or_default(),
+            trunk = trunk.as_deref().unwrap_or_default(),
             %source,
             step = %step.step,
             rule = %step.rule,
@@ -294,7 +421,10 @@ impl Driver {
             reason = row.word,
             "call refused"
         );
-        self.means.metrics.count_refusal(row.word);
+        self.means.metrics.count_refusal(row.word, &step.rule);
+        if !refusal.is_recorded {
+            self.means.refusals.put(refusal, store::epoch_ms());
+        }
     }
 
     fn report_change(&self, change: &Change) {

@@ -6,18 +6,29 @@
 use tandem_api::v1 as api;
 use tandem_sip::message::{Reply, reason_phrase};
 use tandem_sip::{HeaderName, Headers};
+use uuid::Uuid;
+
+use super::outcome::CarrierWord;
 
 use super::admission::ended_by;
+use crate::trunk::guard::Failure;
 
 /// Seconds in the Retry-After of our 503: calls end in tens of seconds, engines come back in a few.
 const RETRY_AFTER_S: u32 = 5;
 
+/// In a refusal: the id that its decision trace is kept under.
+pub const CALL_ID_HEADER: &str = "X-Tandem-Call-ID";
+
 /// Whose doing it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Party {
-    /// Who called.
+    /// Who called us.
     Caller,
-    /// Who was to answer.
+    /// Whom we called.
+    Callee,
+    /// The network between us and the callee.
+    Carrier,
+    /// Who talks for us.
     Agent,
     /// Tandem, its configuration or its operator.
     Us,
@@ -28,6 +39,8 @@ impl Party {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Caller => "caller",
+            Self::Callee => "callee",
+            Self::Carrier => "carrier",
             Self::Agent => "agent",
             Self::Us => "us",
         }
@@ -63,6 +76,15 @@ macro_rules! causes {
             /// Every cause.
             pub const ALL: &[Cause] = &[$(Cause::$variant,)*];
 
+            /// What the cause says of the caller's source: a stranger, or one that guesses.
+            pub const fn failure(self) -> Option<Failure> {
+                match self {
+                    Self::MissingKey => Some(Failure::Unknown),
+                    Self::WrongKey | Self::WrongPassword => Some(Failure::Wrong),
+                    _ => None,
+                }
+            }
+
             /// Its line of the table.
             pub const fn row(self) -> Row {
                 match self {
@@ -85,18 +107,37 @@ causes! {
     CallerHangup     = Caller, "hangup",               200, 16, true,  "the caller hung up";
     CallerCancelled  = Caller, "cancelled",            487, 16, true,  "the caller gave up before the answer";
     AgentHangup      = Agent,  "agent_hangup",         200, 16, true,  "the agent hung up";
+    CalleeHangup     = Callee, "callee_hangup",        200, 16, true,  "the callee hung up";
+    Transferred      = Agent,  "transferred",          200, 16, false, "the call was handed on, and the target answered";
+    Replaced         = Callee, "replaced",             200, 16, false, "another call has taken this one's place";
     OperatorHangup   = Us,     "operator_hangup",      200, 16, true,  "the call was ended through the API";
     MaxDuration      = Us,     "max_duration",         200, 31, true,  "the call lasted as long as a call may";
     // --- admission ---
     MissingKey       = Caller, "missing_key",          403, 21, false, "the URI carries no API key";
     WrongKey         = Caller, "wrong_key",            403, 21, false, "nobody has this API key";
+    WrongPassword    = Caller, "wrong_password",       403, 21, false, "the phone's password was wrong too often";
+    UnknownNumber    = Caller, "unknown_number",       404,  1, false, "the trunk has no route for the dialled number";
     UnknownAssistant = Caller, "unknown_assistant",    404,  1, false, "the tenant has no such assistant";
     BrokenAssistant  = Us,     "assistant_misconfigured", 500, 41, false, "the assistant's agent is not readable";
     UnreadableOffer  = Caller, "unreadable_offer",     400, 95, false, "the session description is not readable";
     NoCommonCodec    = Caller, "no_common_codec",      488, 88, false, "the offer holds nothing that we can speak";
     MediaUnreachable = Caller, "media_unreachable",    488, 88, false, "no media engine can send to the address in the offer";
+    // --- outbound: what the other side said ---
+    Busy             = Callee, "busy",                 486, 17, true,  "the number is busy";
+    NoAnswer         = Callee, "no_answer",            480, 19, true,  "nobody answered in time";
+    Rejected         = Carrier, "rejected",            603, 21, false, "the call was rejected";
+    Unreachable      = Carrier, "unreachable",         404,  1, false, "the number cannot be reached";
+    TrunkUnreachable = Carrier, "trunk_unreachable",   503, 38, true,  "the trunk does not answer";
+    Failed           = Carrier, "failed",              500, 41, true,  "the carrier could not place the call";
+    Redirected       = Carrier, "redirected",          302, 23, false, "the call was sent elsewhere, where the trunk's policy does not follow";
+    // --- outbound: ourselves ---
+    QueueTimeout     = Us,     "queue_timeout",        503, 42, true,  "the call waited too long for its turn";
+    QueueCancelled   = Us,     "queue_cancelled",      487, 31, true,  "the call was taken out of the queue";
     // --- capacity ---
     TooManyCalls     = Us,     "too_many_calls",       503, 42, true,  "as many calls as allowed are live";
+    TrunkFull        = Us,     "trunk_full",           503, 42, true,  "the trunk offers more calls than it may";
+    TrunkBusy        = Us,     "trunk_busy",           486, 17, true,  "the trunk offers more calls than it may, and is told so by 486";
+    TenantFull       = Us,     "tenant_full",          503, 42, true,  "the tenant has as many calls as it may";
     StoreBehind      = Us,     "store_behind",         503, 42, true,  "the database does not keep up with the records of calls";
     StoreFailed      = Us,     "store_failed",         503, 41, true,  "the database does not answer";
     Draining         = Us,     "draining",             503, 41, true,  "this node is going down and takes no new calls";
@@ -108,9 +149,9 @@ causes! {
     AgentFailed      = Agent,  "agent_failed",         502, 27, true,  "the agent's stream broke";
     // --- trouble on the way ---
     NoAck            = Caller, "no_ack",               408, 102, true, "the caller never acknowledged the answer";
-    BadAnswer        = Caller, "bad_answer",           488, 88, false, "the ACK carries no answer that fits our offer";
-    DialogLost       = Caller, "dialog_lost",          481, 41, true,  "the caller's phone does not know the call any more";
-    MediaTimeout     = Caller, "media_timeout",        408, 102, true, "no audio came from the caller";
+    BadAnswer        = Caller, "bad_answer",           488, 88, false, "no answer came that fits our offer";
+    DialogLost       = Caller, "dialog_lost",          481, 41, true,  "the other side does not know the call any more";
+    MediaTimeout     = Caller, "media_timeout",        408, 102, true, "no audio came from the other side";
     EngineLost       = Us,     "engine_lost",          503, 38, true,  "the media engine is gone";
     EngineFault      = Us,     "engine_fault",         500, 41, true,  "the media engine could not do what was asked";
     Shutdown         = Us,     "shutdown",             503, 41, true,  "this node was shut down";
@@ -124,17 +165,32 @@ pub struct Ending {
     pub cause: Cause,
     /// What is special about this one; empty: the table's sentence says it all. No secrets, no numbers.
     pub detail: String,
+    /// What the other side's last final response said, of a call of ours.
+    pub carrier: Option<Box<CarrierWord>>,
+    /// Whose doing, where the table says "caller" of a call that we placed.
+    party: Option<Party>,
 }
 
 impl Ending {
     /// An ending that the table's sentence describes.
     pub fn new(cause: Cause) -> Self {
-        Self { cause, detail: String::new() }
+        Self { cause, detail: String::new(), carrier: None, party: None }
     }
 
     /// An ending with something to add.
     pub fn with_detail(cause: Cause, detail: impl Into<String>) -> Self {
-        Self { cause, detail: detail.into() }
+        Self { cause, detail: detail.into(), carrier: None, party: None }
+    }
+
+    /// The end of a call that we placed: its other side is the callee.
+    pub fn of_outbound(mut self) -> Self {
+        self.party = (self.cause.row().party == Party::Caller).then_some(Party::Callee);
+        self
+    }
+
+    /// Whose doing it was.
+    pub fn party(&self) -> Party {
+        self.party.unwrap_or(self.cause.row().party)
     }
 
     /// As the API says it.
@@ -144,13 +200,16 @@ impl Ending {
             "" => row.sentence.to_owned(),
             detail => format!("{}: {detail}", row.sentence),
         };
+        let carrier = self.carrier.as_deref();
+        let q850_cause = carrier.map(|word| word.q850_cause).filter(|cause| *cause != 0);
         api::Ending {
-            party: row.party.word().to_owned(),
+            party: self.party().word().to_owned(),
             reason: row.word.to_owned(),
-            sip_status: row.sip_status.into(),
-            q850_cause: row.q850_cause.into(),
+            sip_status: carrier.map_or(row.sip_status, |word| word.status).into(),
+            q850_cause: q850_cause.unwrap_or(row.q850_cause).into(),
             retryable: row.retryable,
             detail,
+            carrier: carrier.map(CarrierWord::to_api),
         }
     }
 
@@ -166,12 +225,28 @@ impl Ending {
         if status == 503 { reply.retry_after_s(RETRY_AFTER_S) } else { reply }
     }
 
+    /// The same, with the id by which `tandem call explain` finds the reasons.
+    pub fn to_reply_of(&self, call_id: Uuid) -> Reply {
+        let reply = self.to_reply();
+        reply.clone().header(CALL_ID_HEADER, &call_id.to_string()).unwrap_or(reply)
+    }
+
     /// The headers of our BYE.
     pub fn to_headers(&self) -> Headers {
         let mut headers = Headers::new();
         // The value is made of the table's words and numbers: it holds no control character.
         let pushed = headers.push(HeaderName::Reason.as_str(), &self.reason_value());
         debug_assert!(pushed.is_ok(), "the table holds no control characters");
+        headers
+    }
+
+    /// The same, and what the agent wants to say with it.
+    pub fn headers_with(&self, more: &Headers) -> Headers {
+        let mut headers = self.to_headers();
+        for (name, value) in more.iter() {
+            let pushed = headers.push(name, &String::from_utf8_lossy(value));
+            debug_assert!(pushed.is_ok(), "they come from a list of headers");
+        }
         headers
     }
 
@@ -220,10 +295,18 @@ mod tests {
     }
 
     #[test]
-    fn never_401_since_there_is_no_digest_challenge() {
+    fn challenge_is_no_refusal_and_a_wrong_credential_is_403() {
         assert!(Cause::ALL.iter().all(|cause| cause.row().sip_status != 401));
+        assert_eq!(Cause::WrongPassword.row().sip_status, 403);
         assert_eq!(Cause::WrongKey.row().sip_status, 403);
         assert_eq!(Cause::MissingKey.row().sip_status, 403);
+    }
+
+    #[test]
+    fn refusal_names_the_call_by_which_its_reasons_are_found() {
+        let reply = Ending::new(Cause::WrongKey).to_reply_of(Uuid::from_u128(7));
+        let named = reply.headers().iter().find(|(name, _)| *name == CALL_ID_HEADER).map(|(_, value)| value);
+        assert_eq!(named, Some(&b"00000000-0000-0000-0000-000000000007"[..]));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One inbound call: what its events mean. Sans-IO; the timers are in [`super::state`], the offer/answer rules in
+//! One call: what its events mean. Sans-IO; the timers are in [`super::state`], the offer/answer rules in
 //! [`super::negotiation`], the engine's commands in [`super::session`].
 //!
 //! ```text
@@ -6,9 +6,11 @@
 //!          ─▶ Start ─▶ 200 ─▶ ACK: Connected ⇄ OnHold (re-INVITE: Update, then 200) ─▶ BYE, from whoever ─▶ Close
 //! ```
 //!
-//! Whatever ends a call goes through [`Call::end`], once: it chooses refusal or BYE, closes the session, and the call
-//! is over when both sides have said so or the grace is over.
+//! A call of ours is the same from the answer on; until then [`outbound`] leads it. Whatever ends a call goes through
+//! [`Call::end`], once: it chooses refusal or BYE, closes the session, and the call is over when both sides have said so
+//! or the grace is over.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,7 +19,7 @@ use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::v1 as api;
 use tandem_sdp::SessionDescription;
 use tandem_sip::message::Body;
-use tandem_sip::{CallHandle, EndReason, Flow, Request};
+use tandem_sip::{CallHandle, EndReason, Flow, Headers, Request, Uri};
 use uuid::Uuid;
 
 use super::action::{Action, Change, EngineRefusal, EngineReply, Refusal};
@@ -25,6 +27,7 @@ use super::admission::{self, Credential, Trace, refused_by};
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
 use super::negotiation::{Negotiation, NegotiationError, codec_name, rtp_parameters};
+use super::outcome::CarrierWord;
 use super::record::CallRecord;
 use super::registry::Surroundings;
 use super::session::Session;
@@ -33,10 +36,20 @@ use crate::media::{Fleet, SessionEvent};
 use crate::sip::Verb;
 use crate::store::accounts::Found;
 use crate::store::contexts::CallContext;
+use crate::trunk::Trunk;
 
 mod change;
+mod hold;
+mod info;
+mod outbound;
+mod transfer;
 
 use change::PendingChange;
+use hold::OwnChange;
+use info::Keys;
+use outbound::Outbound;
+use transfer::{DialogId, Transfer};
+pub use transfer::{ReferTarget, TransferTo};
 
 /// The engine's own limit on a session lies this much above ours: it matters only when nobody is left to end the call.
 const ENGINE_LIMIT_SLACK_MS: u32 = 60_000;
@@ -54,21 +67,57 @@ pub enum Loss {
     Unlisted,
 }
 
+/// What becomes of something that the API or the agent asks of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// It is on its way, or was so already.
+    Done,
+    /// Not in this state.
+    State(State),
+    /// Something of the kind is under way.
+    Busy,
+    /// The trunk's policy does not allow it, or it makes no sense: in words.
+    Policy(String),
+    /// The other call is not there, or not answered.
+    NoTarget,
+}
+
 /// One call.
 #[derive(Debug)]
 pub struct Call {
     id: Uuid,
-    sip: CallHandle,
+    /// `None`: a call of ours whose INVITE has not left.
+    sip: Option<CallHandle>,
+    /// What only a call of ours has.
+    outbound: Option<Box<Outbound>>,
     /// The SIP side has had its last word.
     sip_is_over: bool,
     /// A change of the session that waits for the engine, and for our response.
     change: Option<PendingChange>,
+    /// A re-INVITE of ours.
+    own_change: Option<OwnChange>,
+    /// We hold the other side.
+    is_holding: bool,
+    transfer: Option<Transfer>,
+    /// Keys of the agent that go by INFO.
+    keys: Keys,
+    /// Of the request that ends the call.
+    agent_headers: Headers,
+    /// Over which it came or goes; `None`: neither.
+    trunk: Option<Arc<Trunk>>,
+    /// The domain of who called us.
+    peer_host: String,
+    /// Where who called us is, by its Contact.
+    contact: Option<Uri>,
+    dialog: Option<DialogId>,
     flow: Flow,
     from: String,
     to: String,
     assistant_id: Arc<str>,
     tenant_id: Option<Arc<str>>,
     agent: Option<Agent>,
+    /// What the agent is told in its start frame, besides what its assistant says.
+    custom: BTreeMap<String, String>,
     /// The offer of the INVITE: unreadable, readable, or none.
     offer: Option<Result<SessionDescription, NegotiationError>>,
     trace: Trace,
@@ -109,15 +158,26 @@ impl Call {
         };
         Self {
             id,
-            sip,
+            sip: Some(sip),
+            outbound: None,
             sip_is_over: false,
             change: None,
+            own_change: None,
+            is_holding: false,
+            transfer: None,
+            keys: Keys::default(),
+            agent_headers: Headers::new(),
+            trunk: credential.trunk().cloned(),
+            peer_host: request.head.from().uri.host().to_owned(),
+            contact: request.head.contact().map(|contact| contact.uri),
+            dialog: None,
             flow,
             from: request.head.from().uri.redacted().to_string(),
             to: request.uri.without_password().as_str().to_owned(),
             assistant_id: credential.assistant_id.clone(),
             tenant_id: None,
             agent: None,
+            custom: BTreeMap::new(),
             offer,
             trace,
             life: Life::new(&around.settings.limits, around.now),
@@ -137,8 +197,19 @@ impl Call {
     }
 
     /// The SIP side's name of this call.
-    pub fn sip(&self) -> CallHandle {
+    pub fn sip(&self) -> Option<CallHandle> {
         self.sip
+    }
+
+    /// Asks something of the SIP side, if there is one.
+    fn ask_sip(&self, around: &mut Surroundings<'_>, verb: impl FnOnce(CallHandle) -> Verb) {
+        if let Some(sip) = self.sip {
+            around.actions.push_back(Action::Sip(verb(sip)));
+        }
+    }
+
+    fn direction(&self) -> &'static str {
+        if self.outbound.is_some() { "outbound" } else { "inbound" }
     }
 
     /// Where it is.
@@ -149,6 +220,11 @@ impl Call {
     /// Whose it is, once that is known.
     pub fn tenant_id(&self) -> Option<&Arc<str>> {
         self.tenant_id.as_ref()
+    }
+
+    /// Why it ends; from Ending on.
+    pub fn ending(&self) -> Option<&Ending> {
+        self.ending.as_ref()
     }
 
     /// Its media session.
@@ -163,7 +239,9 @@ impl Call {
 
     /// When [`Call::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.life.poll_timeout()
+        let own = if self.life.is_ending() { None } else { self.own_change_deadline() };
+        let transfer = if self.life.is_ending() { None } else { self.transfer_deadline() };
+        [self.life.poll_timeout(), own, transfer].into_iter().flatten().min()
     }
 
     // --- admission ---
@@ -186,8 +264,14 @@ impl Call {
                 return self.end(Ending::with_detail(Cause::StoreFailed, error), around);
             }
         };
-        match self.admit(credential, &found) {
-            Ok(agent) => self.agent = Some(agent),
+        match self.admit(credential, &found, around) {
+            Ok(agent) => {
+                self.agent = Some(agent);
+                around.actions.push_back(Action::Admitted(
+                    self.flow.remote,
+                    self.trunk.as_ref().map(|trunk| trunk.name.clone()),
+                ));
+            }
             Err(ending) => return self.end(ending, around),
         }
         if let Err(ending) = self.check_offer() {
@@ -211,8 +295,14 @@ impl Call {
         self.answer(around);
     }
 
-    fn admit(&mut self, credential: &Credential, found: &Found) -> Result<Agent, Ending> {
-        let principal = admission::principal(found, &mut self.trace)?;
+    fn admit(
+        &mut self,
+        credential: &Credential,
+        found: &Found,
+        around: &mut Surroundings<'_>,
+    ) -> Result<Agent, Ending> {
+        let principal = admission::principal(credential, found, &mut self.trace)?;
+        around.gate.check_tenant(self.id, &principal.tenant_id, around.now, &mut self.trace)?;
         self.tenant_id = Some(principal.tenant_id);
         let stored = admission::assistant(credential, found, &mut self.trace)?;
         admission::agent(stored, &mut self.trace)
@@ -238,7 +328,7 @@ impl Call {
             call_id: self.id,
             tenant_id: tenant_id.clone(),
             assistant_id: self.assistant_id.clone(),
-            direction: "inbound",
+            direction: self.direction(),
             from: self.from.clone(),
             to: self.to.clone(),
             engine: String::new(),
@@ -290,7 +380,7 @@ impl Call {
                 call_id: self.id.to_string(),
                 from: self.from.clone(),
                 to: self.to.clone(),
-                direction: "inbound".to_owned(),
+                direction: self.direction().to_owned(),
                 tenant_id: self.tenant_id.as_deref().unwrap_or_default().to_owned(),
                 assistant_id: self.assistant_id.to_string(),
             }),
@@ -299,7 +389,7 @@ impl Call {
             agent: self
                 .agent
                 .as_ref()
-                .map(|agent| agent.to_engine(&around.settings.talker_url, connect_timeout_ms)),
+                .map(|agent| agent.to_engine(&around.settings.talker_url, connect_timeout_ms, &self.custom)),
             media_timeout_ms: 0,
             max_session_ms: millis(limits.call_duration_max).saturating_add(ENGINE_LIMIT_SLACK_MS),
         }
@@ -316,6 +406,13 @@ impl Call {
                 self.handle_done(result, around);
                 if is_started {
                     self.send_answer(around);
+                }
+            }
+            EngineReply::Told(result) => {
+                self.session.handle_done();
+                // What the agent was not told is no reason to end the call; that the session is gone is.
+                if let Err(EngineRefusal::Gone) = result {
+                    self.handle_done(Err(EngineRefusal::Gone), around);
                 }
             }
             EngineReply::Updated(result) => self.handle_updated(result, around),
@@ -343,12 +440,16 @@ impl Call {
         // 62 bits: some stacks read o= as a signed number.
         let session_id = around.random() >> 2;
         self.negotiation.open(address, port, session_id);
+        if self.outbound.is_some() {
+            self.agent_ready |= opened.agent_ready;
+            return self.send_invite(None, around);
+        }
         self.life.ring();
         self.agent_ready |= opened.agent_ready;
         if self.agent_ready {
             return self.answer(around);
         }
-        around.actions.push_back(Action::Sip(Verb::Ring(self.sip)));
+        self.ask_sip(around, Verb::Ring);
     }
 
     fn handle_not_opened(
@@ -400,16 +501,16 @@ impl Call {
                 self.agent_ready = true;
                 // Before the port is known the answer waits for the reply to Open.
                 let is_open = self.life.state() == State::Ringing && self.life.is_before_answer();
-                if is_open && self.answer.is_none() {
+                if is_open && self.answer.is_none() && self.outbound.is_none() {
                     self.answer(around);
                 }
             }
             SessionEvent::AgentFailed { reason } if self.life.is_before_answer() => {
                 // An agent that refuses at once may be faster than the reply to Open. The call was offered to it all
                 // the same, and callers rely on hearing that.
-                if self.life.state() == State::Initializing {
+                if self.life.state() == State::Initializing && self.outbound.is_none() {
                     self.life.ring();
-                    around.actions.push_back(Action::Sip(Verb::Ring(self.sip)));
+                    self.ask_sip(around, Verb::Ring);
                 }
                 self.trace.push(refused_by("agent", "agent", "a connection in time", "none"));
                 self.end(Ending::with_detail(Cause::AgentUnreachable, reason), around);
@@ -419,7 +520,12 @@ impl Call {
             }
             SessionEvent::AgentHangup => self.end(Ending::new(Cause::AgentHangup), around),
             // Transfer, and what only counts: nothing changes for the call.
-            SessionEvent::AgentTransfer | SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
+            SessionEvent::AgentTransfer { to } => self.handle_agent_transfer(to, around),
+            SessionEvent::AgentDtmf { digits } => self.press(&digits, around),
+            SessionEvent::AgentHeaders { headers } => self.set_agent_headers(&headers),
+            SessionEvent::AgentAnswer => {}
+            // What only counts.
+            SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
             SessionEvent::Ended { reason, stats } => {
                 self.session.lose();
                 if stats.is_some() {
@@ -481,7 +587,7 @@ impl Call {
             return;
         }
         let Some(text) = self.answer.take() else { return };
-        around.actions.push_back(Action::Sip(Verb::Answer(self.sip, Body::sdp(text))));
+        self.ask_sip(around, |sip| Verb::Answer(sip, Body::sdp(text)));
         self.answered_ms = around.epoch_ms();
         self.life.answer(around.now);
         around.setup = Some(around.now.duration_since(self.born));
@@ -506,11 +612,14 @@ impl Call {
                 }
             }
         }
+        if let (None, Some(contact)) = (&self.dialog, &self.contact) {
+            self.dialog = DialogId::of_ack(ack, contact);
+        }
         self.life.acknowledge();
         self.life.hold(self.is_held());
     }
 
-    /// The caller holds us. A call without media is inactive from the start and never held.
+    /// The caller holds us, or we hold the caller. A call without media is inactive from the start and never held.
     fn is_held(&self) -> bool {
         self.has_media() && self.negotiation.is_held()
     }
@@ -519,9 +628,12 @@ impl Call {
 
     /// The SIP side is over.
     pub fn handle_sip_ended(&mut self, why: EndReason, around: &mut Surroundings<'_>) {
+        if self.outbound.is_some() && self.life.is_before_answer() {
+            return self.handle_not_answered(why, around);
+        }
         self.sip_is_over = true;
         let cause = match why {
-            EndReason::RemoteBye { .. } => Cause::CallerHangup,
+            EndReason::RemoteBye { reason } => return self.handle_bye(reason.as_deref(), around),
             EndReason::Cancelled { .. } => Cause::CallerCancelled,
             EndReason::NoAck => Cause::NoAck,
             EndReason::DialogLost { .. } | EndReason::SessionExpired | EndReason::NoPrack => {
@@ -537,10 +649,28 @@ impl Call {
         self.end(Ending::new(cause), around);
     }
 
+    /// The other side has hung up; its BYE may say why.
+    fn handle_bye(&mut self, reason: Option<&str>, around: &mut Surroundings<'_>) {
+        let is_ours = self.outbound.is_some();
+        let mut ending = Ending::new(match is_ours {
+            _ if self.is_leaving() => Cause::Transferred,
+            true => Cause::CalleeHangup,
+            false => Cause::CallerHangup,
+        });
+        ending.carrier = reason.and_then(CarrierWord::of_reason).map(Box::new);
+        self.end(ending, around);
+    }
+
     /// A timer of the call is due.
     pub fn handle_timeout(&mut self, around: &mut Surroundings<'_>) {
+        if !self.life.is_ending() {
+            self.handle_own_change_timeout(around);
+            self.handle_transfer_timeout(around.now);
+        }
         match self.life.handle_timeout(around.now) {
             None => {}
+            Some(Expired::Queue) => self.end(Ending::new(Cause::QueueTimeout), around),
+            Some(Expired::Ring) if self.outbound.is_some() => self.handle_ring_timeout(around),
             Some(Expired::Ring) => {
                 let is_open = self.life.state() != State::Initializing;
                 let (cause, step) = match self.session.engine() {
@@ -579,14 +709,17 @@ impl Call {
         if self.life.is_ending() {
             return;
         }
-        if !self.sip_is_over {
-            let verb = if self.life.is_before_answer() {
-                Verb::Reject(self.sip, ending.to_reply())
-            } else {
-                Verb::HangUp(self.sip, ending.to_headers())
-            };
-            around.actions.push_back(Action::Sip(verb));
-            if self.life.is_before_answer() {
+        let ending = if self.outbound.is_some() { ending.of_outbound() } else { ending };
+        if self.outbound.is_some() && self.life.is_before_answer() {
+            self.give_up(&ending, around);
+        } else if !self.sip_is_over {
+            let is_refusal = self.life.is_before_answer();
+            let id = self.id;
+            self.ask_sip(around, |sip| match is_refusal {
+                true => Verb::Reject(sip, ending.to_reply_of(id)),
+                false => Verb::HangUp(sip, ending.headers_with(&self.agent_headers)),
+            });
+            if is_refusal {
                 // No rule refused it; the reason of the end does.
                 if self.trace.last().is_none_or(|step| step.passed) {
                     self.trace.push(ending.to_step());
@@ -595,8 +728,13 @@ impl Call {
                 around.actions.push_back(Action::Refused(Box::new(Refusal {
                     call_id: self.id,
                     tenant_id: self.tenant_id.clone(),
+                    trunk: self.trunk.as_ref().map(|trunk| trunk.name.clone()),
                     source: self.flow.remote,
+                    from: self.from.clone(),
+                    to: self.to.clone(),
                     step,
+                    trace: self.trace.clone(),
+                    is_recorded: self.tenant_id.is_some(),
                     ending: ending.clone(),
                 })));
             }
@@ -658,7 +796,7 @@ impl Call {
             call: api::Call {
                 call_id: self.id.to_string(),
                 assistant_id: self.assistant_id.to_string(),
-                direction: "inbound".to_owned(),
+                direction: self.direction().to_owned(),
                 from: self.from.clone(),
                 to: self.to.clone(),
                 state: self.life.state().word().to_owned(),
@@ -668,6 +806,9 @@ impl Call {
                 ending: self.ending.as_ref().map(Ending::to_api),
                 decisions: self.trace.clone(),
                 media,
+                trunk: self.outbound.as_ref().map(|own| own.trunk_name().to_owned()).unwrap_or_default(),
+                metadata: self.outbound.as_ref().map(|own| own.metadata()).unwrap_or_default(),
+                bulk_id: self.outbound.as_ref().and_then(|own| own.bulk_id()).unwrap_or_default(),
             },
         })
     }

@@ -17,10 +17,16 @@
 pub mod action;
 pub mod admission;
 pub mod agent;
+pub mod bulk;
+pub mod dispatcher;
 pub mod driver;
 pub mod ending;
+pub mod gate;
+pub mod invite;
 pub mod machine;
 pub mod negotiation;
+pub mod order;
+pub mod outcome;
 pub mod record;
 pub mod registry;
 pub mod session;

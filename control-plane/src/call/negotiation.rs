@@ -126,13 +126,43 @@ impl Negotiation {
             Some(current) => vec![current.codec],
             None => vec![Codec::Pcmu, Codec::Pcma],
         };
-        local.direction = Direction::SendRecv;
         let description = self.versioned(negotiate::offer(&local));
         let text = description.to_string();
         self.sent = Some(description.clone());
         self.proposed = None;
         self.offered = Some(description);
         Some(text)
+    }
+
+    /// An answer that came before the answer: what holds until the final one. Another fork's replaces it.
+    pub fn accept_early(&mut self, answer: &[u8]) -> Result<Negotiated, NegotiationError> {
+        let offer = self.offered.as_ref().ok_or(NegotiationError::Missing)?;
+        let negotiated = negotiate::accept_answer(offer, &SessionDescription::parse(answer)?)?;
+        self.current = Some(negotiated);
+        Ok(negotiated)
+    }
+
+    /// The answer to our INVITE: in the 200, or what came early when the 200 has none (RFC 3261 §13.2.1).
+    pub fn accept_final(&mut self, answer: Option<&[u8]>) -> Result<Negotiated, NegotiationError> {
+        match (answer, self.current) {
+            (None, Some(early)) => {
+                self.offered = None;
+                Ok(early)
+            }
+            (answer, _) => self.accept(answer),
+        }
+    }
+
+    /// Another INVITE begins from nothing; only our own port stays.
+    pub fn restart(&mut self) {
+        (self.current, self.offered, self.proposed) = (None, None, None);
+    }
+
+    /// We hold the other side, or do not any more: from the next description on.
+    pub fn hold(&mut self, is_held: bool) {
+        if let Some(local) = &mut self.local {
+            local.direction = if is_held { Direction::Inactive } else { Direction::SendRecv };
+        }
     }
 
     /// The caller's answer to our offer.

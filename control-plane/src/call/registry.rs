@@ -6,7 +6,7 @@
 //!   handle_reply(engine) ───▶ │   one Call each, deadlines│                  records, log lines
 //!   handle_news(engine) ────▶ │   Fleet of engines        │ ──poll_timeout─▶ the next deadline
 //!   handle_timeout(now) ────▶ └───────────────────────────┘
-//!   verbs: hang_up, drain, end_all
+//!   verbs: place, hang_up, hold, transfer, drain, end_all
 //! ```
 //!
 //! After each `handle_*` or verb the driver empties `poll_action`. No socket, no clock, no task in here: a scenario
@@ -19,20 +19,27 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tandem_api::v1 as api;
 use tandem_sip::message::{Method, Reply};
-use tandem_sip::{CallHandle, Event, Flow, Request};
+use tandem_sip::{CallHandle, Event, Flow, Headers, Request};
 use uuid::Uuid;
 
 use super::action::{Action, EngineRefusal, EngineReply, Refusal};
-use super::admission::{self, Credential, Trace, refused_by};
+use super::admission::{self, Credential, Trace, Turned, refused_by};
+use super::bulk::Bulks;
+use super::dispatcher::Dispatcher;
 use super::ending::{Cause, Ending};
-use super::machine::{Call, Loss};
+use super::gate::{Gate, Owner};
+use super::machine::{Asked, Call, Loss, ReferTarget, TransferTo};
 use super::record::CallRecord;
 use super::state::State;
 use super::strays::Strays;
 use crate::config::Limits;
 use crate::media::{EngineId, Fleet, Listed, News};
-use crate::sip::Verb;
+use crate::sip::{NotSent, SipEvent, TlsPeer, Token, Verb};
 use crate::store::accounts::Found;
+
+pub mod placing;
+
+use placing::Repeats;
 
 /// What the core must know.
 #[derive(Debug, Clone)]
@@ -60,14 +67,29 @@ pub struct Surroundings<'a> {
     pub now: Instant,
     /// INVITE to 200 of this call, when it has just been answered.
     pub setup: Option<Duration>,
+    /// What trunks and tenants use.
+    pub gate: &'a mut Gate,
     wall: Wall,
     rng: &'a mut StdRng,
+    tokens: &'a mut HashMap<Token, Uuid>,
 }
 
 impl Surroundings<'_> {
     /// Milliseconds since the Unix epoch.
     pub fn epoch_ms(&self) -> i64 {
         self.wall.at(self.now)
+    }
+
+    /// A name for a request that leaves for this call.
+    pub fn token(&mut self, call_id: Uuid) -> Token {
+        let token = Token::unique();
+        self.tokens.insert(token, call_id);
+        token
+    }
+
+    /// What this token named is over.
+    pub fn forget(&mut self, token: Token) {
+        self.tokens.remove(&token);
     }
 
     /// A random number.
@@ -106,8 +128,17 @@ pub struct Calls {
     rng: StdRng,
     /// Milliseconds and count of the last call id.
     last_id: (u64, u16),
+    gate: Gate,
     draining: bool,
     store_behind: bool,
+    /// Requests of ours that have neither left nor failed. Each call has a few at most; a call that is over leaves its
+    /// own until the shell has said what became of them.
+    tokens: HashMap<Token, Uuid>,
+    dispatcher: Dispatcher,
+    bulks: Bulks,
+    repeats: Repeats,
+    /// A queued call may have a chance now that it had not before.
+    pump_at: Option<Instant>,
 }
 
 impl Calls {
@@ -124,10 +155,22 @@ impl Calls {
             wall: Wall { instant: now, epoch_ms },
             rng: StdRng::seed_from_u64(settings.seed),
             last_id: (0, 0),
+            gate: Gate::without_trunks(settings.seed),
             draining: false,
             store_behind: false,
+            tokens: HashMap::new(),
+            dispatcher: Dispatcher::default(),
+            bulks: Bulks::default(),
+            repeats: Repeats::default(),
+            pump_at: None,
             settings,
         }
+    }
+
+    /// With these trunks, phones and limits.
+    pub fn with_gate(mut self, gate: Gate) -> Self {
+        self.gate = gate;
+        self
     }
 
     // --- getters ---
@@ -135,6 +178,11 @@ impl Calls {
     /// Calls that are not over.
     pub fn len(&self) -> usize {
         self.calls.len()
+    }
+
+    /// Calls that are not over and do not wait in the queue.
+    fn under_way(&self) -> usize {
+        self.calls.len().saturating_sub(self.dispatcher.queued())
     }
 
     /// Whether every call is over.
@@ -183,11 +231,44 @@ impl Calls {
 
     // --- from network, store, engines and clock ---
 
-    /// What the SIP endpoint says.
-    pub fn handle_sip(&mut self, event: Event, now: Instant) {
+    /// What the SIP shell says.
+    pub fn handle_sip(&mut self, event: impl Into<SipEvent>, now: Instant) {
+        match event.into() {
+            SipEvent::Endpoint { event, peer } => self.handle_endpoint(event, peer.as_deref(), now),
+            SipEvent::Placed { token, call } => self.handle_placed(token, call, now),
+            SipEvent::NotSent { token, why } => self.handle_not_sent(token, &why, now),
+            SipEvent::Sent { token, .. } => {
+                self.tokens.remove(&token);
+            }
+            SipEvent::FlowLost { .. } => {}
+        }
+    }
+
+    fn handle_placed(&mut self, token: Token, sip: CallHandle, now: Instant) {
+        // Unknown: somebody else's. The token stays: the INVITE may move on to another address. It goes with its call.
+        let Some(call_id) = self.tokens.get(&token).copied() else { return };
+        if !self.calls.contains_key(&call_id) {
+            self.tokens.remove(&token);
+            // Its call has ended without waiting: nobody is to answer that phone.
+            let verb = Verb::HangUp(sip, Headers::new());
+            return self.actions.push_back(Action::Sip(verb));
+        }
+        if let Some(before) = self.calls.get(&call_id).and_then(Call::sip) {
+            self.by_sip.remove(&before);
+        }
+        self.by_sip.insert(sip, call_id);
+        self.on_call(call_id, now, |call, _, around| call.handle_placed(token, sip, around));
+    }
+
+    fn handle_not_sent(&mut self, token: Token, why: &NotSent, now: Instant) {
+        let Some(call_id) = self.tokens.remove(&token) else { return };
+        self.on_call(call_id, now, |call, _, around| call.handle_not_sent(token, why, around));
+    }
+
+    fn handle_endpoint(&mut self, event: Event, peer: Option<&TlsPeer>, now: Instant) {
         match event {
             Event::IncomingInvite { call, request, flow, .. } => {
-                self.handle_invite(call, &request, flow, now)
+                self.handle_invite(call, &request, flow, peer, now);
             }
             Event::Acknowledged { call, ack } => {
                 self.on_sip(call, now, |call, around| call.handle_acknowledged(&ack, around));
@@ -204,39 +285,76 @@ impl Calls {
             Event::Request { handle, call: Some(call), request, .. } if request.method == Method::Update => {
                 self.on_sip(call, now, |call, around| call.handle_update(handle, &request, around));
             }
+            Event::Request { handle, call: Some(call), request, .. } if request.method == Method::Info => {
+                match self.by_sip.contains_key(&call) {
+                    true => self.on_sip(call, now, |call, around| call.handle_info(handle, &request, around)),
+                    false => self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(481)))),
+                }
+            }
             Event::Request { handle, request, .. } => {
-                // An empty INFO only asks whether we are alive (RFC 2976 §2.2); what others carry is not served yet.
-                let status = match request.method {
-                    Method::Info if request.body.is_empty() => 200,
-                    Method::Info => 415,
-                    _ => 501,
-                };
+                // A transfer of theirs would make us place calls: declined (RFC 3515 §2.4.2).
+                let status = if request.method == Method::Refer { 603 } else { 501 };
                 self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(status))));
             }
-            // We place no calls and send no requests of our own; connections are the shell's.
-            Event::Provisional { .. }
-            | Event::Pracked { .. }
-            | Event::ReferProgress { .. }
-            | Event::Answered { .. }
-            | Event::ReinviteAnswered { .. }
-            | Event::ReinviteRefused { .. }
+            Event::Provisional { call, response, .. } => {
+                self.on_sip(call, now, |call, _| call.handle_provisional(&response));
+            }
+            Event::Answered { call, response, wants_ack } => {
+                self.on_sip(call, now, |call, around| call.handle_answered(&response, wants_ack, around));
+            }
+            Event::ReinviteAnswered { call, response, .. } => {
+                self.on_sip(call, now, |call, around| call.handle_reinvite_answered(&response, around));
+            }
+            Event::ReinviteRefused { call, status, retry_after } => {
+                self.on_sip(call, now, |call, around| {
+                    call.handle_reinvite_refused(status, retry_after, around);
+                });
+            }
+            Event::ReferProgress { call, status, reason, is_final } => {
+                self.on_sip(call, now, |call, around| {
+                    call.handle_refer_progress(status, &reason, is_final, around);
+                });
+            }
+            Event::Response { call: Some(call), .. } => {
+                self.on_sip(call, now, |call, around| call.handle_info_answered(around));
+            }
+            // Connections are the shell's.
+            Event::Pracked { .. }
             | Event::Response { .. }
             | Event::Refused { .. }
             | Event::CloseConnection { .. } => {}
         }
     }
 
-    fn handle_invite(&mut self, sip: CallHandle, request: &Request, flow: Flow, now: Instant) {
+    fn handle_invite(
+        &mut self,
+        sip: CallHandle,
+        request: &Request,
+        flow: Flow,
+        peer: Option<&TlsPeer>,
+        now: Instant,
+    ) {
         let call_id = self.new_call_id(now);
         let mut trace = Trace::new();
-        let capacity = self.check_capacity(&mut trace);
-        let credential = capacity.and_then(|()| admission::credential(&request.uri, &mut trace));
+        let certificate = peer.map(|peer| peer.names.as_slice()).unwrap_or_default();
+        let invite = admission::Invite { request, source: flow.remote, certificate, now };
+        let credential = match self.check_capacity(&mut trace) {
+            Ok(()) => admission::credential(&invite, &mut self.gate, &mut trace),
+            Err(ending) => Err(ending.into()),
+        };
         let credential = match credential {
             Ok(credential) => credential,
-            Err(ending) => return self.refuse(sip, call_id, flow, trace, ending),
+            Err(Turned::Challenged(reply)) => {
+                return self.actions.push_back(Action::Sip(Verb::Reject(sip, reply)));
+            }
+            Err(Turned::Refused(ending, owner)) => {
+                return self.refuse(sip, call_id, &invite, trace, ending, owner);
+            }
         };
-        let Self { actions, strays, settings, rng, .. } = self;
-        let around = Surroundings { actions, strays, settings, now, setup: None, wall: self.wall, rng };
+        self.gate.begin(call_id, credential.trunk());
+        let Self { actions, strays, settings, rng, gate, tokens, .. } = self;
+        let wall = self.wall;
+        let around = Surroundings { actions, strays, settings, now, setup: None, gate, wall, rng, tokens };
         let call = Call::new(call_id, sip, request, flow, &credential, trace, &around);
         around.actions.push_back(Action::Lookup { call_id, credential });
         self.by_sip.insert(sip, call_id);
@@ -249,8 +367,8 @@ impl Calls {
         let calls_max = self.settings.limits.calls_max;
         let (cause, step) = if self.draining {
             (Cause::Draining, refused_by("draining", "node", "one that takes calls", "going down"))
-        } else if self.calls.len() >= calls_max {
-            let (expected, got) = (format!("fewer than {calls_max}"), self.calls.len().to_string());
+        } else if self.under_way() >= calls_max {
+            let (expected, got) = (format!("fewer than {calls_max}"), self.under_way().to_string());
             (Cause::TooManyCalls, refused_by("calls_max", "live calls", &expected, &got))
         } else if self.store_behind {
             (Cause::StoreBehind, refused_by("store", "records that wait", "room for one more", "none"))
@@ -264,10 +382,28 @@ impl Calls {
     }
 
     /// Refuses an INVITE that never becomes a call of ours: no record, one log line.
-    fn refuse(&mut self, sip: CallHandle, call_id: Uuid, flow: Flow, trace: Trace, ending: Ending) {
-        self.actions.push_back(Action::Sip(Verb::Reject(sip, ending.to_reply())));
-        let Some(step) = trace.into_iter().next_back() else { return };
-        let refusal = Refusal { call_id, tenant_id: None, source: flow.remote, step, ending };
+    fn refuse(
+        &mut self,
+        sip: CallHandle,
+        call_id: Uuid,
+        invite: &admission::Invite<'_>,
+        trace: Trace,
+        ending: Ending,
+        owner: Owner,
+    ) {
+        self.actions.push_back(Action::Sip(Verb::Reject(sip, ending.to_reply_of(call_id))));
+        let refusal = Refusal {
+            call_id,
+            tenant_id: owner.tenant,
+            trunk: owner.trunk,
+            source: invite.source,
+            from: admission::shown(&invite.request.head.from().uri.redacted().to_string()),
+            to: admission::shown(invite.request.uri.without_password().as_str()),
+            step: trace.last().cloned().unwrap_or_default(),
+            trace,
+            is_recorded: false,
+            ending,
+        };
         self.actions.push_back(Action::Refused(Box::new(refusal)));
     }
 
@@ -302,6 +438,7 @@ impl Calls {
         match news {
             News::Up { instance_id, sessions } => {
                 self.fleet.handle_up(engine, &instance_id, sessions.len());
+                self.pump_at = Some(now);
                 let on_engine = self.calls_on(engine);
                 for call_id in on_engine {
                     let listed = sessions.get(&call_id);
@@ -350,6 +487,7 @@ impl Calls {
         while let Some((_, call_id)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
             self.on_call(call_id, now, |call, _, around| call.handle_timeout(around));
         }
+        self.pump(now);
     }
 
     /// The wall clock: after a step of it records show the new time.
@@ -376,9 +514,51 @@ impl Calls {
         is_own
     }
 
-    /// Refuses new calls from now on.
-    pub fn drain(&mut self) {
+    /// Puts the other side of a call on hold, or takes it back. `None`: this tenant has no such call.
+    pub fn hold(&mut self, tenant_id: &str, call_id: Uuid, is_held: bool, now: Instant) -> Option<Asked> {
+        self.own(tenant_id, call_id)?;
+        let mut asked = None;
+        self.on_call(call_id, now, |call, _, around| asked = Some(call.hold(is_held, around)));
+        asked
+    }
+
+    /// Hands the other side of a call on. `None`: this tenant has no such call.
+    pub fn transfer(
+        &mut self,
+        tenant_id: &str,
+        call_id: Uuid,
+        to: TransferTo,
+        now: Instant,
+    ) -> Option<Asked> {
+        self.own(tenant_id, call_id)?;
+        let to = match to {
+            TransferTo::Blind(to) => ReferTarget::Blind(to),
+            TransferTo::Attended(other) => {
+                let other = self.own(tenant_id, other).filter(|other| other.state() != State::Ending);
+                match other.and_then(Call::dialog) {
+                    Some(dialog) => ReferTarget::Attended(dialog.clone()),
+                    None => return Some(Asked::NoTarget),
+                }
+            }
+        };
+        let mut asked = None;
+        self.on_call(call_id, now, |call, _, around| asked = Some(call.transfer(to, around)));
+        asked
+    }
+
+    fn own(&self, tenant_id: &str, call_id: Uuid) -> Option<&Call> {
+        let call = self.calls.get(&call_id)?;
+        call.tenant_id().filter(|owner| &***owner == tenant_id).map(|_| call)
+    }
+
+    /// Refuses new calls from now on; what waits in the queue is over.
+    pub fn drain(&mut self, now: Instant) {
         self.draining = true;
+        let queued = self.calls.iter().filter(|(_, call)| call.state() == State::Queued);
+        let queued: Vec<Uuid> = queued.map(|(id, _)| *id).collect();
+        for call_id in queued {
+            self.on_call(call_id, now, |call, _, around| call.end(Ending::new(Cause::Draining), around));
+        }
     }
 
     /// Ends every call: this node goes down.
@@ -400,8 +580,8 @@ impl Calls {
     /// When `handle_timeout` must be called, at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let calls = self.deadlines.first().map(|(at, _)| *at);
-        let fleet = self.fleet.poll_timeout();
-        [calls, fleet].into_iter().flatten().min()
+        let queue = if self.may_dial() { self.dispatcher.poll_timeout() } else { None };
+        [calls, self.fleet.poll_timeout(), queue, self.pump_at].into_iter().flatten().min()
     }
 
     // --- inside ---
@@ -429,9 +609,11 @@ impl Calls {
         now: Instant,
         handle: impl FnOnce(&mut Call, &mut Fleet, &mut Surroundings<'_>),
     ) {
-        let Self { calls, fleet, actions, strays, settings, rng, .. } = self;
+        let Self { calls, fleet, actions, strays, settings, rng, gate, tokens, .. } = self;
         let Some(call) = calls.get_mut(&call_id) else { return };
-        let mut around = Surroundings { actions, strays, settings, now, setup: None, wall: self.wall, rng };
+        let wall = self.wall;
+        let mut around =
+            Surroundings { actions, strays, settings, now, setup: None, gate, wall, rng, tokens };
         handle(call, fleet, &mut around);
         let is_over = call.settle(&mut around);
         let deadline = if is_over { None } else { call.poll_timeout() };
@@ -446,8 +628,21 @@ impl Calls {
                 self.scheduled.insert(call_id, at);
             }
         }
+        if let Some(bulk) = call.bulk() {
+            let word = call.ending().map(|ending| ending.cause.row().word);
+            self.bulks.handle_change(bulk, call_id, call.state(), word);
+        }
         if is_over && let Some(call) = self.calls.remove(&call_id) {
-            self.by_sip.remove(&call.sip());
+            if let Some(sip) = call.sip() {
+                self.by_sip.remove(&sip);
+            }
+            // One that waits for its INVITE stays, so that what leaves late is hung up.
+            if let Some(token) = call.idle_token() {
+                self.tokens.remove(&token);
+            }
+            self.dispatcher.remove(call_id, now);
+            self.pump_at = Some(now);
+            self.gate.over(call_id);
         }
     }
 

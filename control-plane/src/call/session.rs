@@ -1,14 +1,20 @@
 //! A call's media session, seen from the call: which engine has it, and the commands that wait their turn.
 //!
 //! A call has at most one command under way, so an engine sees them in order: Open before Start before Update before
-//! Close. What waits is one Start, the newest Update and one Close: nothing else can be in the queue.
+//! Close. What waits is one Start, the newest Update, one Close, and a few words for the agent: nothing else can be in
+//! the queue.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use tandem_api::engine::v1 as engine;
+use tandem_api::engine::v1::tell_agent_request::What as Tell;
 
 use super::action::EngineCommand;
 use crate::media::EngineId;
+
+/// Words for the agent that wait for their turn: digits of a burst, and how a transfer goes.
+pub const TELLS_MAX: usize = 64;
 
 /// What of the session exists, as far as we know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +46,8 @@ pub struct Session {
     /// The event stream broke while Open was under way: the next Snapshot may be older than the session.
     opened_in_outage: bool,
     start: bool,
+    listen: bool,
+    tells: VecDeque<Box<Tell>>,
     update: Option<(UpdateNumber, Box<engine::RtpParameters>)>,
     last_update: UpdateNumber,
     /// The Update that is under way.
@@ -59,6 +67,8 @@ impl Default for Session {
             command_under_way: false,
             opened_in_outage: false,
             start: false,
+            listen: false,
+            tells: VecDeque::new(),
             update: None,
             last_update: UpdateNumber::default(),
             updating: None,
@@ -112,6 +122,18 @@ impl Session {
         self.start = true;
     }
 
+    /// The other side may be heard before it answers. Doing it again changes nothing.
+    pub fn listen(&mut self) {
+        self.listen = true;
+    }
+
+    /// Something for the agent. When too much waits, the newest is dropped: the engine does not keep up, or is gone.
+    pub fn tell(&mut self, what: Tell) {
+        if self.tells.len() < TELLS_MAX && self.phase != Phase::Closed {
+            self.tells.push_back(Box::new(what));
+        }
+    }
+
     /// Other parameters; they replace those that still wait, whose number is never answered.
     pub fn update(&mut self, rtp: engine::RtpParameters) -> UpdateNumber {
         self.last_update.0 += 1;
@@ -121,9 +143,10 @@ impl Session {
 
     /// Ends it; what waits is forgotten.
     pub fn close(&mut self, reason: &'static str) {
-        self.start = false;
+        (self.start, self.listen) = (false, false);
         self.update = None;
         self.open = None;
+        self.tells.clear();
         match self.phase {
             Phase::None => self.phase = Phase::Closed,
             Phase::Opening | Phase::Open => self.close = Some(reason),
@@ -134,7 +157,9 @@ impl Session {
     /// The session ended by itself, or its engine is given up: no command can reach it.
     pub fn lose(&mut self) {
         self.phase = Phase::Closed;
-        (self.start, self.update, self.close, self.open) = (false, None, None, None);
+        (self.start, self.listen) = (false, false);
+        (self.update, self.close, self.open) = (None, None, None);
+        self.tells.clear();
     }
 
     /// The engine has opened it. `None`: its address is not one.
@@ -203,7 +228,12 @@ impl Session {
             // Before Start: after a delayed offer the first packet needs an address.
             EngineCommand::Update(rtp)
         } else if std::mem::take(&mut self.start) {
+            self.listen = false;
             EngineCommand::Start
+        } else if std::mem::take(&mut self.listen) {
+            EngineCommand::Listen
+        } else if let Some(what) = self.tells.pop_front() {
+            EngineCommand::Tell(what)
         } else {
             return None;
         };

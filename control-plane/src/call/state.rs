@@ -4,6 +4,10 @@
 //!   Initializing ──▶ Ringing ──▶ Connected ⇄ OnHold ──▶ Ending ──▶ Ended      it was answered
 //!        │              │            (ACK)                  └────▶ Failed     it never was
 //!        └──────────────┴── ring timer ──▶ Ending
+//!
+//!   Queued ──▶ Initializing ──▶ Dialing ──▶ Ringing ──▶ Connected …          a call of ours
+//!      └ queue timer       set-up timer   └─ ring timer, from the INVITE
+//!
 //!                                    duration timer ──▶ Ending ── grace timer ──▶ terminal
 //! ```
 //!
@@ -17,12 +21,18 @@ use crate::config::Limits;
 /// How long an ending call waits for its BYE to be answered and its engine to report, before it is closed without.
 /// Timer F of a lost BYE runs 32 s; nobody needs the call for so long.
 const ENDING_GRACE: Duration = Duration::from_secs(5);
+/// How long a call of ours may wait for its turn: who queues more than a trunk can place in an hour wants to know.
+pub const QUEUE_WAIT_MAX: Duration = Duration::from_secs(3_600);
 
 /// Where a call is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
+    /// A call of ours waits for its turn.
+    Queued,
     /// Admission, offer, engine.
     Initializing,
+    /// Our INVITE has left; nobody rings yet.
+    Dialing,
     /// The media session is open; the agent is being reached, or the ACK is awaited.
     Ringing,
     /// Talking.
@@ -39,8 +49,10 @@ pub enum State {
 
 impl State {
     /// All states, in the order of a life.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
+        Self::Queued,
         Self::Initializing,
+        Self::Dialing,
         Self::Ringing,
         Self::Connected,
         Self::OnHold,
@@ -52,7 +64,9 @@ impl State {
     /// The word in API, logs and metrics.
     pub const fn word(self) -> &'static str {
         match self {
+            Self::Queued => "queued",
             Self::Initializing => "initializing",
+            Self::Dialing => "dialing",
             Self::Ringing => "ringing",
             Self::Connected => "connected",
             Self::OnHold => "on_hold",
@@ -71,6 +85,8 @@ impl State {
 /// Which timer ran out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expired {
+    /// Its turn did not come.
+    Queue,
     /// The agent was not there in time.
     Ring,
     /// The call has lasted as long as it may.
@@ -81,7 +97,9 @@ pub enum Expired {
 
 #[derive(Debug, Clone, Copy)]
 enum Phase {
+    Queued { give_up: Instant },
     Initializing { give_up: Instant },
+    Dialing { give_up: Instant },
     Ringing { give_up: Instant },
     Answered { until: Instant },
     Connected { until: Instant },
@@ -107,10 +125,38 @@ impl Life {
         }
     }
 
+    /// A call of ours, which waits for its turn. It may last so long, if that is less than the node's own limit.
+    pub fn queued(limits: &Limits, duration_max: Option<Duration>, now: Instant) -> Self {
+        let node = limits.call_duration_max;
+        Self {
+            phase: Phase::Queued { give_up: now + QUEUE_WAIT_MAX },
+            duration_max: duration_max.map_or(node, |wanted| wanted.min(node)),
+        }
+    }
+
+    /// Its turn has come: an engine must be there within `setup_max`.
+    pub fn begin(&mut self, setup_max: Duration, now: Instant) {
+        if let Phase::Queued { .. } = self.phase {
+            self.phase = Phase::Initializing { give_up: now + setup_max };
+        }
+    }
+
+    /// Our INVITE leaves, the first one or that to where the first one was sent: it may ring so long.
+    pub fn dial(&mut self, ring_max: Duration, now: Instant) {
+        match self.phase {
+            Phase::Initializing { .. } => self.phase = Phase::Dialing { give_up: now + ring_max },
+            // After a redirection the clock goes on: the caller of our API waits for one call.
+            Phase::Ringing { give_up } => self.phase = Phase::Dialing { give_up },
+            _ => {}
+        }
+    }
+
     /// Where the call is.
     pub fn state(&self) -> State {
         match self.phase {
+            Phase::Queued { .. } => State::Queued,
             Phase::Initializing { .. } => State::Initializing,
+            Phase::Dialing { .. } => State::Dialing,
             Phase::Ringing { .. } | Phase::Answered { .. } => State::Ringing,
             Phase::Connected { .. } => State::Connected,
             Phase::OnHold { .. } => State::OnHold,
@@ -120,9 +166,10 @@ impl Life {
         }
     }
 
-    /// Whether our 200 has not left yet.
+    /// Whether our 200 has not left yet, or theirs not come.
     pub fn is_before_answer(&self) -> bool {
-        matches!(self.phase, Phase::Initializing { .. } | Phase::Ringing { .. })
+        use Phase::{Dialing, Initializing, Queued, Ringing};
+        matches!(self.phase, Queued { .. } | Initializing { .. } | Dialing { .. } | Ringing { .. })
     }
 
     /// Whether the end has begun, or is over.
@@ -130,9 +177,9 @@ impl Life {
         matches!(self.phase, Phase::Ending { .. } | Phase::Ended | Phase::Failed)
     }
 
-    /// The media session is open. The ring timer goes on: it counts from the INVITE.
+    /// The media session is open; or the callee's phone rings. The ring timer goes on: it counts from the INVITE.
     pub fn ring(&mut self) {
-        if let Phase::Initializing { give_up } = self.phase {
+        if let Phase::Initializing { give_up } | Phase::Dialing { give_up } = self.phase {
             self.phase = Phase::Ringing { give_up };
         }
     }
@@ -178,7 +225,10 @@ impl Life {
     /// When [`Life::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Initializing { give_up } | Phase::Ringing { give_up } => Some(give_up),
+            Phase::Queued { give_up }
+            | Phase::Initializing { give_up }
+            | Phase::Dialing { give_up }
+            | Phase::Ringing { give_up } => Some(give_up),
             Phase::Answered { until } | Phase::Connected { until } | Phase::OnHold { until } => Some(until),
             Phase::Ending { give_up, .. } => Some(give_up),
             Phase::Ended | Phase::Failed => None,
@@ -191,7 +241,8 @@ impl Life {
             return None;
         }
         match self.phase {
-            Phase::Initializing { .. } | Phase::Ringing { .. } => Some(Expired::Ring),
+            Phase::Queued { .. } => Some(Expired::Queue),
+            Phase::Initializing { .. } | Phase::Dialing { .. } | Phase::Ringing { .. } => Some(Expired::Ring),
             Phase::Answered { .. } | Phase::Connected { .. } | Phase::OnHold { .. } => {
                 Some(Expired::Duration)
             }
@@ -266,6 +317,27 @@ mod tests {
         life.acknowledge();
         life.hold(true);
         assert_eq!(life.handle_timeout(now + Duration::from_secs(65)), Some(Expired::Duration));
+    }
+
+    #[test]
+    fn call_of_ours_waits_dials_rings_and_talks_no_longer_than_it_may() {
+        let now = Instant::now();
+        let limits = Limits { call_duration_max: Duration::from_secs(60), ..Limits::default() };
+        let mut life = Life::queued(&limits, Some(Duration::from_secs(30)), now);
+        let mut seen = vec![life.state()];
+        assert_eq!(life.handle_timeout(now + QUEUE_WAIT_MAX), Some(Expired::Queue));
+        life.begin(Duration::from_secs(5), now);
+        seen.push(life.state());
+        life.dial(Duration::from_secs(20), now + Duration::from_secs(1));
+        seen.push(life.state());
+        life.ring();
+        seen.push(life.state());
+        assert_eq!(life.poll_timeout(), Some(now + Duration::from_secs(21)));
+        life.answer(now + Duration::from_secs(10));
+        life.acknowledge();
+        use State::*;
+        assert_eq!(seen, [Queued, Initializing, Dialing, Ringing]);
+        assert_eq!(life.poll_timeout(), Some(now + Duration::from_secs(40)));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use crate::config::{Config, ConfigError, Database, SipListen};
 use crate::settings::Layers;
 use crate::sip;
+use crate::sip::guard::SharedGuard;
 use crate::trunk::{Inbound, ReferIn, Trunk};
 
 /// Prints what was understood, or what is wrong; touches no socket and no database.
@@ -23,7 +24,7 @@ pub(super) fn run(layers: &Layers) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if let Err(error) = sip::check(&config.sip()) {
+    if let Err(error) = sip::check(&config.sip(SharedGuard::default())) {
         println!("wrong    {error}");
         return ExitCode::FAILURE;
     }

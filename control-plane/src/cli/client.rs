@@ -1,11 +1,17 @@
 //! `tandem call …` and `tandem conversation …`: gRPC clients of a running service.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use serde_json::json;
 use tandem_api::v1::call_service_client::CallServiceClient;
 use tandem_api::v1::conversation_service_client::ConversationServiceClient;
+use tandem_api::v1::refusal_service_client::RefusalServiceClient;
+use tandem_api::v1::talk_service_client::TalkServiceClient;
 use tandem_api::v1::{
-    Call, Conversation, GetCallRequest, GetConversationRequest, HangUpCallRequest, ListCallsRequest,
+    AssistantDefinition, Call, Conversation, CreatePhoneCallRequest, DecisionStep, Ending, GetCallRequest,
+    GetConversationRequest, GetRefusalRequest, HangUpCallRequest, HoldCallRequest, ListCallsRequest,
+    ListRefusalsRequest, RefusedCall, TransferCallRequest,
 };
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
@@ -16,7 +22,7 @@ use crate::settings::Layers;
 
 /// Where the service is and who asks.
 #[derive(Debug, Clone, Args)]
-struct ServiceArgs {
+pub(super) struct ServiceArgs {
     /// The service [default: the HTTP listener of the settings]
     #[arg(long, global = true, value_name = "URL")]
     url: Option<String>,
@@ -32,10 +38,14 @@ Examples:
   tandem call list --live
   tandem call show 01938a2e-7c5b-7d6e-9f00-1234567890ab --json
   tandem call explain 01938a2e-7c5b-7d6e-9f00-1234567890ab
+  tandem call refused
   tandem call hangup 01938a2e-7c5b-7d6e-9f00-1234567890ab
+  tandem call place --assistant desk --trunk carrier --from +4930111 --to +4930222 --arg name=Anna --wait
+  tandem call transfer 01938a2e-7c5b-7d6e-9f00-1234567890ab --to +4930333
 
 The API key is read from TANDEM_API_KEY (or api_key in tandem.toml), so that it stands in no process list.
-With `tandem up --demo` it is demo-key.")]
+With `tandem up --demo` it is demo-key. Refused calls that are nobody's are shown to the operator: the service
+token is read from TANDEM_SERVICE_TOKEN or the state folder; without one it is enough to be on the same machine.")]
 pub struct CallArgs {
     #[command(flatten)]
     service: ServiceArgs,
@@ -61,6 +71,40 @@ enum CallVerb {
     },
     /// Why a call was refused or ended: each rule that was asked, and what it said
     Explain {
+        /// As `call list` and `call refused` print it, X-Tandem-Call-ID in the response, or call_id in the log
+        call_id: String,
+    },
+    /// The latest calls that were refused before they were anybody's
+    Refused {
+        /// How many at most
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: u32,
+    },
+    /// Places a call over a trunk and prints its id
+    Place(Box<PlaceArgs>),
+    /// Hands the other side of a connected call on (REFER)
+    Transfer {
+        /// As `call list` prints it
+        call_id: String,
+        /// A number or a SIP URI: a blind transfer
+        #[arg(
+            long,
+            value_name = "NUMBER|URI",
+            required_unless_present = "to_call",
+            conflicts_with = "to_call"
+        )]
+        to: Option<String>,
+        /// Another live call whose other side takes over: an attended transfer
+        #[arg(long, value_name = "CALL")]
+        to_call: Option<String>,
+    },
+    /// Puts the other side of a connected call on hold
+    Hold {
+        /// As `call list` prints it
+        call_id: String,
+    },
+    /// Takes the other side back from hold
+    Resume {
         /// As `call list` prints it
         call_id: String,
     },
@@ -69,6 +113,60 @@ enum CallVerb {
         /// As `call list` prints it
         call_id: String,
     },
+}
+
+/// `tandem call place`.
+#[derive(Debug, Args)]
+struct PlaceArgs {
+    /// Who talks
+    #[arg(long)]
+    assistant: String,
+    /// Whom to call: a number or a SIP URI
+    #[arg(long, value_name = "NUMBER|URI")]
+    to: String,
+    /// The number that the callee sees [default: the trunk's caller id]
+    #[arg(long, value_name = "NUMBER", default_value = "", hide_default_value = true)]
+    from: String,
+    /// Over which trunk [default: the only one]
+    #[arg(long, default_value = "", hide_default_value = true)]
+    trunk: String,
+    /// Told to the agent; may be repeated
+    #[arg(long = "arg", value_name = "KEY=VALUE", value_parser = key_value)]
+    args: Vec<(String, String)>,
+    /// Kept with the call; may be repeated
+    #[arg(long = "metadata", value_name = "KEY=VALUE", value_parser = key_value)]
+    metadata: Vec<(String, String)>,
+    /// A header of the INVITE that the trunk lets pass; may be repeated
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = key_value)]
+    headers: Vec<(String, String)>,
+    /// The same key and request again give the same call
+    #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
+    idempotency_key: String,
+    /// Stay until the call is over, and fail when it was not answered
+    #[arg(long)]
+    wait: bool,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    pair.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "must be KEY=VALUE".to_owned())
+}
+
+impl From<PlaceArgs> for CreatePhoneCallRequest {
+    fn from(args: PlaceArgs) -> Self {
+        let assistant = AssistantDefinition { assistant_id: args.assistant, version: String::new() };
+        Self {
+            assistant: Some(assistant),
+            metadata: args.metadata.into_iter().collect(),
+            args: args.args.into_iter().collect(),
+            from_number: args.from,
+            to_number: args.to,
+            trunk: args.trunk,
+            headers: args.headers.into_iter().collect(),
+            idempotency_key: args.idempotency_key,
+            ..Self::default()
+        }
+    }
 }
 
 /// `tandem conversation`.
@@ -114,8 +212,21 @@ pub enum ClientError {
     #[error("the service refuses the API key: {0}")]
     Unauthenticated(String),
     /// No such call, or another tenant's.
-    #[error("{0}; `tandem call list` shows the calls there are")]
+    #[error(
+        "{0}; `tandem call list` shows the calls there are, `tandem call refused` those that were turned away"
+    )]
     NotFound(String),
+    /// `call place --wait`: nobody answered.
+    #[error("call {call_id} was not answered: {why}")]
+    NotAnswered {
+        /// Which.
+        call_id: String,
+        /// As its ending says.
+        why: String,
+    },
+    /// No such trunk, or another tenant's.
+    #[error("{0}; `tandem trunk list` shows the trunks there are")]
+    NoTrunk(String),
     /// Anything else the service said.
     #[error("the service answers {code:?}: {message}")]
     Refused {
@@ -126,32 +237,74 @@ pub enum ClientError {
     },
 }
 
-/// A connection and the key that goes with each request.
-struct Service {
+impl ServiceArgs {
+    /// For scripts?
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+}
+
+/// A connection, and what goes with each request.
+pub(super) struct Service {
     channel: Channel,
-    key: AsciiMetadataValue,
+    /// The tenant's key.
+    key: Option<AsciiMetadataValue>,
+    /// The operator's token.
+    token: Option<AsciiMetadataValue>,
     url: String,
 }
 
+/// The service token of these settings, or the one that `tandem up` has made in the state folder.
+fn service_token(layers: &Layers) -> Option<String> {
+    let given = layers.text("service_token").map(str::to_owned);
+    given.or_else(|| {
+        let folder = std::path::Path::new(layers.text("state_dir")?);
+        let text = std::fs::read_to_string(folder.join("service-token")).ok()?;
+        Some(text.trim().to_owned()).filter(|token| !token.is_empty())
+    })
+}
+
+fn header_value(text: &str) -> Result<AsciiMetadataValue, ClientError> {
+    let mut value = AsciiMetadataValue::try_from(text).map_err(|_| ClientError::MalformedKey)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
 impl Service {
-    async fn connect(args: &ServiceArgs, layers: &Layers) -> Result<Self, ClientError> {
-        let key = layers.text("api_key").ok_or(ClientError::NoKey)?;
-        let mut key = AsciiMetadataValue::try_from(key).map_err(|_| ClientError::MalformedKey)?;
-        key.set_sensitive(true);
+    pub(super) async fn connect(args: &ServiceArgs, layers: &Layers) -> Result<Self, ClientError> {
+        let key = layers.text("api_key").map(header_value).transpose()?;
+        let token = service_token(layers).as_deref().map(header_value).transpose()?;
         let url = args.url.clone().unwrap_or_else(|| super::service_url(layers));
         let unreachable = || ClientError::Unreachable { url: url.clone() };
         let endpoint = Channel::from_shared(url.clone()).map_err(|_| unreachable())?;
         let channel = endpoint.connect().await.map_err(|_| unreachable())?;
-        Ok(Self { channel, key, url })
+        Ok(Self { channel, key, token, url })
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    pub(super) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// A request in the tenant's name.
+    pub(super) fn request<T>(&self, message: T) -> Result<Request<T>, ClientError> {
         let mut request = Request::new(message);
-        request.metadata_mut().insert("x-api-key", self.key.clone());
+        request.metadata_mut().insert("x-api-key", self.key.clone().ok_or(ClientError::NoKey)?);
+        Ok(request)
+    }
+
+    /// A request of the operator, or of the tenant if the service knows no better.
+    fn operator_request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("x-tandem-service-token", token.clone());
+        }
+        if let Some(key) = &self.key {
+            request.metadata_mut().insert("x-api-key", key.clone());
+        }
         request
     }
 
-    fn refused(&self, status: Status) -> ClientError {
+    pub(super) fn refused(&self, status: Status) -> ClientError {
         match status.code() {
             Code::Unauthenticated | Code::PermissionDenied => {
                 ClientError::Unauthenticated(status.message().to_owned())
@@ -164,8 +317,45 @@ impl Service {
 
     async fn call(&self, call_id: String) -> Result<Call, ClientError> {
         let mut client = CallServiceClient::new(self.channel.clone());
-        let answer = client.get_call(self.request(GetCallRequest { call_id })).await;
+        let answer = client.get_call(self.request(GetCallRequest { call_id })?).await;
         answer.map(tonic::Response::into_inner).map_err(|status| self.refused(status))
+    }
+
+    async fn refusal(&self, call_id: String) -> Result<RefusedCall, ClientError> {
+        let mut client = RefusalServiceClient::new(self.channel.clone());
+        let answer = client.get_refusal(self.operator_request(GetRefusalRequest { call_id })).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| self.refused(status))
+    }
+
+    async fn refusals(&self, limit: u32) -> Result<Vec<RefusedCall>, ClientError> {
+        let mut client = RefusalServiceClient::new(self.channel.clone());
+        let answer = client.list_refusals(self.operator_request(ListRefusalsRequest { limit })).await;
+        answer.map(|answer| answer.into_inner().refusals).map_err(|status| self.refused(status))
+    }
+
+    /// A call's reasons, wherever they are kept: with the call, or, without one, among the refusals.
+    async fn explain(&self, call_id: String, json: bool) -> Result<(), ClientError> {
+        let unknown = match self.call(call_id.clone()).await {
+            Ok(call) if json => {
+                let call = view::call(&call);
+                print_json(&json!({ "decisions": call["decisions"], "ending": call["ending"] }));
+                return Ok(());
+            }
+            Ok(call) => {
+                print_explanation(&call);
+                return Ok(());
+            }
+            Err(why @ (ClientError::NotFound(_) | ClientError::NoKey)) => why,
+            Err(why) => return Err(why),
+        };
+        match self.refusal(call_id).await {
+            Ok(refused) if json => print_json(&view::refusal(&refused)),
+            Ok(refused) => print_refusal(&refused),
+            // What a tenant hears is about its calls; without a key it is about the refusals.
+            Err(_) if matches!(unknown, ClientError::NotFound(_)) => return Err(unknown),
+            Err(why) => return Err(why),
+        }
+        Ok(())
     }
 }
 
@@ -179,7 +369,7 @@ impl CallArgs {
                 let mut client = CallServiceClient::new(service.channel.clone());
                 let request =
                     ListCallsRequest { page_size: limit, page_token: String::new(), live_only: live };
-                let answer = client.list_calls(service.request(request)).await;
+                let answer = client.list_calls(service.request(request)?).await;
                 let calls = answer.map_err(|status| service.refused(status))?.into_inner().calls;
                 if json {
                     print_json(&json!({ "calls": calls.iter().map(view::call).collect::<Vec<_>>() }));
@@ -191,24 +381,92 @@ impl CallArgs {
                 let call = service.call(call_id).await?;
                 if json { print_json(&view::call(&call)) } else { print_call(&call) }
             }
-            CallVerb::Explain { call_id } => {
-                let call = service.call(call_id).await?;
+            CallVerb::Explain { call_id } => service.explain(call_id, json).await?,
+            CallVerb::Refused { limit } => {
+                let refusals = service.refusals(limit).await?;
                 if json {
-                    let call = view::call(&call);
-                    print_json(&json!({ "decisions": call["decisions"], "ending": call["ending"] }));
+                    let refusals: Vec<_> = refusals.iter().map(view::refusal).collect();
+                    print_json(&json!({ "refusals": refusals }));
                 } else {
-                    print_explanation(&call);
+                    print_refusals(&refusals);
                 }
             }
+            CallVerb::Place(args) => return place(&service, *args, json).await,
+            CallVerb::Transfer { call_id, to, to_call } => {
+                let mut client = CallServiceClient::new(service.channel.clone());
+                let request = TransferCallRequest {
+                    call_id: call_id.clone(),
+                    to: to.unwrap_or_default(),
+                    to_call_id: to_call.unwrap_or_default(),
+                };
+                client.transfer_call(service.request(request)?).await.map_err(|s| service.refused(s))?;
+                said(&call_id, "is asked to go on", json);
+            }
+            CallVerb::Hold { call_id } => hold(&service, call_id, false, json).await?,
+            CallVerb::Resume { call_id } => hold(&service, call_id, true, json).await?,
             CallVerb::Hangup { call_id } => {
                 let mut client = CallServiceClient::new(service.channel.clone());
-                let request = service.request(HangUpCallRequest { call_id: call_id.clone() });
+                let request = service.request(HangUpCallRequest { call_id: call_id.clone() })?;
                 client.hang_up_call(request).await.map_err(|status| service.refused(status))?;
-                if json { print_json(&json!({ "callId": call_id })) } else { println!("{call_id} is ending") }
+                said(&call_id, "is ending", json);
             }
         }
         Ok(())
     }
+}
+
+fn said(call_id: &str, what: &str, json: bool) {
+    if json { print_json(&json!({ "callId": call_id })) } else { println!("{call_id} {what}") }
+}
+
+async fn hold(service: &Service, call_id: String, resume: bool, json: bool) -> Result<(), ClientError> {
+    let mut client = CallServiceClient::new(service.channel.clone());
+    let request = service.request(HoldCallRequest { call_id: call_id.clone(), resume })?;
+    client.hold_call(request).await.map_err(|status| service.refused(status))?;
+    said(&call_id, if resume { "is taken back" } else { "is put on hold" }, json);
+    Ok(())
+}
+
+/// How often a call that is waited for is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(300);
+
+async fn place(service: &Service, args: PlaceArgs, json: bool) -> Result<(), ClientError> {
+    let wait = args.wait;
+    let mut client = TalkServiceClient::new(service.channel.clone());
+    let answer = client.create_phone_call(service.request(args.into())?).await;
+    let made = answer.map_err(|status| service.refused(status))?.into_inner();
+    let mut call = made.call.unwrap_or_default();
+    if !wait {
+        if json {
+            print_json(&view::call(&call))
+        } else {
+            println!("{}", call.call_id)
+        }
+        return Ok(());
+    }
+    let mut shown = String::new();
+    loop {
+        if !json && call.state != shown {
+            println!("{} {}", call.call_id, call.state);
+            shown.clone_from(&call.state);
+        }
+        if call.ended_ms != 0 && matches!(call.state.as_str(), "ended" | "failed") {
+            break;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+        call = service.call(call.call_id.clone()).await?;
+    }
+    if json {
+        print_json(&view::call(&call))
+    } else {
+        print_call(&call)
+    }
+    if call.answered_ms == 0 {
+        let ending = call.ending.unwrap_or_default();
+        let why = format!("{} ({})", ending.reason, ending.detail);
+        return Err(ClientError::NotAnswered { call_id: call.call_id, why });
+    }
+    Ok(())
 }
 
 impl ConversationArgs {
@@ -217,7 +475,7 @@ impl ConversationArgs {
         let service = Service::connect(&self.service, layers).await?;
         let ConversationVerb::Show { call_id } = self.verb;
         let mut client = ConversationServiceClient::new(service.channel.clone());
-        let answer = client.get_conversation(service.request(GetConversationRequest { call_id })).await;
+        let answer = client.get_conversation(service.request(GetConversationRequest { call_id })?).await;
         let conversation = answer.map_err(|status| service.refused(status))?.into_inner();
         if self.service.json {
             print_json(&view::conversation(&conversation));
@@ -228,7 +486,7 @@ impl ConversationArgs {
     }
 }
 
-fn print_json(value: &serde_json::Value) {
+pub(super) fn print_json(value: &serde_json::Value) {
     println!("{value:#}");
 }
 
@@ -265,6 +523,9 @@ fn print_call(call: &Call) {
     println!("direction  {}", call.direction);
     println!("from       {}", call.from);
     println!("to         {}", call.to);
+    if !call.trunk.is_empty() {
+        println!("trunk      {}", call.trunk);
+    }
     for (name, at_ms) in
         [("started", call.created_ms), ("answered", call.answered_ms), ("ended", call.ended_ms)]
     {
@@ -284,25 +545,83 @@ fn print_call(call: &Call) {
     }
     if let Some(ending) = &call.ending {
         println!("ending     {} ({}): {}", ending.reason, ending.party, ending.detail);
+        if let Some(word) = &ending.carrier {
+            println!("carrier    {} {}", word.sip_status, word.reason_phrase);
+        }
     }
 }
 
 fn print_explanation(call: &Call) {
     println!("call {} is {}", call.call_id, call.state);
-    for step in &call.decisions {
-        let verdict = if step.passed { "passed " } else { "refused" };
-        println!(
-            "  {verdict}  {:10}  {:22}  {}: expected {}, got {}",
-            step.step, step.rule, step.field, step.expected, step.got
-        );
+    println!("  from {} to {}", call.from, call.to);
+    steps_table(&call.decisions).iter().for_each(|line| println!("{line}"));
+    match &call.ending {
+        Some(ending) => print_ending(ending, "ended"),
+        None => println!("  it has not ended"),
     }
-    let Some(ending) = &call.ending else {
-        println!("  it has not ended");
-        return;
-    };
-    println!("  ended by {}: {} ({})", ending.party, ending.reason, ending.detail);
+}
+
+fn print_refusal(refused: &RefusedCall) {
+    println!(
+        "call {} was refused at {}",
+        refused.call_id,
+        view::timestamp(refused.at_ms).unwrap_or_default()
+    );
+    let trunk =
+        if refused.trunk.is_empty() { String::new() } else { format!(" over trunk {}", refused.trunk) };
+    println!("  from {} to {}, sent by {}{trunk}", refused.from, refused.to, refused.source);
+    steps_table(&refused.decisions).iter().for_each(|line| println!("{line}"));
+    if let Some(ending) = &refused.ending {
+        print_ending(ending, "refused");
+    }
+}
+
+fn print_ending(ending: &Ending, verb: &str) {
+    println!("  {verb} by {}: {} ({})", ending.party, ending.reason, ending.detail);
     let retry = if ending.retryable { "trying again may help" } else { "trying again will not help" };
     println!("  SIP {}, Q.850 cause {}; {retry}", ending.sip_status, ending.q850_cause);
+}
+
+/// The steps in columns that are as wide as they must be. What a step expected stands below it only when it refused, or
+/// was passed over.
+fn steps_table(steps: &[DecisionStep]) -> Vec<String> {
+    let width = |of: fn(&DecisionStep) -> &str, least: usize| {
+        steps.iter().map(|step| of(step).chars().count()).max().unwrap_or(0).max(least)
+    };
+    let (step_width, rule_width) = (width(|step| &step.step, 4), width(|step| &step.rule, 4));
+    let field_width = width(|step| &step.field, 5);
+    let mut lines = vec![format!(
+        "  {:7}  {:step_width$}  {:rule_width$}  {:field_width$}  got",
+        "", "step", "rule", "field"
+    )];
+    for step in steps {
+        let verdict = if step.passed { "passed" } else { "refused" };
+        let (name, rule, field, got) = (&step.step, &step.rule, &step.field, &step.got);
+        lines.push(format!(
+            "  {verdict:7}  {name:step_width$}  {rule:rule_width$}  {field:field_width$}  {got}"
+        ));
+        if !step.passed {
+            let indent = 2 + 7 + 2 + step_width + 2 + rule_width + 2 + field_width;
+            lines.push(format!("  {:>indent$}  {}", "expected:", step.expected, indent = indent - 2));
+        }
+    }
+    lines
+}
+
+fn print_refusals(refusals: &[RefusedCall]) {
+    println!("{:36}  {:24}  {:22}  {:18}  {:22}  got", "call", "at", "source", "reason", "rule");
+    for refused in refusals {
+        let reason = refused.ending.as_ref().map(|ending| ending.reason.as_str()).unwrap_or_default();
+        let step = refused.decisions.last();
+        println!(
+            "{:36}  {:24}  {:22}  {reason:18}  {:22}  {}",
+            refused.call_id,
+            view::timestamp(refused.at_ms).unwrap_or_default(),
+            refused.source,
+            step.map(|step| step.rule.as_str()).unwrap_or_default(),
+            step.map(|step| step.got.as_str()).unwrap_or_default()
+        );
+    }
 }
 
 fn print_conversation(conversation: &Conversation) {
@@ -320,5 +639,35 @@ fn print_conversation(conversation: &Conversation) {
                 timing.tts_first_audio_ms
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_of_steps_says_what_was_expected_where_it_refused() {
+        let step = |step: &str, rule: &str, got: &str, passed| DecisionStep {
+            step: step.into(),
+            rule: rule.into(),
+            field: "source".into(),
+            expected: "a source of a trunk".into(),
+            got: got.into(),
+            passed,
+        };
+        let lines = steps_table(&[
+            step("credential", "trunk_source", "203.0.113.5", true),
+            step("assistant", "did_route", "+4389", false),
+        ]);
+        assert_eq!(
+            lines,
+            [
+                "           step        rule          field   got",
+                "  passed   credential  trunk_source  source  203.0.113.5",
+                "  refused  assistant   did_route     source  +4389",
+                "                                  expected:  a source of a trunk",
+            ]
+        );
     }
 }

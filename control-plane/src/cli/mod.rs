@@ -4,7 +4,7 @@
 //!   up             all planes on this machine, supervised
 //!   serve          the control plane, until a signal       talker   the voice agent alone
 //!   check          is this configuration right?
-//!   call, conversation      gRPC clients of a running service
+//!   call, conversation, trunk      gRPC clients of a running service
 //! ```
 
 use std::net::SocketAddr;
@@ -21,6 +21,7 @@ use crate::up;
 mod check;
 mod client;
 mod service;
+mod trunk;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,6 +31,7 @@ Examples:
   tandem call list                        live calls, then past ones
   tandem call explain 01938a2e-…          why this call was refused or ended
   tandem conversation show 01938a2e-…     what was said in it
+  tandem trunk check carrier              does a trunk do what calls need?
 
 Every setting is a key in tandem.toml (http_listen), a variable (TANDEM_HTTP_LISTEN) or a flag
 (--http-listen). A flag beats the environment, the environment beats the file.";
@@ -87,6 +89,8 @@ Exits with 0 when `tandem serve` would start with this configuration.")]
     Call(client::CallArgs),
     /// What was said in a call
     Conversation(client::ConversationArgs),
+    /// Trunks: how they stand, and a check of what is agreed with them
+    Trunk(trunk::TrunkArgs),
 }
 
 /// Flags of `tandem up`.
@@ -212,6 +216,10 @@ pub fn run(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Call(args) => {
             block_on(args.run(&layers))??;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Trunk(args) => {
+            let is_good = block_on(args.run(&layers))??;
+            Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Conversation(args) => {
             block_on(args.run(&layers))??;

@@ -6,11 +6,13 @@ use subtle::ConstantTimeEq;
 use tandem_api::v1 as api;
 use tandem_api::v1::call_service_server::{CallService, CallServiceServer};
 use tandem_api::v1::conversation_service_server::{ConversationService, ConversationServiceServer};
+use tandem_api::v1::talk_service_server::{TalkService, TalkServiceServer};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::listener::Peer;
 use super::{ApiError, Shared};
+use crate::call::registry::placing::PlaceError;
 use crate::store::accounts::Principal;
 use crate::store::conversations;
 
@@ -22,6 +24,13 @@ pub(super) type CallServer = CallServiceServer<Service>;
 /// The server type of conversations, for health.
 pub(super) type ConversationServer = ConversationServiceServer<Service>;
 
+/// The server type of calls that we place, for health.
+pub(super) type TalkServer = TalkServiceServer<Service>;
+
+pub(super) fn talk_server(shared: Shared) -> TalkServer {
+    TalkServiceServer::new(Service(shared))
+}
+
 pub(super) fn call_server(shared: Shared) -> CallServer {
     CallServiceServer::new(Service(shared))
 }
@@ -30,16 +39,22 @@ pub(super) fn conversation_server(shared: Shared) -> ConversationServer {
     ConversationServiceServer::new(Service(shared))
 }
 
-/// Both services: they share everything.
-pub(super) struct Service(Shared);
+/// All services: they share everything.
+pub(super) struct Service(pub(super) Shared);
 
 impl From<ApiError> for Status {
     fn from(error: ApiError) -> Self {
         let message = error.to_string();
         match error {
             ApiError::Unauthenticated => Self::unauthenticated(message),
-            ApiError::NoCall(_) => Self::not_found(message),
-            ApiError::Invalid(_) => Self::invalid_argument(message),
+            ApiError::NoCall(_) | ApiError::NotLive(_) | ApiError::NoBulk(_) => Self::not_found(message),
+            ApiError::Invalid(_) | ApiError::Fields(_) | ApiError::Place(PlaceError::BulkSize) => {
+                Self::invalid_argument(message)
+            }
+            ApiError::Refused(_) => Self::failed_precondition(message),
+            ApiError::Place(PlaceError::Full(_)) => Self::resource_exhausted(message),
+            ApiError::Place(PlaceError::OtherRequest(_)) => Self::already_exists(message),
+            ApiError::Place(PlaceError::Draining | PlaceError::StoreBehind) => Self::unavailable(message),
             ApiError::Store(error) => {
                 tracing::error!(%error, "a request could not be answered");
                 Self::unavailable(message)
@@ -49,19 +64,19 @@ impl From<ApiError> for Status {
 }
 
 impl Service {
-    async fn authenticate<T>(&self, request: &Request<T>) -> Result<Principal, Status> {
+    pub(super) async fn authenticate<T>(&self, request: &Request<T>) -> Result<Principal, Status> {
         let key = request.metadata().get("x-api-key").and_then(|value| value.to_str().ok());
         Ok(self.0.authenticate(key).await?)
     }
 
     /// Our own processes: by the service token, or, when there is none, by coming from this machine.
-    fn check_service<T>(&self, request: &Request<T>) -> Result<(), Status> {
+    pub(super) fn check_service<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let Some(token) = &self.0.service_token else {
             let peer = request.extensions().get::<ConnectInfo<Peer>>();
             return match peer {
                 Some(ConnectInfo(Peer(peer))) if peer.ip().to_canonical().is_loopback() => Ok(()),
                 _ => Err(Status::permission_denied(
-                    "without TANDEM_SERVICE_TOKEN only processes on this machine may write conversations",
+                    "without TANDEM_SERVICE_TOKEN only processes on this machine may do this",
                 )),
             };
         };
@@ -97,15 +112,71 @@ impl CallService for Service {
         request: Request<api::HangUpCallRequest>,
     ) -> Result<Response<api::HangUpCallResponse>, Status> {
         let principal = self.authenticate(&request).await?;
-        let text = request.into_inner().call_id;
-        let alive = match text.parse::<Uuid>() {
-            Ok(call_id) => self.0.live.hang_up(principal.tenant_id, call_id).await,
-            Err(_) => false,
-        };
-        if !alive {
-            return Err(Status::not_found(format!("no live call {text}")));
-        }
+        self.0.hang_up(&principal, &request.into_inner().call_id).await?;
         Ok(Response::new(api::HangUpCallResponse {}))
+    }
+
+    async fn hold_call(
+        &self,
+        request: Request<api::HoldCallRequest>,
+    ) -> Result<Response<api::HoldCallResponse>, Status> {
+        let principal = self.authenticate(&request).await?;
+        let api::HoldCallRequest { call_id, resume } = request.into_inner();
+        self.0.hold(&principal, &call_id, !resume).await?;
+        Ok(Response::new(api::HoldCallResponse {}))
+    }
+
+    async fn transfer_call(
+        &self,
+        request: Request<api::TransferCallRequest>,
+    ) -> Result<Response<api::TransferCallResponse>, Status> {
+        let principal = self.authenticate(&request).await?;
+        let api::TransferCallRequest { call_id, to, to_call_id } = request.into_inner();
+        self.0.transfer(&principal, &call_id, &to, &to_call_id).await?;
+        Ok(Response::new(api::TransferCallResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl TalkService for Service {
+    async fn create_phone_call(
+        &self,
+        request: Request<api::CreatePhoneCallRequest>,
+    ) -> Result<Response<api::CreatePhoneCallResponse>, Status> {
+        let principal = self.authenticate(&request).await?;
+        let key = request.metadata().get("idempotency-key").and_then(|key| key.to_str().ok());
+        let key = key.unwrap_or_default().to_owned();
+        let mut request = request.into_inner();
+        if request.idempotency_key.is_empty() {
+            request.idempotency_key = key;
+        }
+        let call = self.0.create_call(&principal, &request).await?;
+        Ok(Response::new(api::CreatePhoneCallResponse { call: Some(call) }))
+    }
+
+    async fn create_bulk_phone_call(
+        &self,
+        request: Request<api::CreateBulkPhoneCallRequest>,
+    ) -> Result<Response<api::CreateBulkPhoneCallResponse>, Status> {
+        let principal = self.authenticate(&request).await?;
+        let calls = request.into_inner().phone_calls;
+        Ok(Response::new(self.0.create_bulk(&principal, calls).await?))
+    }
+
+    async fn get_bulk_phone_call(
+        &self,
+        request: Request<api::GetBulkPhoneCallRequest>,
+    ) -> Result<Response<api::BulkPhoneCall>, Status> {
+        let principal = self.authenticate(&request).await?;
+        Ok(Response::new(self.0.bulk(&principal, &request.into_inner().bulk_id, false).await?))
+    }
+
+    async fn cancel_bulk_phone_call(
+        &self,
+        request: Request<api::CancelBulkPhoneCallRequest>,
+    ) -> Result<Response<api::BulkPhoneCall>, Status> {
+        let principal = self.authenticate(&request).await?;
+        Ok(Response::new(self.0.bulk(&principal, &request.into_inner().bulk_id, true).await?))
     }
 }
 

@@ -4,6 +4,7 @@
 //!   /healthz /readyz /metrics /            nobody needs a key
 //!   /v1/calls… /v1/conversations…          x-api-key, JSON          rest.rs
 //!   tandem.v1.CallService, …               x-api-key, gRPC (h2c)    grpc.rs
+//!                       calls that we place, for both of them        talk.rs
 //! ```
 //!
 //! An unknown path is 404; gRPC clients read that as "unimplemented", as they should.
@@ -19,15 +20,24 @@ use tonic::service::Routes;
 use uuid::Uuid;
 
 use crate::call::driver::LiveCalls;
+use crate::call::order::FieldError;
+use crate::call::registry::placing::PlaceError;
 use crate::metrics::Metrics;
+use crate::registration::driver::Office;
 use crate::sip::SharedCounters;
+use crate::sip::guard::SharedGuard;
 use crate::store::accounts::{Accounts, KeyHash, Principal};
+use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::store::{StoreError, calls, conversations};
+use crate::trunk::Trunks;
 
 mod grpc;
 mod listener;
+mod refusals;
 mod rest;
+mod talk;
+mod trunks;
 pub mod view;
 
 use listener::{Bounded, Peer};
@@ -43,10 +53,18 @@ pub struct Shared {
     pub writer: Writer,
     /// Calls that are not over.
     pub live: LiveCalls,
+    /// Over which calls are placed.
+    pub trunks: Trunks,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What the SIP endpoint has counted.
     pub sip: SharedCounters,
+    /// What is known of sources.
+    pub guard: SharedGuard,
+    /// The newest refusals without a record.
+    pub refusals: Refusals,
+    /// Trunks and registered phones.
+    pub office: Office,
     /// What our own processes prove themselves with.
     pub service_token: Option<Arc<SecretString>>,
     /// Where callers dial, for the page.
@@ -67,6 +85,9 @@ async fn router(shared: Shared) -> Router {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<grpc::CallServer>().await;
     health.set_serving::<grpc::ConversationServer>().await;
+    health.set_serving::<refusals::Server>().await;
+    health.set_serving::<grpc::TalkServer>().await;
+    health.set_serving::<trunks::Server>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(tandem_api::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -76,6 +97,9 @@ async fn router(shared: Shared) -> Router {
         .add_service(reflection)
         .add_service(grpc::call_server(shared.clone()))
         .add_service(grpc::conversation_server(shared.clone()))
+        .add_service(refusals::server(shared.clone()))
+        .add_service(grpc::talk_server(shared.clone()))
+        .add_service(trunks::server(shared.clone()))
         .prepare()
         .into_axum_router()
         // Routes answers every other path as a gRPC error; over REST that must be a plain 404.
@@ -95,8 +119,18 @@ enum ApiError {
     Unauthenticated,
     #[error("no such call: {0}")]
     NoCall(String),
+    #[error("no live call {0}")]
+    NotLive(String),
+    #[error("no such bulk: {0}")]
+    NoBulk(String),
     #[error("{0}")]
     Invalid(String),
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Fields(Vec<FieldError>),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    #[error("{0}")]
+    Refused(String),
     #[error("the database does not answer")]
     Store(#[from] StoreError),
 }

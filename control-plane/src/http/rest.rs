@@ -1,14 +1,17 @@
 //! REST: health, metrics, and JSON views of calls and conversations.
 
+use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Json, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Router, response::Result};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::talk::{Bulk, PhoneCall, Transfer, read_json};
 use super::{ApiError, Shared, view};
+use crate::call::registry::placing::PlaceError;
 
 pub(super) fn router(shared: Shared) -> Router {
     Router::new()
@@ -16,8 +19,15 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .route("/v1/calls", get(list_calls))
+        .route("/v1/calls", get(list_calls).post(create_call))
         .route("/v1/calls/{call_id}", get(get_call))
+        .route("/v1/calls/{call_id}/hangup", post(hang_up))
+        .route("/v1/calls/{call_id}/hold", post(hold))
+        .route("/v1/calls/{call_id}/resume", post(resume))
+        .route("/v1/calls/{call_id}/transfer", post(transfer))
+        .route("/v1/bulks", post(create_bulk))
+        .route("/v1/bulks/{bulk_id}", get(get_bulk))
+        .route("/v1/bulks/{bulk_id}/cancel", post(cancel_bulk))
         .route("/v1/conversations/{call_id}", get(get_conversation))
         .fallback(|| async { (StatusCode::NOT_FOUND, Json(json!({ "error": "no such path" }))) })
         .with_state(shared)
@@ -27,14 +37,22 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
-            Self::NoCall(_) => StatusCode::NOT_FOUND,
-            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::NoCall(_) | Self::NotLive(_) | Self::NoBulk(_) => StatusCode::NOT_FOUND,
+            Self::Invalid(_) | Self::Fields(_) | Self::Place(PlaceError::BulkSize) => StatusCode::BAD_REQUEST,
+            Self::Refused(_) | Self::Place(PlaceError::OtherRequest(_)) => StatusCode::CONFLICT,
+            Self::Place(PlaceError::Full(_)) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Place(PlaceError::Draining | PlaceError::StoreBehind) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Store(error) => {
                 tracing::error!(%error, "a request could not be answered");
                 StatusCode::SERVICE_UNAVAILABLE
             }
         };
-        let body = Json(json!({ "error": self.to_string() }));
+        let mut body = json!({ "error": self.to_string() });
+        if let Self::Fields(errors) = &self {
+            let fields = errors.iter().map(|error| json!({ "field": error.field, "problem": error.problem }));
+            body["fields"] = fields.collect();
+        }
+        let body = Json(body);
         match status {
             // RFC 9110 §11.6.1: a 401 says how to authenticate.
             StatusCode::UNAUTHORIZED => {
@@ -57,7 +75,8 @@ async fn readyz(State(shared): State<Shared>) -> (StatusCode, &'static str) {
 }
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
-    let text = shared.metrics.render(&shared.sip, &shared.writer);
+    let mut text = shared.metrics.render(&shared.sip, &shared.guard, &shared.writer);
+    text += &shared.office.board.render(crate::store::epoch_ms());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }
 
@@ -93,6 +112,94 @@ async fn get_call(
 ) -> Result<Json<serde_json::Value>, ApiError> {
     let principal = shared.authenticate(key(&headers)).await?;
     Ok(Json(view::call(&shared.call(&principal, &call_id).await?)))
+}
+
+/// Queues a call. The header `idempotency-key` does what the field does.
+async fn create_call(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(StatusCode, Json<serde_json::Value>), ApiError> {
+    let principal = shared.authenticate(key(&headers)).await?;
+    let mut request: tandem_api::v1::CreatePhoneCallRequest = read_json::<PhoneCall>(&body)?.into();
+    let given = headers.get("idempotency-key").and_then(|value| value.to_str().ok());
+    if let (true, Some(given)) = (request.idempotency_key.is_empty(), given) {
+        request.idempotency_key = given.to_owned();
+    }
+    let call = shared.create_call(&principal, &request).await?;
+    Ok((StatusCode::ACCEPTED, Json(view::call(&call))))
+}
+
+async fn create_bulk(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(StatusCode, Json<serde_json::Value>), ApiError> {
+    let principal = shared.authenticate(key(&headers)).await?;
+    let bulk: Bulk = read_json(&body)?;
+    let made = shared.create_bulk(&principal, bulk.calls.into_iter().map(Into::into).collect()).await?;
+    let calls: Vec<_> = made.calls.iter().map(view::call).collect();
+    Ok((StatusCode::ACCEPTED, Json(json!({ "bulkId": made.bulk_id, "calls": calls }))))
+}
+
+async fn get_bulk(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    Path(bulk_id): Path<String>,
+) -> Result<Json<serde_json::Value>, ApiError> {
+    let principal = shared.authenticate(key(&headers)).await?;
+    Ok(Json(view::bulk(&shared.bulk(&principal, &bulk_id, false).await?)))
+}
+
+async fn cancel_bulk(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    Path(bulk_id): Path<String>,
+) -> Result<Json<serde_json::Value>, ApiError> {
+    let principal = shared.authenticate(key(&headers)).await?;
+    Ok(Json(view::bulk(&shared.bulk(&principal, &bulk_id, true).await?)))
+}
+
+async fn hang_up(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    Path(call_id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let principal = shared.authenticate(key(&headers)).await?;
+    shared.hang_up(&principal, &call_id).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+async fn hold(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    Path(call_id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let principal = shared.authenticate(key(&headers)).await?;
+    shared.hold(&principal, &call_id, true).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+async fn resume(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    Path(call_id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let principal = shared.authenticate(key(&headers)).await?;
+    shared.hold(&principal, &call_id, false).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+async fn transfer(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    Path(call_id): Path<String>,
+    body: Bytes,
+) -> Result<StatusCode, ApiError> {
+    let principal = shared.authenticate(key(&headers)).await?;
+    let Transfer { to, to_call_id } = read_json(&body)?;
+    shared.transfer(&principal, &call_id, &to, &to_call_id).await?;
+    Ok(StatusCode::ACCEPTED)
 }
 
 async fn get_conversation(

@@ -3,7 +3,10 @@
 //! Field names are the protobuf JSON names (lowerCamelCase); times are RFC 3339 beside the milliseconds.
 
 use serde_json::{Value, json};
-use tandem_api::v1::{Call, Conversation, DecisionStep, Ending, MediaStats, Message, TurnTiming};
+use tandem_api::v1::{
+    BulkPhoneCall, Call, CarrierWord, Conversation, DecisionStep, Ending, MediaStats, Message, RefusedCall,
+    TurnTiming,
+};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -36,6 +39,43 @@ pub fn call(call: &Call) -> Value {
         "ending": call.ending.as_ref().map(ending),
         "decisions": call.decisions.iter().map(decision).collect::<Vec<_>>(),
         "media": call.media.as_ref().map(media),
+        "trunk": (!call.trunk.is_empty()).then_some(&call.trunk),
+        "metadata": call.metadata,
+        "bulkId": (!call.bulk_id.is_empty()).then_some(&call.bulk_id),
+    })
+}
+
+/// Where a call of ours comes from.
+pub fn origin(call: &Call) -> Value {
+    json!({ "trunk": call.trunk, "metadata": call.metadata, "bulkId": call.bulk_id })
+}
+
+/// How far a bulk is.
+pub fn bulk(bulk: &BulkPhoneCall) -> Value {
+    json!({
+        "bulkId": bulk.bulk_id,
+        "total": bulk.total,
+        "queued": bulk.queued,
+        "active": bulk.active,
+        "ended": bulk.ended,
+        "createdMs": bulk.created_ms,
+        "created": timestamp(bulk.created_ms),
+    })
+}
+
+/// A call that was refused before it had a record.
+pub fn refusal(refused: &RefusedCall) -> Value {
+    json!({
+        "callId": refused.call_id,
+        "atMs": refused.at_ms,
+        "at": timestamp(refused.at_ms),
+        "tenantId": refused.tenant_id,
+        "trunk": refused.trunk,
+        "source": refused.source,
+        "from": refused.from,
+        "to": refused.to,
+        "ending": refused.ending.as_ref().map(ending),
+        "decisions": refused.decisions.iter().map(decision).collect::<Vec<_>>(),
     })
 }
 
@@ -61,6 +101,17 @@ pub fn ending(ending: &Ending) -> Value {
         "q850Cause": ending.q850_cause,
         "retryable": ending.retryable,
         "detail": ending.detail,
+        "carrier": ending.carrier.as_ref().map(carrier),
+    })
+}
+
+/// What the other side's last final response said.
+pub fn carrier(word: &CarrierWord) -> Value {
+    json!({
+        "sipStatus": word.sip_status,
+        "reasonPhrase": word.reason_phrase,
+        "q850Cause": word.q850_cause,
+        "q850Text": word.q850_text,
     })
 }
 

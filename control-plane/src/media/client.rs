@@ -67,9 +67,15 @@ impl EngineClient {
             EngineCommand::Open(request) => EngineReply::Opened(
                 within(client.open_session(*request)).await.map(|answer| Box::new(answer.into_inner())),
             ),
-            EngineCommand::Start => EngineReply::Started(
-                within(client.start_session(engine::StartSessionRequest { session_id })).await.map(drop),
-            ),
+            EngineCommand::Start | EngineCommand::Listen => {
+                let early = command == EngineCommand::Listen;
+                let request = engine::StartSessionRequest { session_id, early };
+                EngineReply::Started(within(client.start_session(request)).await.map(drop))
+            }
+            EngineCommand::Tell(what) => {
+                let request = engine::TellAgentRequest { session_id, what: Some(*what) };
+                EngineReply::Told(within(client.tell_agent(request)).await.map(drop))
+            }
             EngineCommand::Update(rtp) => {
                 let request = engine::UpdateSessionRequest { session_id, rtp: Some(*rtp) };
                 EngineReply::Updated(within(client.update_session(request)).await.map(drop))
@@ -175,7 +181,10 @@ pub fn read(event: engine::Event) -> Option<News> {
         Body::AgentConnected(_) => SessionEvent::AgentConnected,
         Body::AgentFailed(failed) => SessionEvent::AgentFailed { reason: failed.reason },
         Body::AgentHangup(_) => SessionEvent::AgentHangup,
-        Body::AgentTransfer(_) => SessionEvent::AgentTransfer,
+        Body::AgentTransfer(transfer) => SessionEvent::AgentTransfer { to: transfer.to },
+        Body::AgentAnswer(_) => SessionEvent::AgentAnswer,
+        Body::AgentDtmf(dtmf) => SessionEvent::AgentDtmf { digits: dtmf.digits },
+        Body::AgentHeaders(set) => SessionEvent::AgentHeaders { headers: set.headers.into_iter().collect() },
         Body::MediaStarted(started) => SessionEvent::MediaStarted { took_ms: started.took_ms },
         Body::DtmfReceived(_) => SessionEvent::Dtmf,
         Body::SessionEnded(ended) => SessionEvent::Ended { reason: ended.reason(), stats: ended.stats },

@@ -86,7 +86,22 @@ pub enum SessionEvent {
     /// The agent wants to end the call.
     AgentHangup,
     /// The agent wants to transfer the call.
-    AgentTransfer,
+    AgentTransfer {
+        /// To whom.
+        to: String,
+    },
+    /// The agent wants the call answered.
+    AgentAnswer,
+    /// The agent wants to press keys that RTP cannot carry.
+    AgentDtmf {
+        /// Which.
+        digits: String,
+    },
+    /// The agent has set headers of the request that will end the call.
+    AgentHeaders {
+        /// Name and value.
+        headers: std::collections::BTreeMap<String, String>,
+    },
     /// The first RTP came.
     MediaStarted {
         /// Milliseconds since the session was opened.

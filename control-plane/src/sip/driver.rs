@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use super::counters::count;
+use super::guard::SharedGuard;
 use super::keep_alive::KeepAlives;
 use super::outgoing::{Attempt, Handle, Outgoing, Verdict, Wanted};
 use super::refusal_log::{RefusalLog, Refused};
@@ -44,6 +45,7 @@ pub struct Driver {
     waiting: Option<SipEvent>,
     counters: SharedCounters,
     refusals: RefusalLog,
+    guard: SharedGuard,
     outgoing: Outgoing,
     keep_alives: KeepAlives,
     resolver: Resolver,
@@ -84,6 +86,7 @@ impl Driver {
             waiting: None,
             counters,
             refusals: RefusalLog::default(),
+            guard: SharedGuard::default(),
             outgoing: Outgoing::default(),
             keep_alives: KeepAlives::default(),
             resolver,
@@ -92,6 +95,11 @@ impl Driver {
             resolved,
             tls,
         }
+    }
+
+    /// With a guard that knows trunks and phones.
+    pub(super) fn with_guard(self, guard: SharedGuard) -> Self {
+        Self { guard, ..self }
     }
 
     /// Runs until every sender of verbs is gone, and a moment longer.
@@ -319,6 +327,9 @@ impl Driver {
     fn read_datagrams(&mut self, listener: usize, datagram: &mut [u8]) {
         for _ in 0..DATAGRAMS_A_TURN {
             let Some((len, flow)) = self.transports.try_receive(listener, datagram) else { return };
+            if !self.guard.lets_in(&datagram[..len], flow, Instant::now()) {
+                continue;
+            }
             if stun::is_stun(&datagram[..len]) {
                 self.answer_stun(&datagram[..len], flow);
                 continue;
@@ -353,6 +364,10 @@ impl Driver {
             }
             Arrival::Opened(flow) => self.endpoint.handle_connected(flow),
             Arrival::Bytes(flow, bytes) => {
+                if !self.guard.lets_in(&bytes, flow, Instant::now()) {
+                    self.close(flow);
+                    return;
+                }
                 // Pieces that were under way when we closed the connection: the rest of a stream without its beginning.
                 if flow.connection.is_some_and(|connection| self.transports.knows(connection)) {
                     self.endpoint.handle_input(&bytes, flow, Instant::now());
@@ -372,6 +387,7 @@ impl Driver {
     fn close(&mut self, flow: Flow) {
         let Some(connection) = flow.connection else { return };
         self.transports.forget(connection);
+        self.said.push_back(SipEvent::Closed { connection });
         self.endpoint.handle_closed(connection, Instant::now());
     }
 

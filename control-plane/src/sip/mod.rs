@@ -18,10 +18,12 @@ use tandem_sip::{Counters, EndpointConfig, Transport};
 use tokio::sync::mpsc;
 
 use crate::config::SipListen;
+use guard::SharedGuard;
 
 mod connection;
 mod counters;
 pub mod driver;
+pub mod guard;
 mod handshake;
 mod keep_alive;
 mod outgoing;
@@ -93,6 +95,8 @@ pub struct SipSettings {
     pub dns: Option<SocketAddr>,
     /// How trunks and we know each other.
     pub trunks: Vec<TrunkIdentity>,
+    /// Asked before the endpoint sees a request.
+    pub guard: SharedGuard,
 }
 
 /// Why the shell cannot start. The text says what to do.
@@ -141,6 +145,7 @@ pub async fn start(settings: &SipSettings, config: EndpointConfig) -> Result<Sip
     tokio::spawn(tls.clone().watch());
     let driver =
         driver::Driver::new(config, transports, resolver, tls, verbs_in, events_out, counters.clone());
+    let driver = driver.with_guard(settings.guard.clone());
     let task = tokio::spawn(driver.run());
     Ok(Sip { verbs, events, counters, listeners, task })
 }

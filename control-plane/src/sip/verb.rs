@@ -16,8 +16,8 @@ use std::time::Instant;
 use tandem_sip::header::refer::ReferTo;
 use tandem_sip::message::{Body, Reply};
 use tandem_sip::{
-    CallError, CallHandle, Endpoint, Event, Flow, Headers, InviteRequest, Method, OutgoingRequest,
-    RequestHandle, Transport, Uri,
+    CallError, CallHandle, ConnectionId, Endpoint, Event, Flow, Headers, InviteRequest, Method,
+    OutgoingRequest, RequestHandle, Transport, Uri,
 };
 
 /// Where an outgoing request goes, before names are resolved (RFC 3263).
@@ -126,6 +126,11 @@ pub enum SipEvent {
         token: Token,
         /// Why.
         why: NotSent,
+    },
+    /// A connection is gone, whoever had opened it.
+    Closed {
+        /// Which.
+        connection: ConnectionId,
     },
     /// The connection over which this REGISTER had gone is gone: whoever we registered with cannot reach us by it.
     FlowLost {

@@ -13,6 +13,7 @@ use subtle::ConstantTimeEq;
 
 use super::StoreError;
 use super::cache::Cache;
+use crate::call::admission::{Credential, Proof};
 use crate::call::agent::Agent;
 
 /// How long a key or an assistant is believed without asking the database.
@@ -106,6 +107,31 @@ impl Accounts {
         Ok(Found { principal: Some(principal), assistant })
     }
 
+    /// The answer to an admission's question, if the cache has the whole of it.
+    pub fn look_up_cached(&self, credential: &Credential) -> Option<Found> {
+        match (&credential.proof, credential.principal()) {
+            (Proof::Key(key), _) => self.find_cached(*key, &credential.assistant_id),
+            (_, None) => None,
+            (_, Some(principal)) => {
+                let key = (principal.tenant_id.clone(), credential.assistant_id.clone());
+                let assistant = self.lock().assistants.get(&key, Instant::now())?;
+                Some(Found { principal: Some(principal), assistant: Some(assistant) })
+            }
+        }
+    }
+
+    /// The answer to an admission's question: whose key it is unless the credential says so itself, and the assistant.
+    pub async fn look_up(&self, credential: &Credential) -> Result<Found, StoreError> {
+        match (&credential.proof, credential.principal()) {
+            (Proof::Key(key), _) => self.find(*key, &credential.assistant_id).await,
+            (_, None) => Ok(Found::default()),
+            (_, Some(principal)) => {
+                let assistant = self.assistant(&principal.tenant_id, &credential.assistant_id).await?;
+                Ok(Found { principal: Some(principal), assistant })
+            }
+        }
+    }
+
     /// Who owns this key.
     pub async fn principal(&self, key: KeyHash) -> Result<Option<Principal>, StoreError> {
         if let Some(principal) = self.lock().principals.get(&key, Instant::now()) {
@@ -124,7 +150,8 @@ impl Accounts {
         Ok(Some(principal))
     }
 
-    async fn assistant(&self, tenant_id: &Arc<str>, id: &str) -> Result<Option<Assistant>, StoreError> {
+    /// This tenant's assistant of this name.
+    pub async fn assistant(&self, tenant_id: &Arc<str>, id: &str) -> Result<Option<Assistant>, StoreError> {
         let cache_key = (tenant_id.clone(), Arc::from(id));
         if let Some(assistant) = self.lock().assistants.get(&cache_key, Instant::now()) {
             return Ok(Some(assistant));

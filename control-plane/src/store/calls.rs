@@ -2,7 +2,7 @@
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection, SqlitePool};
-use tandem_api::v1::{Call, DecisionStep, Ending, MediaStats};
+use tandem_api::v1::{Call, CarrierWord, DecisionStep, Ending, MediaStats};
 
 use super::StoreError;
 use crate::call::record::CallRecord;
@@ -13,11 +13,12 @@ pub async fn put(connection: &mut SqliteConnection, record: &CallRecord) -> Resu
     let call = &record.call;
     sqlx::query(
         "INSERT INTO calls (call_id, tenant_id, assistant_id, direction, caller, callee, state,
-                            created_ms, answered_ms, ended_ms, ending, decisions, media)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                            created_ms, answered_ms, ended_ms, ending, decisions, media, origin)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
          ON CONFLICT (call_id) DO UPDATE SET
              state = excluded.state, answered_ms = excluded.answered_ms, ended_ms = excluded.ended_ms,
-             ending = excluded.ending, decisions = excluded.decisions, media = excluded.media",
+             ending = excluded.ending, decisions = excluded.decisions, media = excluded.media,
+             origin = excluded.origin",
     )
     .bind(&call.call_id)
     .bind(&*record.tenant_id)
@@ -32,6 +33,7 @@ pub async fn put(connection: &mut SqliteConnection, record: &CallRecord) -> Resu
     .bind(call.ending.as_ref().map(view::ending).unwrap_or_default().to_string())
     .bind(serde_json::Value::from_iter(call.decisions.iter().map(view::decision)).to_string())
     .bind(call.media.as_ref().map(view::media).unwrap_or_default().to_string())
+    .bind(view::origin(call).to_string())
     .execute(connection)
     .await?;
     Ok(())
@@ -93,6 +95,7 @@ fn read(row: &SqliteRow) -> Result<Call, StoreError> {
         })
     };
     let (ending, decisions, media) = (json("ending")?, json("decisions")?, json("media")?);
+    let origin = json("origin")?;
     Ok(Call {
         assistant_id: row.try_get("assistant_id")?,
         direction: row.try_get("direction")?,
@@ -102,6 +105,9 @@ fn read(row: &SqliteRow) -> Result<Call, StoreError> {
         created_ms: row.try_get("created_ms")?,
         answered_ms: row.try_get("answered_ms")?,
         ended_ms: row.try_get("ended_ms")?,
+        trunk: text(&origin, "trunk"),
+        bulk_id: text(&origin, "bulkId"),
+        metadata: texts(&origin["metadata"]),
         ending: ending.is_object().then(|| read_ending(&ending)),
         decisions: decisions.as_array().into_iter().flatten().map(read_decision).collect(),
         media: media.is_object().then(|| read_media(&media)),
@@ -113,6 +119,11 @@ fn read(row: &SqliteRow) -> Result<Call, StoreError> {
 
 fn text(value: &serde_json::Value, key: &str) -> String {
     value[key].as_str().unwrap_or_default().to_owned()
+}
+
+fn texts(value: &serde_json::Value) -> std::collections::HashMap<String, String> {
+    let entries = value.as_object().into_iter().flatten();
+    entries.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
 fn number(value: &serde_json::Value, key: &str) -> u64 {
@@ -135,6 +146,16 @@ fn read_ending(value: &serde_json::Value) -> Ending {
         q850_cause: small(value, "q850Cause"),
         retryable: flag(value, "retryable"),
         detail: text(value, "detail"),
+        carrier: value["carrier"].is_object().then(|| read_carrier(&value["carrier"])),
+    }
+}
+
+fn read_carrier(value: &serde_json::Value) -> CarrierWord {
+    CarrierWord {
+        sip_status: small(value, "sipStatus"),
+        reason_phrase: text(value, "reasonPhrase"),
+        q850_cause: small(value, "q850Cause"),
+        q850_text: text(value, "q850Text"),
     }
 }
 
@@ -198,6 +219,8 @@ mod tests {
 
         record.call.state = "ended".to_owned();
         record.call.ended_ms = 9_000;
+        record.call.trunk = "carrier".to_owned();
+        record.call.metadata.insert("order".to_owned(), "7".to_owned());
         record.call.ending = Some(Ending {
             party: "caller".to_owned(),
             reason: "hangup".to_owned(),
@@ -205,6 +228,11 @@ mod tests {
             q850_cause: 16,
             retryable: true,
             detail: "the caller hung up".to_owned(),
+            carrier: Some(CarrierWord {
+                sip_status: 486,
+                q850_text: "busy".to_owned(),
+                ..Default::default()
+            }),
         });
         record.call.decisions =
             vec![DecisionStep { step: "credential".to_owned(), passed: true, ..DecisionStep::default() }];

@@ -8,6 +8,9 @@
 //!
 //! *Claim once, remember long*: a claim is consumed by the first who presents it; the record lives until its call is
 //! terminal and a grace period is over, for late callbacks, retries and reconnects.
+//!
+//! Beside them stand **leases**: of all the nodes that want a thing done, the one that holds its lease does it. A lease
+//! that is not renewed ends by itself, so a node that dies leaves nothing locked.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +27,8 @@ pub const RECORD_TTL: Duration = Duration::from_secs(2 * 86_400);
 /// Records in the embedded store: live calls and those of the grace period, at some 500 octets each. Full: `put`
 /// refuses.
 pub const RECORDS_MAX: usize = 200_000;
+/// Leases in the embedded store: one a trunk that registers. Full: `acquire` refuses.
+pub const LEASES_MAX: usize = 10_000;
 
 /// What must be found again by a call's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,12 +59,19 @@ impl std::fmt::Debug for Claim {
     }
 }
 
+/// Who holds a lease: a random value of one process's lifetime, so that a restarted node is somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Owner(pub Uuid);
+
 /// Why a context could not be kept or read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ContextError {
     /// The embedded store holds as many records as it may.
     #[error("context store is full: {0} records")]
     Full(usize),
+    /// The embedded store holds as many leases as it may.
+    #[error("context store is full: {0} leases")]
+    LeasesFull(usize),
     /// A store outside the process does not answer.
     #[error("context store does not answer: {0}")]
     Unreachable(String),
@@ -82,6 +94,26 @@ pub trait ContextStore: Send + Sync {
 
     /// The call is terminal: the record goes after [`GRACE`], an untaken claim at once.
     fn finish(&self, call_id: Uuid) -> impl Future<Output = Result<(), ContextError>> + Send;
+
+    /// Takes the lease of this name for `ttl` from now, if nobody else holds it; whoever holds it already holds it
+    /// anew. `false`: it is another's.
+    fn acquire(
+        &self,
+        name: &str,
+        owner: Owner,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<bool, ContextError>> + Send;
+
+    /// Holds the lease for `ttl` from now. `false`: it has ended or is another's, and whoever asks must stop.
+    fn renew(
+        &self,
+        name: &str,
+        owner: Owner,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<bool, ContextError>> + Send;
+
+    /// Gives the lease back; one that is another's stays.
+    fn release(&self, name: &str, owner: Owner) -> impl Future<Output = Result<(), ContextError>> + Send;
 }
 
 /// Contexts in the process: for one control plane with the embedded stores.
@@ -94,6 +126,7 @@ pub struct EmbeddedContexts {
 struct Inner {
     records: HashMap<Uuid, Record>,
     claims: HashMap<Claim, (Uuid, Instant)>,
+    leases: HashMap<Box<str>, (Owner, Instant)>,
 }
 
 struct Record {
@@ -174,6 +207,45 @@ impl ContextStore for EmbeddedContexts {
         record.until = until;
         if let Some(claim) = record.claim.take() {
             inner.claims.remove(&claim);
+        }
+        Ok(())
+    }
+
+    async fn acquire(&self, name: &str, owner: Owner, ttl: Duration) -> Result<bool, ContextError> {
+        let now = (self.now)();
+        let mut inner = self.lock();
+        if let Some((holder, until)) = inner.leases.get_mut(name) {
+            let is_free = *holder == owner || *until <= now;
+            if is_free {
+                (*holder, *until) = (owner, now + ttl);
+            }
+            return Ok(is_free);
+        }
+        if inner.leases.len() >= LEASES_MAX {
+            inner.leases.retain(|_, (_, until)| now < *until);
+            if inner.leases.len() >= LEASES_MAX {
+                return Err(ContextError::LeasesFull(inner.leases.len()));
+            }
+        }
+        inner.leases.insert(name.into(), (owner, now + ttl));
+        Ok(true)
+    }
+
+    async fn renew(&self, name: &str, owner: Owner, ttl: Duration) -> Result<bool, ContextError> {
+        let now = (self.now)();
+        let mut inner = self.lock();
+        let Some((holder, until)) = inner.leases.get_mut(name) else { return Ok(false) };
+        let is_held = *holder == owner && now < *until;
+        if is_held {
+            *until = now + ttl;
+        }
+        Ok(is_held)
+    }
+
+    async fn release(&self, name: &str, owner: Owner) -> Result<(), ContextError> {
+        let mut inner = self.lock();
+        if inner.leases.get(name).is_some_and(|(holder, _)| *holder == owner) {
+            inner.leases.remove(name);
         }
         Ok(())
     }
@@ -273,6 +345,43 @@ mod tests {
         bed.store().finish(Uuid::new_v4()).await.unwrap();
     }
 
+    const TTL: Duration = Duration::from_secs(30);
+
+    fn owner() -> Owner {
+        Owner(Uuid::new_v4())
+    }
+
+    async fn lease_is_held_by_one_until_it_ends(bed: impl Bed) {
+        let (one, other) = (owner(), owner());
+        assert!(bed.store().acquire("trunk", one, TTL).await.unwrap());
+        assert!(!bed.store().acquire("trunk", other, TTL).await.unwrap());
+        assert!(bed.store().acquire("another trunk", other, TTL).await.unwrap());
+        bed.pass(TTL / 2).await;
+        assert!(bed.store().renew("trunk", one, TTL).await.unwrap());
+        bed.pass(TTL - Duration::from_secs(1)).await;
+        assert!(!bed.store().acquire("trunk", other, TTL).await.unwrap());
+        bed.pass(Duration::from_secs(1)).await;
+        assert!(bed.store().acquire("trunk", other, TTL).await.unwrap());
+        assert!(!bed.store().renew("trunk", one, TTL).await.unwrap());
+    }
+
+    async fn lease_that_has_ended_is_not_renewed_but_can_be_taken_again(bed: impl Bed) {
+        let one = owner();
+        assert!(bed.store().acquire("trunk", one, TTL).await.unwrap());
+        bed.pass(TTL).await;
+        assert!(!bed.store().renew("trunk", one, TTL).await.unwrap());
+        assert!(bed.store().acquire("trunk", one, TTL).await.unwrap());
+    }
+
+    async fn only_its_holder_gives_a_lease_back(bed: impl Bed) {
+        let (one, other) = (owner(), owner());
+        assert!(bed.store().acquire("trunk", one, TTL).await.unwrap());
+        bed.store().release("trunk", other).await.unwrap();
+        assert!(!bed.store().acquire("trunk", other, TTL).await.unwrap());
+        bed.store().release("trunk", one).await.unwrap();
+        assert!(bed.store().acquire("trunk", other, TTL).await.unwrap());
+    }
+
     #[tokio::test]
     async fn embedded_store_keeps_the_semantics() {
         claim_is_taken_once_and_the_record_stays(Embedded::new()).await;
@@ -280,6 +389,9 @@ mod tests {
         finished_call_is_found_for_its_grace_only_and_cannot_be_claimed(Embedded::new()).await;
         new_record_of_a_call_keeps_its_claim(Embedded::new()).await;
         unknown_claims_and_calls_are_nothing(Embedded::new()).await;
+        lease_is_held_by_one_until_it_ends(Embedded::new()).await;
+        lease_that_has_ended_is_not_renewed_but_can_be_taken_again(Embedded::new()).await;
+        only_its_holder_gives_a_lease_back(Embedded::new()).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

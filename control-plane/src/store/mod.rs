@@ -5,6 +5,7 @@
 //!   declared.rs       those of tandem.toml
 //!   writer.rs         records of calls, written behind the calls ──▶ calls.rs
 //!   conversations.rs  what was said
+//!   refusals.rs       the newest refusals that have no record
 //!   contexts.rs       the context of a call and its claim, taken at most once
 //! ```
 //!
@@ -28,6 +29,7 @@ pub mod contexts;
 pub mod conversations;
 pub mod declared;
 pub mod demo;
+pub mod refusals;
 pub mod writer;
 
 /// Connections to the database: one writes, the others read. SQLite has one writer at a time in any case.
@@ -99,6 +101,7 @@ fn migrations() -> Migrator {
         (1, "accounts", include_str!("../../migrations/0001_accounts.sql")),
         (2, "calls", include_str!("../../migrations/0002_calls.sql")),
         (3, "origin", include_str!("../../migrations/0003_origin.sql")),
+        (4, "outbound", include_str!("../../migrations/0004_outbound.sql")),
     ];
     let migrations = files.into_iter().map(|(version, name, sql)| {
         let sql = AssertSqlSafe(sql).into_sql_str();

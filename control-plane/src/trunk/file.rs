@@ -64,6 +64,7 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
         session_timer: read_session_timer(section),
         reliable: section.choice("reliable", RELIABLE).unwrap_or_default(),
         addresses: read_addresses(section),
+        is_dtmf_by_info: section.flag("dtmf_by_info").unwrap_or_default(),
     };
     check_trunk(section, &trunk);
     trunk
@@ -252,6 +253,7 @@ fn read_outbound(parent: &mut Section<'_>) -> Outbound {
         calls_max_per_number: section
             .integer("calls_max_per_number", 1..=100_000)
             .map(|calls| calls as usize),
+        is_offer_delayed: section.flag("delayed_offer").unwrap_or(default.is_offer_delayed),
         early_media: section.flag("early_media").unwrap_or(default.early_media),
         headers: read_headers(&mut section, "headers"),
         failover: section.list("failover", "the name of a trunk", |text| Some(Arc::from(text))),
@@ -326,7 +328,6 @@ fn read_addresses(parent: &mut Section<'_>) -> Addresses {
         certificate: section.path("certificate", "\"trunk.pem\""),
         key: section.path("key", "\"trunk.key\""),
         ca: section.path("ca", "\"carrier-ca.pem\""),
-        server_name: section.parsed("server_name", "a host such as \"sbc.carrier.example\"", host),
     };
     if identity.certificate.is_some() != identity.key.is_some() {
         section.wrong("\"certificate\" and \"key\" belong together: give both, or neither");
@@ -525,6 +526,33 @@ mod tests {
         let (_, errors) = read_text("[[trunk]]\nname = 'a'\nsip_uri = 'sip:x:hunter2@carrier.example'");
         assert!(errors[0].contains("the password belongs into \"sip_password_env\""), "{errors:?}");
         assert!(!errors[0].contains("hunter2"), "{errors:?}");
+    }
+
+    /// What a document shows as a file of settings.
+    fn mistakes_of(text: &str) -> Vec<String> {
+        let mut tables: toml::Table = text.parse().unwrap();
+        tables.retain(|key, _| crate::settings::TABLES.iter().any(|table| key == *table));
+        let environment = |_: &str| Some("a-secret-of-some-length".to_owned());
+        let source = Source::new(Path::new("tandem.toml"), &environment);
+        {
+            let (_, tenants) = declared::read(&source, &tables, false);
+            read(&source, &tables, &tenants);
+        }
+        let errors = source.into_errors().into_iter().map(|error| error.to_string());
+        // The certificates of a document are nobody's.
+        errors.filter(|error| !error.contains("there is no such file")).collect()
+    }
+
+    #[test]
+    fn every_example_of_the_documents_is_right() {
+        let mut blocks = vec![include_str!("../../../examples/tandem.toml")];
+        let document = include_str!("../../../docs/trunks.md");
+        blocks.extend(document.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()));
+        assert_eq!(blocks.len(), 7, "one file and six blocks");
+        for block in blocks {
+            let mistakes = mistakes_of(block);
+            assert!(mistakes.is_empty(), "{mistakes:?}\n{block}");
+        }
     }
 
     fn shared(first: &str, second: &str) -> Vec<String> {

@@ -112,7 +112,7 @@ impl std::fmt::Display for DidPattern {
 
 impl Inbound {
     /// Whether this source is the trunk's.
-    pub fn admits(&self, ip: IpAddr, certificate: &[String]) -> bool {
+    pub fn admits(&self, ip: IpAddr, certificate: &[Box<str>]) -> bool {
         // A dual-stack socket shows IPv4 peers as mapped addresses.
         let ip = ip.to_canonical();
         self.allow.iter().any(|net| net.contains(&ip))
@@ -122,6 +122,11 @@ impl Inbound {
     /// Who answers this number; the longest pattern wins, of two equally long the exact one, of two equal ones the
     /// first.
     pub fn route(&self, dialled: &str) -> Option<&Route> {
+        self.route_of(dialled).map(|(route, _)| route)
+    }
+
+    /// The same, with how much of the number its pattern says and whether it says all of it: to compare trunks.
+    pub fn route_of(&self, dialled: &str) -> Option<(&Route, (usize, bool))> {
         let number = normal(dialled, self.country_code.as_deref());
         let mut best: Option<(&Route, (usize, bool))> = None;
         for route in &self.routes {
@@ -130,7 +135,7 @@ impl Inbound {
                 best = Some((route, weight));
             }
         }
-        best.map(|(route, _)| route)
+        best
     }
 }
 
@@ -263,7 +268,7 @@ mod tests {
             ..Inbound::default()
         };
         let admits = |ip: &str, names: &[&str]| {
-            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let names: Vec<Box<str>> = names.iter().map(|name| Box::from(*name)).collect();
             inbound.admits(ip.parse().unwrap(), &names)
         };
         assert!(admits("192.0.2.5", &[]) && admits("::ffff:192.0.2.5", &[]));

@@ -17,9 +17,14 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
+pub mod bucket;
 pub mod credential;
 pub mod file;
+pub mod glance;
+pub mod guard;
+pub mod health;
 pub mod inbound;
+pub mod lru;
 pub mod outbound;
 pub mod policy;
 
@@ -56,6 +61,8 @@ pub struct Trunk {
     pub session_timer: Option<SessionTimer>,
     /// Reliable provisional responses (RFC 3262) on its calls, both directions.
     pub reliable: Reliable,
+    /// Whether the keys of an agent go by SIP INFO when the trunk has not agreed on telephone-events.
+    pub is_dtmf_by_info: bool,
     /// Which addresses and which certificate it sees of us.
     pub addresses: Addresses,
 }
@@ -137,7 +144,7 @@ impl Trunks {
     pub fn find_by_source<'a>(
         &'a self,
         ip: IpAddr,
-        certificate: &'a [String],
+        certificate: &'a [Box<str>],
     ) -> impl Iterator<Item = &'a Arc<Trunk>> {
         self.0.trunks.iter().filter(move |trunk| trunk.inbound.admits(ip, certificate))
     }

@@ -37,6 +37,8 @@ pub struct Outbound {
     pub calls_max_per_number: Option<usize>,
     /// Whether the agent hears what comes before the answer (183 with SDP).
     pub early_media: bool,
+    /// Our INVITE carries no offer: the trunk makes one, and our answer goes into the ACK.
+    pub is_offer_delayed: bool,
     /// Headers of every INVITE, besides the credential's: name and value.
     pub headers: Vec<(String, String)>,
     /// Trunks that are tried next when this one is down, full or answers 503, in order.
@@ -65,6 +67,7 @@ impl Default for Outbound {
             calls_per_second_per_number: None,
             calls_max_per_number: None,
             early_media: true,
+            is_offer_delayed: false,
             headers: Vec::new(),
             failover: Vec::new(),
         }

@@ -44,7 +44,8 @@ pub struct TransferPolicy {
     pub refer_in: ReferIn,
     /// Whether an agent's transfer is asked of the trunk by REFER.
     pub refer_out: bool,
-    /// Targets that either may name: a number prefix (`+49`) or a host (`pbx.example.com`); empty: all.
+    /// Targets that either may name: a number prefix (`+49`) or a host (`pbx.example.com`). The trunk's own domain is
+    /// always one; without prefixes every number that may be called is.
     pub targets: Vec<String>,
     /// How long a transfer may take from the 202 until the trunk says how it went; then the agent gets its caller back.
     pub timeout: Duration,
@@ -209,8 +210,6 @@ pub struct TlsIdentity {
     pub key: Option<PathBuf>,
     /// Whose certificates the trunk's must come from; `None`: the usual public ones.
     pub ca: Option<PathBuf>,
-    /// The name that must stand in the trunk's certificate; `None`: the host of its URI.
-    pub server_name: Option<String>,
 }
 
 #[cfg(test)]

@@ -5,14 +5,21 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use control_plane::call::action::{Action, Change, EngineCommand, EngineRefusal, EngineReply, Refusal};
+use control_plane::call::admission::{Credential, Proof};
 use control_plane::call::agent::Agent;
+use control_plane::call::ending::CALL_ID_HEADER;
+use control_plane::call::gate::{Gate, TenantLimits};
 use control_plane::call::record::CallRecord;
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
 use control_plane::media::{EngineId, Listed, News, SessionEvent};
+use control_plane::sip::{SipEvent, TlsPeer, Verb};
 use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
+use control_plane::trunk::Trunks;
+use control_plane::trunk::guard::{GuardSettings, SourceGuard, Verdict};
 use tandem_api::engine::v1 as engine;
-use tandem_sip::message::{Body, Method};
+use tandem_sip::digest::Credentials;
+use tandem_sip::message::{Body, Method, Reply, Request};
 use tandem_sip::{
     CallHandle, EndReason, Endpoint, EndpointConfig, Event, Flow, Headers, InviteRequest, NameAddr, Response,
     Uri,
@@ -63,10 +70,24 @@ pub(crate) struct Bed {
     pub(crate) changes: Vec<Change>,
     /// The last re-INVITE that reached the calls.
     pub(crate) reinvited: Option<Event>,
+    /// Calls that have reached the other side.
+    pub(crate) incoming: Vec<(CallHandle, Box<Request>)>,
+    /// Whether our INVITEs leave at once; if not, the test takes them from `held_back`.
+    pub(crate) invites_leave: bool,
+    /// Whether the other side agrees to our re-INVITEs, or says 491.
+    pub(crate) answers_reinvites: bool,
+    pub(crate) held_back: Vec<Verb>,
     /// What the caller has seen.
     pub(crate) heard: Vec<Heard>,
     pub(crate) lookups: usize,
     pub(crate) forgotten: HashSet<Uuid>,
+    /// Where the caller sits, and which certificate it has.
+    pub(crate) caller_at: SocketAddr,
+    pub(crate) certificate: Option<TlsPeer>,
+    /// Asked before the endpoint, when there is one.
+    pub(crate) guard: Option<SourceGuard>,
+    /// Sources of calls that have passed the four steps.
+    pub(crate) admitted: Vec<SocketAddr>,
 }
 
 /// What a caller sees.
@@ -74,7 +95,7 @@ pub(crate) struct Bed {
 pub(crate) enum Heard {
     Provisional(u16),
     Answered(String),
-    Refused { status: u16, reason: Option<String>, retry_after_s: Option<u32> },
+    Refused { status: u16, reason: Option<String>, retry_after_s: Option<u32>, call_id: Option<String> },
     ReinviteAnswered(String),
     ReinviteRefused(u16),
     Bye { reason: Option<String> },
@@ -90,12 +111,7 @@ impl Bed {
     /// With so many engines, all of them up.
     pub(crate) fn with(limits: Limits, engines: usize) -> Self {
         let now = Instant::now();
-        let settings = Settings {
-            limits,
-            talker_url: "ws://127.0.0.1:8767/v1/talk".to_owned(),
-            engines: (0..engines).map(|n| format!("http://engine-{n}:7070")).collect(),
-            seed: 7,
-        };
+        let settings = settings(limits, engines);
         let mut bed = Self {
             now,
             calls: Calls::new(settings, now, WALL_MS),
@@ -115,9 +131,17 @@ impl Bed {
             refusals: Vec::new(),
             changes: Vec::new(),
             reinvited: None,
+            incoming: Vec::new(),
+            invites_leave: true,
+            answers_reinvites: true,
+            held_back: Vec::new(),
             heard: Vec::new(),
             lookups: 0,
             forgotten: HashSet::new(),
+            caller_at: addr(CALLERS),
+            certificate: None,
+            guard: None,
+            admitted: Vec::new(),
         };
         for n in 0..engines {
             bed.engine_up(n, "instance-1", &[]);
@@ -125,12 +149,35 @@ impl Bed {
         bed
     }
 
+    /// With these trunks and phones, and the guard that knows them.
+    pub(crate) fn with_trunks(trunks: Trunks, limits: TenantLimits) -> Self {
+        let mut bed = Self::new();
+        let gate = Gate::new(trunks.clone(), "tandem", &[7; 32], limits);
+        bed.calls =
+            std::mem::replace(&mut bed.calls, Calls::new(settings(Limits::default(), 1), bed.now, WALL_MS))
+                .with_gate(gate);
+        bed.guard = Some(SourceGuard::new(GuardSettings::default(), trunks));
+        bed
+    }
+
     // --- the caller ---
 
     pub(crate) fn invite(&mut self, uri: &str, sdp: Option<&str>) -> CallHandle {
-        let from = NameAddr::new(Uri::parse("sip:anna@example.com").expect("a URI"));
-        let flow = Flow::udp(addr(CALLERS), addr(OURS));
+        self.invite_as("sip:anna@example.com", None, uri, sdp)
+    }
+
+    /// As this user, who answers a challenge with these credentials.
+    pub(crate) fn invite_as(
+        &mut self,
+        from: &str,
+        credentials: Option<Credentials>,
+        uri: &str,
+        sdp: Option<&str>,
+    ) -> CallHandle {
+        let from = NameAddr::new(Uri::parse(from).expect("a URI"));
+        let flow = Flow::udp(self.caller_at, addr(OURS));
         let mut invite = InviteRequest::new(Uri::parse(uri).expect("a URI"), from, flow);
+        invite.credentials = credentials;
         invite.body = sdp.map(|text| Body::sdp(text.to_owned()));
         let call = self.caller.invite(invite, self.now).expect("a call can be made");
         self.run();
@@ -244,9 +291,7 @@ impl Bed {
         while let Some(transmit) = self.caller.poll_transmit() {
             moved = true;
             if self.caller_is_heard {
-                let flow = Flow::udp(addr(OURS), addr(CALLERS));
-                self.ours.handle_input(&transmit.bytes, flow, self.now);
-                self.drain_ours();
+                self.input(&transmit.bytes, self.caller_at);
             }
         }
         self.drain_ours();
@@ -262,6 +307,16 @@ impl Bed {
         moved
     }
 
+    /// A datagram from somebody: the guard may drop it, as in the shell.
+    pub(crate) fn input(&mut self, bytes: &[u8], from: SocketAddr) {
+        let flow = Flow::udp(addr(OURS), from);
+        let verdict = self.guard.as_mut().map(|guard| guard.check(bytes, flow, self.now));
+        if verdict.is_none_or(|verdict| verdict == Verdict::Pass) {
+            self.ours.handle_input(bytes, flow, self.now);
+            self.drain_ours();
+        }
+    }
+
     fn drain_ours(&mut self) {
         let mut datagrams = VecDeque::new();
         while let Some(transmit) = self.ours.poll_transmit() {
@@ -271,20 +326,18 @@ impl Bed {
             if matches!(event, Event::Reinvite { .. }) {
                 self.reinvited = Some(event.clone());
             }
-            self.calls.handle_sip(event, self.now);
+            let peer = self.certificate.clone().map(std::sync::Arc::new);
+            self.calls.handle_sip(SipEvent::Endpoint { event, peer }, self.now);
         }
-        for transmit in datagrams {
-            self.caller.handle_input(&transmit.bytes, Flow::udp(addr(CALLERS), addr(OURS)), self.now);
+        for transmit in datagrams.into_iter().filter(|transmit| transmit.flow.remote == self.caller_at) {
+            self.caller.handle_input(&transmit.bytes, Flow::udp(self.caller_at, addr(OURS)), self.now);
         }
     }
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Sip(verb) => {
-                let now = self.now;
-                // A verb that comes too late is what the driver ignores too.
-                let _ = verb.perform(&mut self.ours, now);
-            }
+            Action::Sip(verb @ Verb::Invite(..)) if !self.invites_leave => self.held_back.push(verb),
+            Action::Sip(verb) => self.verb(verb),
             Action::Engine { engine, call_id, command } => {
                 self.commands.push((engine, call_id, command.clone()));
                 if let Some(reply) = self.answer_command(&command) {
@@ -299,7 +352,7 @@ impl Bed {
             Action::Lookup { call_id, credential } => {
                 self.lookups += 1;
                 if self.store_answers {
-                    let found = self.found(credential.key, &credential.assistant_id);
+                    let found = self.found(&credential);
                     self.calls.handle_found(call_id, &credential, Ok(found), self.now);
                 }
             }
@@ -308,9 +361,36 @@ impl Bed {
                 self.forgotten.insert(call_id);
             }
             Action::Record(record) => self.records.push(*record),
-            Action::Refused(refusal) => self.refusals.push(*refusal),
+            Action::Refused(refusal) => {
+                if let (Some(guard), Some(failure)) = (&mut self.guard, refusal.ending.cause.failure()) {
+                    guard.refused(refusal.source.ip(), failure, self.now);
+                }
+                self.refusals.push(*refusal);
+            }
+            Action::Admitted(source, _) => {
+                if let Some(guard) = &mut self.guard {
+                    guard.admitted(source.ip(), self.now);
+                }
+                self.admitted.push(source);
+            }
             Action::Changed(change) => self.changes.push(change),
         }
+    }
+
+    /// Carries a verb out as the shell does.
+    pub(crate) fn verb(&mut self, mut verb: Verb) {
+        if let Verb::Invite(_, invite, _) = &mut verb {
+            invite.flow = Flow::udp(addr(OURS), addr(CALLERS));
+        }
+        // A verb that comes too late is what the driver ignores too.
+        if let Ok(Some(event)) = verb.perform(&mut self.ours, self.now) {
+            self.calls.handle_sip(event, self.now);
+        }
+    }
+
+    pub(crate) fn shell(&mut self, event: SipEvent) {
+        self.calls.handle_sip(event, self.now);
+        self.run();
     }
 
     fn answer_command(&self, command: &EngineCommand) -> Option<EngineReply> {
@@ -322,7 +402,8 @@ impl Bed {
                 Opens::Waiting => EngineReply::Opened(Ok(Box::new(opened(false)))),
             },
             EngineCommand::Start if !self.starts_are_answered => return None,
-            EngineCommand::Start => EngineReply::Started(Ok(())),
+            EngineCommand::Start | EngineCommand::Listen => EngineReply::Started(Ok(())),
+            EngineCommand::Tell(_) => EngineReply::Told(Ok(())),
             EngineCommand::Update(_) if !self.updates_are_answered => return None,
             EngineCommand::Update(_) => EngineReply::Updated(self.updates.clone()),
             EngineCommand::Close { .. } => {
@@ -332,17 +413,37 @@ impl Bed {
         })
     }
 
-    fn found(&self, key: KeyHash, assistant_id: &str) -> Found {
-        if key != KeyHash::of(KEY) {
-            return Found::default();
-        }
-        let assistant = (assistant_id == "echo")
+    fn found(&self, credential: &Credential) -> Found {
+        let principal = match &credential.proof {
+            Proof::Key(key) => {
+                (*key == KeyHash::of(KEY)).then(|| Principal { tenant_id: "t1".into(), key_id: "k1".into() })
+            }
+            _ => credential.principal(),
+        };
+        let assistant = (principal.is_some() && &*credential.assistant_id == "echo")
             .then(|| Assistant { assistant_id: "echo".into(), agent: Ok(self.agent.clone()) });
-        Found { principal: Some(Principal { tenant_id: "t1".into(), key_id: "k1".into() }), assistant }
+        Found { principal, assistant }
     }
 
     fn hear(&mut self, event: Event) {
         let heard = match event {
+            Event::IncomingInvite { call, request, .. } => {
+                self.incoming.push((call, request));
+                return;
+            }
+            Event::Reinvite { call, request } if self.answers_reinvites => {
+                let direction = if String::from_utf8_lossy(&request.body).contains("a=inactive") {
+                    "inactive"
+                } else {
+                    "sendrecv"
+                };
+                self.caller.answer(call, Body::sdp(offer(direction, "0")), self.now).unwrap();
+                return;
+            }
+            Event::Reinvite { call, .. } => {
+                self.caller.reject(call, Reply::new(491), self.now).unwrap();
+                return;
+            }
             Event::Provisional { response, .. } => Heard::Provisional(response.status),
             Event::Answered { response, .. } => Heard::Answered(text(&response)),
             Event::ReinviteAnswered { response, .. } => Heard::ReinviteAnswered(text(&response)),
@@ -351,12 +452,22 @@ impl Bed {
                 status: response.status,
                 reason: response.header(tandem_sip::HeaderName::Reason).map(str::to_owned),
                 retry_after_s: response.head.retry_after_s(),
+                call_id: header(&response, CALL_ID_HEADER),
             },
             Event::Ended { why: EndReason::RemoteBye { reason }, .. } => Heard::Bye { reason },
             Event::Response { result: Ok(response), .. } => Heard::Response(response.status, text(&response)),
             other => Heard::Other(format!("{other:?}")),
         };
         self.heard.push(heard);
+    }
+}
+
+fn settings(limits: Limits, engines: usize) -> Settings {
+    Settings {
+        limits,
+        talker_url: "ws://127.0.0.1:8767/v1/talk".to_owned(),
+        engines: (0..engines).map(|n| format!("http://engine-{n}:7070")).collect(),
+        seed: 7,
     }
 }
 
@@ -370,6 +481,12 @@ pub(crate) fn opened(agent_ready: bool) -> engine::OpenSessionResponse {
     }
 }
 
+fn header(response: &Response, wanted: &str) -> Option<String> {
+    let mut headers = response.head.headers().iter();
+    let (_, value) = headers.find(|(name, _)| name.eq_ignore_ascii_case(wanted))?;
+    Some(String::from_utf8_lossy(value).into_owned())
+}
+
 fn text(response: &Response) -> String {
     String::from_utf8(response.body.clone()).unwrap()
 }
@@ -378,12 +495,14 @@ fn command_name(command: &EngineCommand) -> &'static str {
     match command {
         EngineCommand::Open(_) => "open",
         EngineCommand::Start => "start",
+        EngineCommand::Listen => "listen",
+        EngineCommand::Tell(_) => "tell",
         EngineCommand::Update(_) => "update",
         EngineCommand::Close { .. } => "close",
     }
 }
 
-fn addr(text: &str) -> SocketAddr {
+pub(crate) fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 

@@ -8,5 +8,8 @@ mod bed;
 mod ending;
 mod engines;
 mod hold;
+mod place;
 mod refusal;
+mod scanners;
 mod storm;
+mod trunks;

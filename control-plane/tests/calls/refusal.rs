@@ -94,7 +94,7 @@ fn database_that_does_not_keep_up_closes_admission() {
 #[test]
 fn draining_node_takes_no_calls() {
     let mut bed = Bed::new();
-    bed.calls.drain();
+    bed.calls.drain(bed.now);
     assert_eq!(refused(&mut bed, &echo_uri(), &offer("sendrecv", "0")), (503, "draining".to_owned()));
 }
 

@@ -180,6 +180,8 @@ fn log(session_id: &str, event: &Event) {
         Event::AgentFailed { reason } => tracing::warn!(session_id, reason, "agent failed"),
         Event::AgentHangup { after_drain } => tracing::info!(session_id, after_drain, "agent hangs up"),
         Event::AgentTransfer { .. } => tracing::info!(session_id, "agent transfers"),
+        Event::AgentAnswer => tracing::info!(session_id, "agent answers"),
+        Event::AgentDtmf { .. } | Event::AgentHeaders { .. } => {}
         Event::MediaStarted { took_ms, .. } => tracing::info!(session_id, took_ms, "media started"),
         Event::Dtmf { .. } => {}
         Event::Ended { reason, stats } => tracing::info!(

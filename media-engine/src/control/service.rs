@@ -262,10 +262,23 @@ impl EngineService for Service {
         &self,
         request: Request<proto::StartSessionRequest>,
     ) -> Result<Response<proto::StartSessionResponse>, Status> {
-        let id = request.into_inner().session_id;
+        let proto::StartSessionRequest { session_id: id, early: is_early } = request.into_inner();
         let (entry, key) = self.find(&id)?;
-        match self.control.cores[entry.core].ask(|reply| Command::Start { key, reply }).await? {
+        match self.control.cores[entry.core].ask(|reply| Command::Start { key, is_early, reply }).await? {
             true => Ok(Response::new(proto::StartSessionResponse {})),
+            false => Err(Status::not_found(format!("no session {id}"))),
+        }
+    }
+
+    async fn tell_agent(
+        &self,
+        request: Request<proto::TellAgentRequest>,
+    ) -> Result<Response<proto::TellAgentResponse>, Status> {
+        let proto::TellAgentRequest { session_id: id, what } = request.into_inner();
+        let notice = contract::notice(what)?;
+        let (entry, key) = self.find(&id)?;
+        match self.control.cores[entry.core].ask(|reply| Command::Tell { key, notice, reply }).await? {
+            true => Ok(Response::new(proto::TellAgentResponse {})),
             false => Err(Status::not_found(format!("no session {id}"))),
         }
     }

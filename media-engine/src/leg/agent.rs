@@ -242,6 +242,15 @@ pub enum Tell<'a> {
     Hold,
     /// The hold is over.
     Resume,
+    /// A call of ours was answered.
+    Answered,
+    /// How a transfer goes.
+    Transfer {
+        /// `trying`, `done`, `failed`.
+        status: &'a str,
+        /// In words.
+        reason: &'a str,
+    },
 }
 
 /// An agent behind a WebSocket.
@@ -419,6 +428,10 @@ impl Stream {
             (Dialect::Pcm, Tell::Speech { active }) => ToAgent::Speech { active: *active }.to_json(),
             (Dialect::Pcm, Tell::Hold) => ToAgent::Hold.to_json(),
             (Dialect::Pcm, Tell::Resume) => ToAgent::Resume.to_json(),
+            (Dialect::Pcm, Tell::Answered) => ToAgent::Answered.to_json(),
+            (Dialect::Pcm, Tell::Transfer { status, reason }) => {
+                ToAgent::Transfer { status: (*status).to_owned(), reason: (*reason).to_owned() }.to_json()
+            }
             (Dialect::Twilio, Tell::Dtmf { digit, .. }) => self.writer.dtmf(*digit),
             (Dialect::Twilio, Tell::Mark { name, .. }) => self.writer.mark(name),
             (Dialect::Twilio, _) => return,
@@ -526,5 +539,7 @@ fn request(event: pcm_dialect::FromAgent) -> Request {
         FromAgent::Dtmf { digits } => Request::Dtmf { digits },
         FromAgent::Hangup { after } => Request::Hangup { after_drain: after == HangupAfter::Drain },
         FromAgent::Transfer { to } => Request::Transfer { to },
+        FromAgent::Answer => Request::Answer,
+        FromAgent::Headers { headers } => Request::Headers { headers },
     }
 }

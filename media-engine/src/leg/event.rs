@@ -1,5 +1,6 @@
 //! What legs hand up to their session, and what a session hands up to the control plane.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 /// A piece of the caller's sound, in order.
@@ -38,6 +39,13 @@ pub enum Request {
     Transfer {
         /// To whom.
         to: String,
+    },
+    /// Answer the call, in which it has been heard before.
+    Answer,
+    /// Headers of the request that ends the call.
+    Headers {
+        /// Name and value.
+        headers: BTreeMap<String, String>,
     },
 }
 
@@ -78,6 +86,18 @@ pub enum Event {
     AgentTransfer {
         /// To whom.
         to: String,
+    },
+    /// The agent asked to answer the call.
+    AgentAnswer,
+    /// The agent wants to press keys, and telephone-events are not negotiated.
+    AgentDtmf {
+        /// Which.
+        digits: String,
+    },
+    /// The agent has set headers of the request that will end the call.
+    AgentHeaders {
+        /// Name and value.
+        headers: BTreeMap<String, String>,
     },
     /// The first valid RTP packet came.
     MediaStarted {

@@ -16,6 +16,7 @@
 //! agent's sound waits in the playout queue and leaves one frame a ptime.
 
 pub mod bridge;
+pub mod digits;
 pub mod playout;
 
 use std::collections::VecDeque;
@@ -31,6 +32,7 @@ use crate::leg::agent::{Agent, AgentParameters, CallInfo, Said, Stream, Tell};
 use crate::leg::event::{EndReason, Event, Heard, Request, Stats};
 use crate::leg::rtp::{RtpLeg, RtpParameters};
 use bridge::Bridge;
+use digits::{Digits, Source};
 use playout::{Playout, Policy, PtimeClock};
 
 /// Events that wait between two drains. An agent that asks for more at once is not listened to.
@@ -109,6 +111,25 @@ impl EventBudget {
     }
 }
 
+/// What the control plane tells the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A key, by SIP INFO.
+    Dtmf {
+        /// Which.
+        digit: char,
+        /// How long.
+        duration_ms: u32,
+    },
+    /// How a transfer goes.
+    Transfer {
+        /// `trying`, `done`, `failed`.
+        status: String,
+        /// In words.
+        reason: String,
+    },
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Session {
@@ -120,6 +141,11 @@ pub struct Session {
     clock: Option<PtimeClock>,
     opened: Instant,
     started: Option<Instant>,
+    /// The other side is heard but has not answered: what the agent says waits.
+    is_early: bool,
+    /// The call was placed by us: the agent is told of its answer.
+    is_outbound: bool,
+    digits: Digits,
     media_timeout: Duration,
     /// The caller's silence counts from here at the earliest: opened, started, or updated.
     silence_from: Instant,
@@ -147,6 +173,7 @@ impl Session {
     pub fn new(parameters: SessionParameters, now: Instant) -> Result<Self, HandshakeError> {
         let SessionParameters { call, rtp, agent, media_timeout, max_session, seed } = parameters;
         let numbers = [seed as u32, (seed >> 32) as u32 ^ 0x5bd1_e995, (seed >> 16) as u32];
+        let is_outbound = call.direction == "outbound";
         let agent = Agent::new(agent, &call, seed, now)?;
         let playout = Playout::new(playout_rate(&agent, rtp.codec), policy(&agent));
         let mut this = Self {
@@ -157,6 +184,9 @@ impl Session {
             clock: None,
             opened: now,
             started: None,
+            is_early: false,
+            is_outbound,
+            digits: Digits::default(),
             media_timeout,
             silence_from: now,
             media_deadline: now + UNSTARTED_MAX,
@@ -246,13 +276,55 @@ impl Session {
 
     /// The call is answered; the first packet leaves at `first_packet`. Doing it again changes nothing.
     pub fn start(&mut self, first_packet: Instant, now: Instant) {
-        if self.started.is_some() || self.ended {
+        if self.ended || (self.started.is_some() && !self.is_early) {
+            return;
+        }
+        self.tell_answered();
+        if std::mem::take(&mut self.is_early) {
+            // The clock runs already; who answers has a right to a moment of silence.
+            self.silence_from = now;
+            self.media_deadline = self.next_media_deadline();
             return;
         }
         self.started = Some(now);
         self.clock = Some(PtimeClock::new(first_packet, self.rtp.parameters().ptime));
         self.silence_from = now;
         self.media_deadline = self.next_media_deadline();
+    }
+
+    /// The other side may be heard before it answers: silence goes out, and what the agent says waits for
+    /// [`Session::start`].
+    pub fn listen(&mut self, first_packet: Instant, now: Instant) {
+        if self.started.is_none() && !self.ended {
+            self.is_early = true;
+            self.started = Some(now);
+            self.clock = Some(PtimeClock::new(first_packet, self.rtp.parameters().ptime));
+            self.silence_from = now;
+            self.media_deadline = self.next_media_deadline();
+        }
+    }
+
+    /// An agent whose stream comes up after the answer is told then.
+    fn tell_answered(&mut self) {
+        if let (true, Some(stream)) = (self.is_outbound, self.agent.stream_mut()) {
+            stream.tell(&Tell::Answered);
+        }
+    }
+
+    /// The control plane has something for the agent.
+    pub fn tell(&mut self, notice: &Notice, now: Instant) {
+        if let Notice::Dtmf { digit, .. } = notice
+            && !self.digits.is_new(*digit, Source::Info, now)
+        {
+            return;
+        }
+        let Some(stream) = self.agent.stream_mut() else { return };
+        match notice {
+            Notice::Dtmf { digit, duration_ms } => {
+                stream.tell(&Tell::Dtmf { digit: *digit, duration_ms: *duration_ms });
+            }
+            Notice::Transfer { status, reason } => stream.tell(&Tell::Transfer { status, reason }),
+        }
     }
 
     /// A re-INVITE. `first_packet` is when the next packet leaves if the ptime is another; see [`Session::rtp`].
@@ -345,6 +417,9 @@ impl Session {
 
     fn handle_digits(&mut self, now: Instant) {
         while let Some((digit, duration_ms)) = self.rtp.poll_digit() {
+            if !self.digits.is_new(digit, Source::Rtp, now) {
+                continue;
+            }
             if let Some(stream) = self.agent.stream_mut() {
                 stream.tell(&Tell::Dtmf { digit, duration_ms });
             }
@@ -372,8 +447,12 @@ impl Session {
         // Answers are written after the stream is done reading: it cannot do both at once.
         let mut cleared = None;
         let mut refused = Vec::new();
+        let mut is_ready = false;
         stream.handle_bytes(bytes, |said| match said {
-            Said::Ready => push(events, budget, Event::AgentConnected { took_ms }),
+            Said::Ready => {
+                is_ready = true;
+                push(events, budget, Event::AgentConnected { took_ms });
+            }
             Said::Sound(samples) => playout.push(samples),
             Said::Request(Request::Clear) => {
                 let mut names = cleared.take().unwrap_or_else(Vec::new);
@@ -382,7 +461,22 @@ impl Session {
                 cleared = Some(names);
             }
             Said::Request(Request::Mark { name }) => refused.extend(playout.mark(name).err()),
+            Said::Request(Request::Dtmf { digits }) if rtp.parameters().event_payload_type.is_none() => {
+                if budget.take(now) {
+                    push(events, budget, Event::AgentDtmf { digits });
+                }
+            }
             Said::Request(Request::Dtmf { digits }) => drop(rtp.press(&digits)),
+            Said::Request(Request::Answer) => {
+                if budget.take(now) {
+                    push(events, budget, Event::AgentAnswer);
+                }
+            }
+            Said::Request(Request::Headers { headers }) => {
+                if budget.take(now) {
+                    push(events, budget, Event::AgentHeaders { headers });
+                }
+            }
             Said::Request(Request::Hangup { after_drain: true }) => *hangup_when_dry = true,
             Said::Request(Request::Hangup { after_drain: false }) => {
                 if !std::mem::replace(hung_up, true) {
@@ -395,6 +489,9 @@ impl Session {
                 }
             }
         });
+        if is_ready && self.is_outbound && self.started.is_some() && !self.is_early {
+            stream.tell(&Tell::Answered);
+        }
         if let Some(names) = cleared {
             let heard_ms = playout.heard_ms();
             // The Twilio dialect echoes the marks of what was cleared; ours says once how much was heard.
@@ -516,9 +613,10 @@ impl Session {
                 self.rtp.skip();
                 continue;
             };
-            let Self { agent, playout, .. } = self;
+            let Self { agent, playout, is_early, .. } = self;
             let written = self.rtp.write_packet(out, |_, payload| {
-                bridge.down(payload, |frame| match agent.make_frame(frame) {
+                bridge.down(payload, |frame| match *is_early || agent.make_frame(frame) {
+                    true if *is_early => 0,
                     true => frame.len(),
                     false => playout.take(frame),
                 });

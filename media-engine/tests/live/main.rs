@@ -83,7 +83,7 @@ fn open(id: &str, phone: &Phone, agent: proto::Agent) -> proto::OpenSessionReque
 }
 
 async fn start(client: &mut Client, id: &str) {
-    client.start_session(proto::StartSessionRequest { session_id: id.into() }).await.unwrap();
+    client.start_session(proto::StartSessionRequest { session_id: id.into(), early: false }).await.unwrap();
 }
 
 async fn close(client: &mut Client, id: &str) -> proto::SessionStats {
@@ -168,7 +168,9 @@ fn commands_are_idempotent_and_unknown_sessions_are_not_found() {
             let again = client
                 .close_session(proto::CloseSessionRequest { session_id: "a".into(), ..Default::default() });
             assert_eq!(again.await.unwrap_err().code(), Code::NotFound);
-            let start = client.start_session(proto::StartSessionRequest { session_id: "a".into() }).await;
+            let start = client
+                .start_session(proto::StartSessionRequest { session_id: "a".into(), early: false })
+                .await;
             assert_eq!(start.unwrap_err().code(), Code::NotFound);
         },
     );

@@ -25,9 +25,10 @@ use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeReques
 pub type Target = fn(&[u8]);
 
 /// Every entrance, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("sip_datagram", sip_datagram),
     ("sip_stream", sip_stream),
+    ("sip_value", sip_value),
     ("stun", stun),
     ("sdp", sdp),
     ("rtp", rtp),
@@ -43,6 +44,11 @@ pub fn sip_datagram(octets: &[u8]) {
     let mut endpoint = Endpoint::new(EndpointConfig::default());
     endpoint.handle_input(octets, Flow::udp(HERE, THERE), now());
     drain(&mut endpoint);
+}
+
+/// The value of a header field that has a reader of its own: timers, PRACK, transfer, identities, digest, contacts.
+pub fn sip_value(octets: &[u8]) {
+    tandem_sip::header::fuzz_value(octets);
 }
 
 /// A SIP connection, cut into pieces whose size the first octet gives.

@@ -367,6 +367,11 @@ impl Reply {
         self
     }
 
+    /// What is added to the headers.
+    pub fn headers(&self) -> &Headers {
+        &self.headers
+    }
+
     /// The status.
     pub fn status(&self) -> u16 {
         self.status

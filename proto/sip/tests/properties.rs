@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use tandem_sip::framing::fuzz_stream;
+use tandem_sip::header::fuzz_value;
 use tandem_sip::parse::{fuzz_message, parse};
 use tandem_sip::{Endpoint, EndpointConfig, Flow, Headers, Message, Method, NameAddr, Request, Uri};
 
@@ -16,18 +17,46 @@ const SEEDS: &[&str] = &[
      WWW-Authenticate: Digest realm=\"r\", nonce=\"n\"\r\nDate: Sat, 13 Nov 2010 23:29:00 GMT\r\nl: 0\r\n\r\n",
     "BYE sips:a@b;lr?x=y SIP/2.0\r\nVia: SIP/2.0/TLS h:1;branch=z9hG4bK4\r\nFrom: <sip:a@b>;tag=1\r\nTo: <sip:c@d>;tag=2\r\n\
      Call-ID: x\r\nCSeq: 9 BYE\r\nRoute: <sip:p;lr>,\r\n <sip:q>\r\nRequire: a, b\r\nContent-Length: 0\r\n\r\n",
+    "INVITE sip:a@b SIP/2.0\r\nVia: SIP/2.0/UDP h;branch=z9hG4bK5\r\nFrom: <sip:a@b>;tag=1\r\nTo: <sip:c@d>\r\nCall-ID: y\r\n\
+     CSeq: 1 INVITE\r\nContact: <sip:a@10.0.0.1>\r\nRequire: 100rel, timer\r\nSession-Expires: 90;refresher=uac\r\n\
+     Allow: UPDATE\r\nReplaces: x@y;to-tag=2;from-tag=1\r\nContent-Length: 0\r\n\r\n",
+    "REFER sip:a@b SIP/2.0\r\nVia: SIP/2.0/UDP h;branch=z9hG4bK6\r\nFrom: <sip:a@b>;tag=1\r\nTo: <sip:c@d>\r\nCall-ID: z\r\n\
+     CSeq: 1 REFER\r\nContact: <sip:a@10.0.0.1>\r\nRefer-To: <sip:x@y?Replaces=a%3Bto-tag%3D1%3Bfrom-tag%3D2>\r\n\
+     Content-Length: 0\r\n\r\n",
 ];
 
-/// A seed with some octets changed, put in or taken out.
+/// Values of header fields that have a reader of their own.
+const VALUES: &[&str] = &[
+    "1800;refresher=uac",
+    "776656 1 INVITE",
+    "98732@sip.example.com;from-tag=r33;to-tag=ff8;early-only",
+    "\"C\" <sip:carol@c.example?Replaces=1%402%3Bto-tag%3D7%3Bfrom-tag%3D6>;x=1",
+    "Q.850;cause=16;text=\"Normal \\\"call\\\" clearing\"",
+    "SIP/2.0 486 Busy Here\r\n",
+    "terminated;reason=noresource",
+    "<sip:bob@p.example?Reason=SIP%3Bcause%3D302&Privacy=history>;index=1.1",
+    "<sip:a@h>;expires=60;q=0.7, *, sip:b@h;expires=x",
+    "Digest username=\"u\", realm=\"r\", nonce=\"n\", uri=\"sip:b\", qop=auth, nc=00000001, cnonce=\"c\", response=\"0\"",
+    "Digest realm=\"r\", nonce=\"n\", qop=\"auth,auth-int\", algorithm=MD5-sess, stale=true, opaque=\"\"",
+];
+
+/// A message with some octets changed, put in or taken out.
 fn mutated() -> impl Strategy<Value = Vec<u8>> {
+    mutated_of(SEEDS)
+}
+
+fn mutated_of(seeds: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
     let edit = (
         0u8..3,
         any::<prop::sample::Index>(),
         prop_oneof![any::<u8>(), prop::sample::select(b";,:<>\"@=%\\ \r\n0".to_vec())],
     );
-    (0..SEEDS.len(), prop::collection::vec(edit, 0..6)).prop_map(|(seed, edits)| {
-        let mut bytes = SEEDS[seed].as_bytes().to_vec();
+    (0..seeds.len(), prop::collection::vec(edit, 0..6)).prop_map(|(seed, edits)| {
+        let mut bytes = seeds[seed].as_bytes().to_vec();
         for (kind, at, octet) in edits {
+            if bytes.is_empty() {
+                break;
+            }
             let at = at.index(bytes.len());
             match kind {
                 0 => bytes[at] = octet,
@@ -73,6 +102,16 @@ proptest! {
     }
 
     #[test]
+    fn nearly_valid_values_are_read_without_panic_and_written_back(value in mutated_of(VALUES)) {
+        fuzz_value(&value);
+    }
+
+    #[test]
+    fn any_value_is_read_without_panic(value in "\\PC{0,80}") {
+        fuzz_value(value.as_bytes());
+    }
+
+    #[test]
     fn nearly_valid_octets_are_read_without_panic_and_written_back(bytes in mutated()) {
         fuzz_message(&bytes);
         fuzz_stream(&bytes);
@@ -82,14 +121,22 @@ proptest! {
     #[test]
     fn endpoint_survives_anything_and_forgets_it(messages in prop::collection::vec(mutated(), 1..8)) {
         let flow = Flow::udp(([10, 0, 0, 1], 5060).into(), ([10, 0, 0, 2], 5060).into());
-        let mut endpoint = Endpoint::new(EndpointConfig::default());
+        let config = EndpointConfig { accepted_methods: vec![Method::Refer], ..EndpointConfig::default() };
+        let mut endpoint = Endpoint::new(config);
         let mut now = some_instant();
         for bytes in messages {
             endpoint.handle_input(&bytes, flow, now);
             while endpoint.poll_transmit().is_some() {}
             while let Some(event) = endpoint.poll_event() {
-                if let tandem_sip::Event::IncomingInvite { call, .. } = event {
-                    prop_assert!(endpoint.hang_up(call, Headers::new(), now).is_ok());
+                match event {
+                    tandem_sip::Event::IncomingInvite { call, .. } => {
+                        let _ = endpoint.ring(call, now);
+                        prop_assert!(endpoint.hang_up(call, Headers::new(), now).is_ok());
+                    }
+                    tandem_sip::Event::Request { handle, .. } => {
+                        prop_assert!(endpoint.accept_refer(handle, now).is_err(), "only in a call");
+                    }
+                    _ => {}
                 }
             }
             now += Duration::from_millis(100);

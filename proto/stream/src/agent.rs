@@ -1,8 +1,9 @@
 //! The `pcm` dialect: Tandem's own agent stream (docs: "The pcm agent protocol").
 //!
 //! ```text
-//!   engine ──▶ agent   text start, then binary caller audio; text dtmf, mark, cleared, speech, hold, resume, stop
-//!   engine ◀── agent   binary audio of any even length; text clear, mark, dtmf, hangup, transfer
+//!   engine ──▶ agent   text start, then binary caller audio; text dtmf, mark, cleared, speech, hold, resume, answered,
+//!                      transfer, stop
+//!   engine ◀── agent   binary audio of any even length; text clear, mark, dtmf, hangup, transfer, answer, headers
 //! ```
 //!
 //! Audio is L16 *little-endian*, 16 kHz, one channel (RTP's L16 is big-endian). Every text frame is one JSON object with `event`
@@ -26,6 +27,10 @@ pub const FRAME_BYTES: usize = FRAME_SAMPLES * 2;
 pub const TEXT_MAX: usize = 16 * 1024;
 /// Longest mark name, in octets: names wait in the playout queue.
 pub const MARK_NAME_MAX: usize = 256;
+/// Most headers in one event, each a name and a value of at most [`HEADER_MAX`] octets together.
+pub const HEADERS_MAX: usize = 8;
+/// Octets of a header's name and value.
+pub const HEADER_MAX: usize = 1_024;
 /// Most DTMF digits in one event.
 pub const DTMF_DIGITS_MAX: usize = 64;
 
@@ -99,6 +104,15 @@ pub enum ToAgent {
     Hold,
     /// The hold is over.
     Resume,
+    /// A call of ours: the callee has answered, and hears the agent from now on.
+    Answered,
+    /// How a transfer goes that the agent has asked for.
+    Transfer {
+        /// `trying`, `done` (the call ends now) or `failed` (the caller is still here).
+        status: String,
+        /// In words, when it failed.
+        reason: String,
+    },
     /// The call is over; the connection closes after it.
     Stop {
         /// `caller`, `timeout`, `error`, …
@@ -149,6 +163,13 @@ pub enum FromAgent {
     Transfer {
         /// A number or a SIP URI; not empty.
         to: String,
+    },
+    /// Answer the call, which the agent has been heard in before (early media).
+    Answer,
+    /// Headers of the BYE or REFER by which this call will end.
+    Headers {
+        /// 1 to [`HEADERS_MAX`] of them.
+        headers: BTreeMap<String, String>,
     },
 }
 
@@ -206,6 +227,10 @@ impl ToAgent {
             ToAgent::Speech { active } => json!({"event": "speech", "active": active}),
             ToAgent::Hold => json!({"event": "hold"}),
             ToAgent::Resume => json!({"event": "resume"}),
+            ToAgent::Answered => json!({"event": "answered"}),
+            ToAgent::Transfer { status, reason } => {
+                json!({"event": "transfer", "status": status, "reason": reason})
+            }
             ToAgent::Stop { reason } => json!({"event": "stop", "reason": reason}),
         }
         .to_string()
@@ -240,6 +265,14 @@ impl ToAgent {
             }
             "hold" => ToAgent::Hold,
             "resume" => ToAgent::Resume,
+            "answered" => ToAgent::Answered,
+            "transfer" => {
+                let fields = Fields { event: "transfer", object: &object };
+                ToAgent::Transfer {
+                    status: fields.text("status")?.to_owned(),
+                    reason: fields.text_or("reason", "")?.to_owned(),
+                }
+            }
             "stop" => {
                 let fields = Fields { event: "stop", object: &object };
                 ToAgent::Stop { reason: fields.text_or("reason", "")?.to_owned() }
@@ -258,6 +291,8 @@ impl FromAgent {
             FromAgent::Dtmf { digits } => json!({"event": "dtmf", "digits": digits}),
             FromAgent::Hangup { after } => json!({"event": "hangup", "after": after.as_str()}),
             FromAgent::Transfer { to } => json!({"event": "transfer", "to": to}),
+            FromAgent::Answer => json!({"event": "answer"}),
+            FromAgent::Headers { headers } => json!({"event": "headers", "headers": headers}),
         }
         .to_string()
     }
@@ -302,6 +337,16 @@ impl FromAgent {
                     return Err(fields.wrong("to", "a number or a SIP URI"));
                 }
                 FromAgent::Transfer { to: to.to_owned() }
+            }
+            "answer" => FromAgent::Answer,
+            "headers" => {
+                let fields = Fields { event: "headers", object: &object };
+                let headers = fields.texts("headers")?;
+                let fits = |(name, value): (&String, &String)| name.len() + value.len() <= HEADER_MAX;
+                if headers.is_empty() || headers.len() > HEADERS_MAX || !headers.iter().all(fits) {
+                    return Err(fields.wrong("headers", "1 to 8 of at most 1024 octets each"));
+                }
+                FromAgent::Headers { headers }
             }
             _ => return Ok(None),
         }))
@@ -353,19 +398,6 @@ fn tag(object: &Map<String, Value>) -> Result<&str, EventError> {
 }
 
 fn start(fields: &Fields<'_>) -> Result<Start, EventError> {
-    let mut custom = BTreeMap::new();
-    match fields.object.get("custom") {
-        None | Some(Value::Null) => {}
-        Some(Value::Object(map)) => {
-            for (name, value) in map {
-                let Value::String(value) = value else {
-                    return Err(fields.wrong("custom", "an object of strings"));
-                };
-                custom.insert(name.clone(), value.clone());
-            }
-        }
-        Some(_) => return Err(fields.wrong("custom", "an object of strings")),
-    }
     Ok(Start {
         call_id: fields.text("callId")?.to_owned(),
         from: fields.text_or("from", "")?.to_owned(),
@@ -374,7 +406,7 @@ fn start(fields: &Fields<'_>) -> Result<Start, EventError> {
         sample_rate: fields.u32_or("sampleRate", SAMPLE_RATE_HZ)?,
         channels: fields.u32_or("channels", 1)?,
         frame_ms: fields.u32_or("frameMs", FRAME_MS)?,
-        custom,
+        custom: fields.texts("custom")?,
     })
 }
 
@@ -399,6 +431,19 @@ impl<'a> Fields<'a> {
 
     fn text_or(&self, field: &'static str, default: &'static str) -> Result<&'a str, EventError> {
         if self.object.contains_key(field) { self.text(field) } else { Ok(default) }
+    }
+
+    /// An object of strings; absent and null are empty.
+    fn texts(&self, field: &'static str) -> Result<BTreeMap<String, String>, EventError> {
+        let wrong = || self.wrong(field, "an object of strings");
+        match self.object.get(field) {
+            None | Some(Value::Null) => Ok(BTreeMap::new()),
+            Some(Value::Object(map)) => map
+                .iter()
+                .map(|(name, value)| Ok((name.clone(), value.as_str().ok_or_else(wrong)?.to_owned())))
+                .collect(),
+            Some(_) => Err(wrong()),
+        }
     }
 
     fn bool(&self, field: &'static str) -> Result<bool, EventError> {

@@ -39,6 +39,9 @@ fn events_to_the_agent_are_those_in_the_contract() {
     assert_eq!(written(ToAgent::Speech { active: true }), json(r#"{"event":"speech","active":true}"#));
     assert_eq!(written(ToAgent::Hold), json(r#"{"event":"hold"}"#));
     assert_eq!(written(ToAgent::Resume), json(r#"{"event":"resume"}"#));
+    assert_eq!(written(ToAgent::Answered), json(r#"{"event":"answered"}"#));
+    let failed = ToAgent::Transfer { status: "failed".into(), reason: "486 Busy Here".into() };
+    assert_eq!(written(failed), json(r#"{"event":"transfer","status":"failed","reason":"486 Busy Here"}"#));
     assert_eq!(
         written(ToAgent::Stop { reason: "caller".into() }),
         json(r#"{"event":"stop","reason":"caller"}"#)
@@ -134,6 +137,8 @@ fn any_to_agent() -> impl Strategy<Value = ToAgent> {
         any::<bool>().prop_map(|active| ToAgent::Speech { active }),
         Just(ToAgent::Hold),
         Just(ToAgent::Resume),
+        Just(ToAgent::Answered),
+        (".*", ".*").prop_map(|(status, reason)| ToAgent::Transfer { status, reason }),
         ".{0,60}".prop_map(|reason| ToAgent::Stop { reason }),
     ]
 }

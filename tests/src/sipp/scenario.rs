@@ -22,6 +22,8 @@
 //! | `body` | sends | a body that is no SDP (its type among the headers), with `\|` between lines |
 //! | `branch` | sends | what follows the cookie, when it is to be another than the transaction's own |
 //! | `early` | sends | `yes`: in the dialog that a provisional response has made |
+//! | `aor` | sends | user of From, and of To for a REGISTER: `[user]` |
+//! | `peer` | ack | `last`: To as the last response has it, for the ACK of a refusal that is written by hand |
 //! | `of` | reply | `invite`: answers the INVITE that came first, and not the last request |
 //! | `matches`, `lacks` | receives | regular expressions, with ` AND ` between them, looked for in the whole message |
 //! | any other | | goes into sipp's element: `lost`, `timeout`, `optional`, `next`, … |
@@ -61,9 +63,9 @@ const OURS: [&str; 10] =
     ["invite", "ack", "cancel", "request", "bye", "answered", "refused", "expect", "asked", "reply"];
 
 /// Attributes of ours; sipp gets those it knows.
-const OWN: [&str; 15] = [
+const OWN: &[&str] = &[
     "method", "status", "to", "uri", "cseq", "sdp", "codecs", "port", "headers", "body", "branch", "of",
-    "early", "matches", "lacks",
+    "early", "aor", "peer", "matches", "lacks",
 ];
 
 impl<'a> Element<'a> {
@@ -196,12 +198,18 @@ impl Scenario {
             Some(branch) => format!("-{branch}"),
             None => branch(cseq, if method == "ACK" { "-ack" } else { "" }),
         };
+        let aor = element.get("aor").unwrap_or("sipp");
+        let to = if method == "REGISTER" { aor } else { "someone" };
         let (from, to) = if self.called {
-            ("[$local];tag=[pid]-[call_number]", "[$remote]".to_owned())
+            ("From: [$local];tag=[pid]-[call_number]".to_owned(), "To: [$remote]".to_owned())
+        } else if element.get("peer") == Some("last") {
+            (FROM.replace("<sip:sipp@", &format!("<sip:{aor}@")), "[last_To:]".to_owned())
         } else {
-            (FROM, format!("<sip:someone@[remote_ip]:[remote_port]>{}", self.to_tag(method, early)))
+            let tag = self.to_tag(method, early);
+            let from = FROM.replace("<sip:sipp@", &format!("<sip:{aor}@"));
+            (from, format!("To: <sip:{to}@[remote_ip]:[remote_port]>{tag}"))
         };
-        let mut text = request(method, &uri, &branch, from, &to, cseq);
+        let mut text = request(method, &uri, &branch, &from, &to, cseq);
         if self.in_dialog || early {
             text.push_str("[routes]\n");
         }
@@ -233,7 +241,7 @@ impl Scenario {
             "ACK {uri} SIP/2.0\nVia: SIP/2.0/[transport] [local_ip]:[local_port];branch=z9hG4bK{}\n",
             branch(cseq, "")
         );
-        let _ = writeln!(text, "From: {FROM}\n{to}\nCall-ID: [call_id]\nCSeq: {cseq} ACK\nMax-Forwards: 70");
+        let _ = writeln!(text, "{FROM}\n{to}\nCall-ID: [call_id]\nCSeq: {cseq} ACK\nMax-Forwards: 70");
         text.push_str("Content-Length: 0\n\n");
         format!("  <send><![CDATA[\n{text}]]></send>\n")
     }
@@ -304,7 +312,7 @@ impl Scenario {
 const OPTIONAL_100: &str = "  <recv response=\"100\" optional=\"true\"/>\n";
 const OPTIONAL_18X: &str =
     "  <recv response=\"180\" optional=\"true\"/>\n  <recv response=\"183\" optional=\"true\"/>\n";
-const FROM: &str = "\"sipp\" <sip:sipp@[local_ip]:[local_port]>;tag=[pid]-[call_number]";
+const FROM: &str = "From: \"sipp\" <sip:sipp@[local_ip]:[local_port]>;tag=[pid]-[call_number]";
 const CONTACT: &str = "Contact: <sip:sipp@[local_ip]:[local_port];transport=[transport]>\n";
 
 fn branch(cseq: u32, suffix: &str) -> String {
@@ -315,8 +323,8 @@ fn request(method: &str, uri: &str, branch: &str, from: &str, to: &str, cseq: u3
     format!(
         "{method} {uri} SIP/2.0\n\
          Via: SIP/2.0/[transport] [local_ip]:[local_port];branch=z9hG4bK{branch}\n\
-         From: {from}\n\
-         To: {to}\n\
+         {from}\n\
+         {to}\n\
          Call-ID: [call_id]\n\
          CSeq: {cseq} {method}\n\
          Max-Forwards: 70\n"
@@ -346,9 +354,9 @@ fn finish(text: &mut String, element: &Element<'_>, sdp: &str, version: u32) {
     }
 }
 
-/// An attribute's value without XML's escapes.
+/// An attribute's value without XML's escapes, and with quotation marks where it has apostrophes.
 fn unescaped(value: &str) -> String {
-    value.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    value.replace('\'', "\"").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
 }
 
 fn description(direction: &str, codecs: &str, port: &str, version: u32) -> String {

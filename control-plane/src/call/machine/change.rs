@@ -41,15 +41,15 @@ impl Call {
         }
         // An UPDATE of theirs has no answer yet (RFC 3311 §5.2): one exchange at a time.
         if self.change.is_some() {
-            return around.actions.push_back(Action::Sip(Verb::Reject(self.sip, Reply::new(491))));
+            return self.ask_sip(around, |sip| Verb::Reject(sip, Reply::new(491)));
         }
         let Some(body) = request.sdp() else {
             // It wants our offer; the answer comes with the ACK.
-            let verb = match self.negotiation.offer() {
-                Some(text) => Verb::Answer(self.sip, Body::sdp(text)),
-                None => Verb::Reject(self.sip, Reply::new(488)),
-            };
-            return around.actions.push_back(Action::Sip(verb));
+            let text = self.negotiation.offer();
+            return self.ask_sip(around, |sip| match text {
+                Some(text) => Verb::Answer(sip, Body::sdp(text)),
+                None => Verb::Reject(sip, Reply::new(488)),
+            });
         };
         self.propose(ChangeRequest::Reinvite, body, around);
     }
@@ -93,13 +93,13 @@ impl Call {
 
     /// 200 with our description, or 488.
     fn answer_change(&self, request: ChangeRequest, text: Option<String>, around: &mut Surroundings<'_>) {
-        let verb = match (request, text.map(Body::sdp)) {
-            (ChangeRequest::Reinvite, Some(body)) => Verb::Answer(self.sip, body),
-            (ChangeRequest::Reinvite, None) => Verb::Reject(self.sip, Reply::new(488)),
+        let body = text.map(Body::sdp);
+        self.ask_sip(around, |sip| match (request, body) {
+            (ChangeRequest::Reinvite, Some(body)) => Verb::Answer(sip, body),
+            (ChangeRequest::Reinvite, None) => Verb::Reject(sip, Reply::new(488)),
             (ChangeRequest::Update(handle), Some(body)) => Verb::Reply(handle, Reply::new(200).body(body)),
             (ChangeRequest::Update(handle), None) => Verb::Reply(handle, Reply::new(488)),
-        };
-        around.actions.push_back(Action::Sip(verb));
+        });
     }
 
     /// The caller has taken its re-INVITE back.

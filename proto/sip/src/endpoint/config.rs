@@ -303,6 +303,23 @@ pub enum CallError {
     Value(&'static str),
 }
 
+/// Entries of the endpoint's tables; all zero when nothing is going on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Calls not yet ended.
+    pub calls: usize,
+    /// Transactions.
+    pub transactions: usize,
+    /// Requests other than INVITE that wait for an answer.
+    pub exchanges: usize,
+    /// Keys by which transactions and calls are found.
+    pub keys: usize,
+    /// Connections with a framer.
+    pub streams: usize,
+    /// Queued deadlines; some are of things that are gone.
+    pub wakes: usize,
+}
+
 /// What the endpoint has seen; never reset.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {

@@ -18,6 +18,9 @@ use crate::transaction::key::Key;
 use crate::transaction::{Due, Machine};
 use crate::write::Writer;
 
+/// Entries of the timer queue below which it is not searched for dead ones.
+const MIN_WAKES: usize = 1_024;
+
 /// Whom a transaction's outcome concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Owner {
@@ -277,7 +280,25 @@ impl Endpoint {
         if queued.is_none_or(|earlier| at < earlier) {
             *queued = Some(at);
             self.wakes.push(Reverse((at, wake)));
+            self.drop_dead_wakes();
         }
+    }
+
+    /// Deadlines of what is gone stay in the queue until their time. When they are more than half of it, they go.
+    fn drop_dead_wakes(&mut self) {
+        let alive = self.transactions.len() + self.calls.len() + self.streams.len();
+        if self.wakes.len() <= 2 * alive + MIN_WAKES {
+            return;
+        }
+        let (transactions, calls, streams) = (&self.transactions, &self.calls, &self.streams);
+        self.wakes.retain(|Reverse((at, wake))| {
+            let queued = match wake {
+                Wake::Transaction(id) => transactions.get(*id).and_then(|transaction| transaction.wake),
+                Wake::Call(id) => calls.get(*id).and_then(|call| call.wake),
+                Wake::Connection(id) => streams.get(id).and_then(|stream| stream.wake),
+            };
+            queued == Some(*at)
+        });
     }
 
     /// Runs everything that is due.

@@ -36,7 +36,7 @@ use std::time::Instant;
 pub use config::{
     CallError, Counters, EndpointConfig, IDLE_MAX, InviteRequest, MAX_CALLS, MAX_CONNECTIONS, MAX_QUEUED,
     MAX_TRANSACTIONS, MIN_SE_S, OutgoingRequest, OwnContact, PARTIAL_MAX, RESERVED_PART, RETRY_AFTER_FULL_S,
-    Reliability, SessionTimer,
+    Reliability, SessionTimer, Sizes,
 };
 
 pub use event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
@@ -150,6 +150,18 @@ impl Endpoint {
     /// Transactions in memory.
     pub fn transaction_count(&self) -> usize {
         self.transactions.len()
+    }
+
+    /// How many entries each table has: for tests and metrics of memory.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            calls: self.calls.len(),
+            transactions: self.transactions.len(),
+            exchanges: self.exchanges.len(),
+            keys: self.index.len() + self.merged.len() + self.tags.len(),
+            streams: self.streams.len(),
+            wakes: self.wakes.len(),
+        }
     }
 
     /// A call's dialog: identity and remote target. `None` for an outgoing call before its answer.

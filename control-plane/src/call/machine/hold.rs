@@ -1,0 +1,110 @@
+//! We hold the other side, or take it back: a re-INVITE of ours (RFC 3261 §14.1, RFC 3264 §8.4).
+//!
+//! ```text
+//!   hold ─▶ re-INVITE, a=inactive ─▶ 2xx ─▶ engine: Update; OnHold, the agent is told
+//!                                └── 491: both at once ─▶ again, after the time that §14.1 sets ─▶ at most TRIES_MAX times
+//!                                └── anything else ─▶ the call goes on as it was
+//! ```
+
+use std::time::{Duration, Instant};
+
+use tandem_sip::message::{Body, Response};
+
+use super::{Asked, Call};
+use crate::call::ending::{Cause, Ending};
+use crate::call::negotiation::rtp_parameters;
+use crate::call::registry::Surroundings;
+use crate::call::state::State;
+use crate::sip::Verb;
+
+/// How often one hold is tried when both sides change the session at once.
+const TRIES_MAX: u8 = 4;
+/// A re-INVITE without an outcome for so long is forgotten: an INVITE transaction takes 32 s at most.
+const OUTCOME_MAX: Duration = Duration::from_secs(40);
+
+/// A re-INVITE of ours.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OwnChange {
+    is_held: bool,
+    tries: u8,
+    /// It is under way, or waits for its next try.
+    is_sent: bool,
+    /// When it is given up, or tried again.
+    at: Instant,
+}
+
+impl Call {
+    /// Puts the other side on hold, or takes it back.
+    pub fn hold(&mut self, is_held: bool, around: &mut Surroundings<'_>) -> Asked {
+        let state = self.life.state();
+        if !matches!(state, State::Connected | State::OnHold) || !self.has_media() {
+            return Asked::State(state);
+        }
+        if self.own_change.is_some() || self.change.is_some() || self.negotiation.awaits_answer() {
+            return Asked::Busy;
+        }
+        if self.is_holding != is_held {
+            self.reinvite(is_held, 1, around);
+        }
+        Asked::Done
+    }
+
+    fn reinvite(&mut self, is_held: bool, tries: u8, around: &mut Surroundings<'_>) {
+        self.negotiation.hold(is_held);
+        let Some(text) = self.negotiation.offer() else { return };
+        self.ask_sip(around, |sip| Verb::Reinvite(sip, Some(Body::sdp(text))));
+        let at = around.now + OUTCOME_MAX;
+        self.own_change = Some(OwnChange { is_held, tries, is_sent: true, at });
+    }
+
+    /// Our re-INVITE was answered.
+    pub fn handle_reinvite_answered(&mut self, response: &Response, around: &mut Surroundings<'_>) {
+        let Some(change) = self.own_change.take().filter(|_| !self.life.is_ending()) else { return };
+        match self.negotiation.accept(response.sdp()) {
+            Ok(negotiated) => {
+                self.is_holding = change.is_held;
+                self.session.update(rtp_parameters(&negotiated));
+                self.life.hold(self.is_held());
+            }
+            Err(error) => self.end(Ending::with_detail(Cause::BadAnswer, error.to_string()), around),
+        }
+    }
+
+    /// Our re-INVITE was refused.
+    pub fn handle_reinvite_refused(
+        &mut self,
+        status: u16,
+        retry_after: Option<Duration>,
+        around: &mut Surroundings<'_>,
+    ) {
+        let Some(change) = self.own_change.take().filter(|_| !self.life.is_ending()) else { return };
+        self.undo();
+        if let (491, Some(wait), true) = (status, retry_after, change.tries < TRIES_MAX) {
+            let at = around.now + wait;
+            self.own_change = Some(OwnChange { tries: change.tries + 1, is_sent: false, at, ..change });
+        }
+    }
+
+    /// What we offered does not hold.
+    fn undo(&mut self) {
+        self.negotiation.abandon();
+        self.negotiation.hold(self.is_holding);
+    }
+
+    pub(super) fn own_change_deadline(&self) -> Option<Instant> {
+        self.own_change.map(|change| change.at)
+    }
+
+    pub(super) fn handle_own_change_timeout(&mut self, around: &mut Surroundings<'_>) {
+        let Some(change) = self.own_change.take_if(|change| change.at <= around.now) else { return };
+        if change.is_sent {
+            self.undo();
+        } else if self.change.is_some() || self.negotiation.awaits_answer() {
+            // The peer's own change came first, and is not done.
+            let at = around.now + Duration::from_millis(500);
+            self.own_change = Some(OwnChange { at, ..change });
+        } else {
+            self.reinvite(change.is_held, change.tries, around);
+        }
+    }
+}

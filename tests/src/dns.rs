@@ -1,0 +1,56 @@
+//! A name server that knows only what a test tells it: dnsmasq on a port of loopback.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+
+/// At work; ended when dropped.
+pub struct NameServer {
+    child: Child,
+    /// Where it is asked.
+    pub address: SocketAddr,
+}
+
+impl NameServer {
+    /// Answers with these records, in the words of dnsmasq's options: `srv-host=_sip._udp.carrier.test,a.carrier.test,5060,1,1`,
+    /// `naptr-record=carrier.test,10,10,s,SIP+D2U,,_sip._udp.carrier.test`, `host-record=a.carrier.test,127.0.0.1`.
+    pub fn start(records: &[String]) -> anyhow::Result<Self> {
+        let port = crate::stack::free_port()?;
+        let mut child = Command::new("dnsmasq")
+            .args([
+                "--keep-in-foreground",
+                "--conf-file=/dev/null",
+                "--no-resolv",
+                "--no-hosts",
+                "--no-daemon",
+            ])
+            .args(["--listen-address=127.0.0.1", "--bind-interfaces", "--local=/test/"])
+            .arg(format!("--port={port}"))
+            .args(records.iter().map(|record| format!("--{record}")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("dnsmasq is missing: scripts/setup.sh test installs it")?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let listens = crate::eventually("dnsmasq listens", Duration::from_secs(20), || {
+            let ended = !matches!(child.try_wait(), Ok(None));
+            (ended || UdpSocket::bind(address).is_err()).then_some(!ended)
+        });
+        if !matches!(listens, Ok(true)) {
+            let _ = child.kill();
+            let _ = child.wait();
+            anyhow::bail!("dnsmasq does not run with {records:?}");
+        }
+        Ok(Self { child, address })
+    }
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
