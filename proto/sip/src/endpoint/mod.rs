@@ -57,6 +57,7 @@ use crate::message::{Message, Method, Reply};
 use crate::parse::{ParseError, parse, salvage};
 use crate::random::Random;
 use crate::table::{Id, Table};
+use crate::transaction::Machine;
 use crate::transaction::key::Key;
 
 /// Local addresses kept as text: more than a host has listeners. Full: begun anew.
@@ -195,9 +196,23 @@ impl Endpoint {
         }
     }
 
-    /// A connection is gone. Calls survive: their next request asks for a new one, to the peer's own address.
-    pub fn handle_closed(&mut self, connection: ConnectionId, _now: Instant) {
+    /// A connection is gone. Calls survive: their next request asks for a new one, to the peer's own address. A request of
+    /// ours fails that was under way on it, unless the peer has shown by a provisional response that it works on it: then
+    /// the final one may come by another connection.
+    pub fn handle_closed(&mut self, connection: ConnectionId, now: Instant) {
         self.streams.remove(&connection);
+        let unheard = |(id, transaction): (Id, &mut Transaction)| {
+            let is_unheard = match &transaction.machine {
+                Machine::InviteClient(machine) => machine.is_calling(),
+                Machine::Client(machine) => machine.awaits_response(),
+                Machine::InviteServer(_) | Machine::Server(_) => false,
+            };
+            (is_unheard && transaction.flow.connection == Some(connection)).then_some(id)
+        };
+        let unheard: Vec<Id> = self.transactions.iter_mut().filter_map(unheard).collect();
+        for id in unheard {
+            self.fail(id, NoResponse::Transport, now);
+        }
         for (_, call) in self.calls.iter_mut() {
             call.connection_closed(connection);
         }
