@@ -145,6 +145,7 @@ impl App {
             realm: config.sip_realm.clone(),
             nonce_secret: rand::random(),
             seed: rand::random(),
+            guard: guard.clone(),
         });
         let means = Means {
             verbs: sip.verbs,
