@@ -7,5 +7,6 @@ mod calls;
 mod doors;
 mod engine;
 mod lifecycle;
+mod placing;
 mod stage;
 mod wire;
