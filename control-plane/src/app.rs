@@ -145,6 +145,7 @@ impl App {
             digest: config.sip_digest.clone(),
             nonce_secret: rand::random(),
             seed: rand::random(),
+            guard: guard.clone(),
         });
         let means = Means {
             verbs: sip.verbs,

@@ -28,9 +28,11 @@ use super::desk::{self, Desk, News};
 use super::registrant::{self, Action, LEASE_TTL, Register, Registrant};
 use super::registrar::{Locator, Registrar};
 use super::store::EmbeddedBindings;
+use crate::sip::guard::SharedGuard;
 use crate::sip::{Destination, Token, Verb};
 use crate::store;
 use crate::store::contexts::{ContextStore, EmbeddedContexts, Owner};
+use crate::trunk::guard::Failure;
 use crate::trunk::health::{self, Monitor};
 use crate::trunk::{Trunk, Trunks};
 
@@ -61,6 +63,8 @@ pub struct Means {
     pub nonce_secret: [u8; 32],
     /// Of spreads.
     pub seed: u64,
+    /// Told of sources that register and of those that guess.
+    pub guard: SharedGuard,
 }
 
 /// The running task, seen from the rest.
@@ -422,6 +426,7 @@ impl Driver {
         let (reply, word) = match self.gate.admit(request, now_s) {
             Ok(phone) => {
                 let user = &phone.user;
+                self.means.guard.admitted(flow.remote.ip(), Instant::now());
                 let done = self.registrar.register(user, phone.contacts_max, request, flow, now_ms).await;
                 if let Some(contacts) = done.changed {
                     tracing::info!(%user, contacts, source = %flow.remote, "phone registered");
@@ -430,6 +435,7 @@ impl Driver {
             }
             Err(refused) => {
                 if refused.is_guess {
+                    self.means.guard.refused(flow.remote.ip(), Failure::Wrong, Instant::now());
                     tracing::warn!(source = %flow.remote, reason = refused.word, "REGISTER refused");
                 }
                 (refused.reply, refused.word)
