@@ -9,7 +9,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench sim live fuzz ci clean setup setup-test
+.PHONY: help run test check bench sim live soak fuzz ci clean setup setup-test
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ sim: setup ## scenarios in virtual time (SEED=n replays one)
 live: setup-test ## live calls with real peers (ARGS=name runs those whose name has it)
 	cargo build --locked --workspace --bins --tests
 	cargo nextest run --locked --workspace -E 'package(tandem-tests) & binary(live)' --no-fail-fast $(ARGS)
+
+soak: setup-test ## live calls that take minutes (about six)
+	cargo build --locked --workspace --bins --tests
+	cargo nextest run --locked --workspace -E 'package(tandem-tests) & test(/soak/)' --run-ignored only --no-fail-fast $(ARGS)
 
 fuzz: setup ## ten minutes of one fuzz target (TARGET=sdp, FUZZ_SECONDS=600); needs cargo-fuzz
 	@test -n "$(TARGET)" || { echo "which? make fuzz TARGET=…"; ls proto/fuzz/corpus; exit 1; }

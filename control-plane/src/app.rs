@@ -35,7 +35,6 @@ use crate::store::contexts::EmbeddedContexts;
 use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::store::{self, StoreError, calls, demo};
-use crate::trunk::Trunk;
 
 /// Live calls have said goodbye: counted from the signal, as are the times below. A step that is done sooner leaves the
 /// rest to those behind it; one that is late is cut off there, so that the last records are always written.
@@ -143,6 +142,7 @@ impl App {
             trunks: config.trunks.clone(),
             contexts: contexts.clone(),
             realm: config.sip_realm.clone(),
+            digest: config.sip_digest.clone(),
             nonce_secret: rand::random(),
             guard: guard.clone(),
             seed: rand::random(),
@@ -158,7 +158,8 @@ impl App {
             guard: guard.clone(),
             refusals: refusals.clone(),
         };
-        let gate = Gate::new(config.trunks.clone(), &config.sip_realm, &rand::random(), config.tenant_limits);
+        let gate = Gate::new(config.trunks.clone(), &config.sip_realm, &rand::random(), config.tenant_limits)
+            .with_digest(&config.sip_digest);
         let calls = Calls::new(settings, Instant::now(), store::epoch_ms()).with_gate(gate);
         let sources = Sources { events: sip.events, news, desk: registration.desk };
         let (driver, live) = Driver::new(calls, means, sources);

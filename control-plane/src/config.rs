@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tandem_sip::digest::Algorithm;
 
 use crate::call::gate::TenantLimits;
 use crate::settings::section::{Source, TableError};
@@ -51,6 +52,8 @@ pub struct Config {
     pub trunks: Trunks,
     /// Realm of our digest challenges: what a phone shows when it asks for a password.
     pub sip_realm: String,
+    /// Hashes of these challenges, the preferred one first.
+    pub sip_digest: Vec<Algorithm>,
     /// Who may knock, and how often.
     pub guard: GuardSettings,
     /// What each tenant may do.
@@ -233,6 +236,7 @@ impl Config {
                 let fits = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
                 (!text.is_empty() && text.bytes().all(fits)).then(|| text.to_owned())
             })?,
+            sip_digest: parse(layers, "sip_digest", "md5, sha-256, or both with a comma", algorithms)?,
             guard: guard(layers)?,
             tenant_limits: TenantLimits {
                 calls_max: optional(layers, "tenant_calls_max", "a number from 1 to 100000", |text| {
@@ -276,6 +280,7 @@ impl Config {
             declared: Declared::default(),
             trunks: Trunks::default(),
             sip_realm: "tandem".to_owned(),
+            sip_digest: vec![Algorithm::Md5],
             guard: GuardSettings::default(),
             tenant_limits: TenantLimits::default(),
         }
@@ -289,16 +294,6 @@ impl Config {
             dns: self.sip_dns,
             trunks: self.trunks.iter().map(|trunk| (&**trunk).into()).collect(),
             guard,
-        }
-    }
-
-    /// What the SIP shell is told.
-    pub fn sip(&self) -> SipSettings {
-        SipSettings {
-            listen: self.sip_listen.clone(),
-            tls: self.tls.clone(),
-            dns: self.sip_dns,
-            trunks: self.trunks.iter().map(|trunk| (&**trunk).into()).collect(),
         }
     }
 
@@ -380,6 +375,16 @@ fn optional<T>(
     read: impl FnOnce(&str) -> Option<T>,
 ) -> Result<Option<T>, ConfigError> {
     if layers.text(key).is_none() { Ok(None) } else { parse(layers, key, expected, read).map(Some) }
+}
+
+fn algorithms(text: &str) -> Option<Vec<Algorithm>> {
+    text.split(',')
+        .map(|name| match name.trim().to_ascii_lowercase().as_str() {
+            "md5" => Some(Algorithm::Md5),
+            "sha-256" => Some(Algorithm::Sha256),
+            _ => None,
+        })
+        .collect()
 }
 
 fn parse<T>(

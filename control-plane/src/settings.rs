@@ -58,6 +58,12 @@ pub const SETTINGS: &[Setting] = &[
     setting("tenant_calls_max", "", "live calls of one tenant; unset: no limit"),
     setting("tenant_calls_per_second", "", "new calls a second of one tenant; unset: no limit"),
     setting("sip_realm", "tandem", "realm of digest challenges to phones"),
+    setting(
+        "sip_digest",
+        "md5",
+        "hashes of these challenges, the preferred one first: md5, or sha-256, or both; many phones and tools give up when they \
+         see SHA-256, even beside MD5",
+    ),
     setting("public_url", "", "base URL that providers call back"),
     setting("database_url", "", "sqlite:FILE; unset: tandem.db in the state folder"),
     setting("redis_url", "", "unset: embedded store in the process"),

@@ -121,7 +121,7 @@ async fn open(
         ..Default::default()
     };
     let opened = client.open_session(request).await.unwrap().into_inner();
-    client.start_session(proto::StartSessionRequest { session_id: id }).await.unwrap();
+    client.start_session(proto::StartSessionRequest { session_id: id, early: false }).await.unwrap();
     opened.local_port as u16
 }
 

@@ -576,7 +576,7 @@ fn a_wake_between_turn_and_drain_never_blocks_the_next_turn() {
             turn_until(&mut ring, |_, completion| matches!(completion, Completion::Woken));
             done.send(()).unwrap();
         });
-        let outcome = is_done.recv_timeout(Duration::from_secs(5));
+        let outcome = is_done.recv_timeout(Duration::from_secs(30));
         // Frees a thread that is stuck in a read.
         let freed = (0..300).any(|_| {
             wake.wake();
@@ -591,11 +591,15 @@ fn a_wake_between_turn_and_drain_never_blocks_the_next_turn() {
 fn a_wait_ends_at_its_deadline_also_while_it_coalesces() {
     on_both(|ring, _| {
         for coalesce in [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(50)] {
-            let began = Instant::now();
-            ring.turn(Wait { deadline: Some(began + Duration::from_millis(10)), coalesce }).unwrap();
-            let took = began.elapsed();
-            assert!(took >= Duration::from_micros(9_900), "{took:?}");
-            assert!(took < Duration::from_millis(40), "{took:?} with {coalesce:?}");
+            // Never before it; soon after it in one of several tries, since a busy machine may wake us late in any.
+            let in_time = (0..20).any(|_| {
+                let began = Instant::now();
+                ring.turn(Wait { deadline: Some(began + Duration::from_millis(10)), coalesce }).unwrap();
+                let took = began.elapsed();
+                assert!(took >= Duration::from_micros(9_900), "{took:?}");
+                took < Duration::from_millis(40)
+            });
+            assert!(in_time, "30 ms late each time with {coalesce:?}");
         }
     });
 }

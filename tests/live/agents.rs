@@ -1,14 +1,15 @@
 //! Agents that somebody else wrote: WebSocket servers that speak Tandem's pcm protocol or Twilio Media Streams.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tandem_tests::bot::{Bot, Dialect};
 use tandem_tests::caller::Caller;
+use tandem_tests::media::Heard;
 use tandem_tests::sound;
 use tandem_tests::stack::Stack;
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(15);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pcm_agent_hears_the_caller_and_the_caller_hears_the_agent() -> anyhow::Result<()> {
@@ -103,9 +104,10 @@ async fn pcm_agent_that_clears_silences_itself_and_learns_what_was_heard() -> an
         "after the clear the loudness is {}",
         sound::loudness(tail)
     );
-    anyhow::ensure!((900..1_500).contains(&heard_ms), "heardMs {heard_ms} of about 1 000");
+    // About 1 000, and later on a busy machine; all of it would mean that nothing was cleared.
+    anyhow::ensure!((800..4_500).contains(&heard_ms), "heardMs {heard_ms} of about 1 000");
     // What the wire carried is what the agent is told, to one packet: count the loud ones.
-    let loud = |packets: &tandem_tests::media::Heard| {
+    let loud = |packets: &Heard| {
         let frames = packets.samples();
         frames.chunks(160).filter(|frame| sound::loudness(frame) > 500.0).count() as u64 * 20
     };
@@ -121,12 +123,15 @@ async fn pcm_agent_hears_of_a_mark_when_the_audio_before_it_has_left() -> anyhow
     let stack = Stack::start()?;
     let mut caller = Caller::dials(&stack, "pcm")?;
     bot.event("start", 1, SOON).await?;
+    let began = Instant::now();
     bot.say(&sound::sweep(16_000, 0.6))?;
     bot.send_event(json!({ "event": "mark", "name": "done" }))?;
-    caller.listens(Duration::from_millis(300))?;
-    anyhow::ensure!(bot.events("mark").is_empty(), "the mark came before the audio was out");
-    caller.listens(Duration::from_millis(600))?;
     let mark = bot.event("mark", 1, SOON).await?;
+    let after = began.elapsed();
+    anyhow::ensure!(
+        after >= Duration::from_millis(550),
+        "the mark came after {after:?}, before the audio was out"
+    );
     anyhow::ensure!(mark["name"] == "done", "{mark}");
     let heard_ms = mark["heardMs"].as_u64().unwrap_or_default();
     anyhow::ensure!((580..=640).contains(&heard_ms), "{mark}");
@@ -142,9 +147,11 @@ async fn agent_that_hangs_up_after_its_goodbye_is_heard_to_the_end() -> anyhow::
     let goodbye = sound::sweep(16_000, 1.0);
     bot.say(&goodbye)?;
     bot.send_event(json!({ "event": "hangup", "after": "drain" }))?;
-    let heard = caller.listens(Duration::from_millis(1_300))?;
-    let loud = heard.samples().chunks(160).filter(|frame| sound::loudness(frame) > 500.0).count();
-    anyhow::ensure!((45..=55).contains(&loud), "{loud} loud packets of 50");
+    let loud =
+        |heard: &Heard| heard.samples().chunks(160).filter(|frame| sound::loudness(frame) > 500.0).count();
+    let mut heard = caller.listens_until(SOON, |heard| loud(heard) >= 45)?;
+    heard.0.extend(caller.listens(Duration::from_millis(300))?.0);
+    anyhow::ensure!((45..=55).contains(&loud(&heard)), "{} loud packets of 50", loud(&heard));
     caller.is_hung_up_on(SOON)?;
     let calls = stack.calls_when_over().await?;
     let ending = calls.first().and_then(|call| call.ending.clone()).unwrap_or_default();

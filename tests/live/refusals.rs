@@ -6,7 +6,7 @@ use tandem_tests::peer::{Message, OFFER, Peer};
 use tandem_tests::stack::Stack;
 use tandem_tests::{eventually, stack};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(15);
 
 fn invite(stack: &Stack, user: &str, body: &str) -> anyhow::Result<Message> {
     let (answer, _) = Peer::new(stack.sip())?.invite(&format!("sip:{user}@{}", stack.sip()), body, SOON)?;

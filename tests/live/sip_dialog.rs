@@ -65,7 +65,9 @@ async fn hold_with_update_stops_rtp_and_tells_the_agent() -> anyhow::Result<()> 
 #[test]
 fn offers_may_come_late_change_and_be_absent() -> anyhow::Result<()> {
     let stack = Stack::start()?;
-    for scenario in ["delayed_offer.xml", "delayed_offer_again.xml", "update_bare.xml"] {
+    for scenario in
+        ["delayed_offer.xml", "delayed_offer_again.xml", "update_bare.xml", "session_timer_caller.xml"]
+    {
         for sipp in [Sipp::scenario(scenario), Sipp::scenario(scenario).over_tcp()] {
             sipp.succeeds(stack.sip())
                 .map_err(|error| anyhow::anyhow!("{scenario}: {error}\n{}", stack.everything_said()))?;

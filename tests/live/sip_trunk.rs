@@ -28,9 +28,10 @@ async fn call_from_a_trunk_goes_where_its_number_goes_without_a_secret_in_its_ur
     let stack = Stack::start_configured(TABLES, &[])?;
     // The same number, as carriers write it.
     for to in ["+4930123456", "030123456", "004930123456", "4930123456"] {
-        Sipp::scenario("trunk_call.xml").key("to", to).succeeds(stack.sip()).map_err(|error| {
-            anyhow::anyhow!("to {to}: {error}\n{}", stack.everything_said())
-        })?;
+        Sipp::scenario("trunk_call.xml")
+            .key("to", to)
+            .succeeds(stack.sip())
+            .map_err(|error| anyhow::anyhow!("to {to}: {error}\n{}", stack.everything_said()))?;
     }
     Sipp::scenario("trunk_call.xml").key("to", "+4930123456").over_tcp().succeeds(stack.sip())?;
     let calls = stack.calls_when_over().await?;
@@ -51,8 +52,12 @@ async fn phone_calls_with_its_digest_and_nobody_without_it() -> anyhow::Result<(
             .flag("-au", "alice")
             .flag("-ap", password)
     };
-    for sipp in [phone("digest_call.xml", "correct horse battery"), phone("digest_call.xml", "correct horse battery").over_tcp()] {
-        sipp.succeeds(stack.sip()).map_err(|error| anyhow::anyhow!("{error}\n{}", stack.everything_said()))?;
+    for sipp in [
+        phone("digest_call.xml", "correct horse battery"),
+        phone("digest_call.xml", "correct horse battery").over_tcp(),
+    ] {
+        sipp.succeeds(stack.sip())
+            .map_err(|error| anyhow::anyhow!("{error}\n{}", stack.everything_said()))?;
     }
     phone("digest_wrong.xml", "wrong horse battery").succeeds(stack.sip())?;
     let calls = stack.calls_when_over().await?;

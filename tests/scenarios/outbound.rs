@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use control_plane::call::machine::TransferTo;
 use tandem_tests::network::Network;
 use tandem_tests::world::{Manners, World};
 
@@ -157,4 +158,36 @@ fn info_with_a_key_is_taken_and_one_with_something_else_is_not() {
         world.until("it is answered", |world| world.caller.statuses().len() > before);
         assert_eq!(world.caller.statuses().last(), Some(&status), "{content_type} {text}");
     }
+}
+
+#[test]
+fn callee_who_is_handed_on_gets_a_refer_and_a_bye_when_the_target_has_answered() {
+    let mut world = World::new(Network::seeded(10).loss_percent(10));
+    world.phone_always(Manners::Answers);
+    let call = world.places("tone", &World::trunk(|_| {}));
+    world.until("we talk", |world| world.planes.state(call) == "connected");
+    world.planes.transfers(call, TransferTo::Blind("+4930333".into()), &mut world.network);
+    world.until("the phone is asked to call", |world| world.caller.referred().is_some());
+    assert_eq!(world.caller.referred(), Some("<sip:+4930333@198.51.100.7>"));
+    world.passes(Duration::from_secs(3));
+    assert_eq!(world.planes.state(call), "connected", "nobody has answered yet");
+    world.says_of_the_transfer(200, "OK");
+    world.until("the call is over", |world| world.caller.is_over() && world.planes.live_calls() == 0);
+    assert!(world.caller.was_hung_up_on());
+    assert_eq!(world.planes.ending(call), "transferred");
+}
+
+#[test]
+fn callee_whose_target_is_busy_stays_with_the_agent() {
+    let mut world = World::new(Network::seeded(11));
+    world.phone_always(Manners::Answers);
+    let call = world.places("tone", &World::trunk(|_| {}));
+    world.until("we talk", |world| world.planes.state(call) == "connected");
+    world.planes.transfers(call, TransferTo::Blind("+4930333".into()), &mut world.network);
+    world.until("the phone is asked to call", |world| world.caller.referred().is_some());
+    world.says_of_the_transfer(486, "Busy Here");
+    let before = world.caller.packets();
+    world.passes(Duration::from_secs(2));
+    assert_eq!(world.planes.state(call), "connected");
+    assert!(world.caller.packets() - before >= 95, "the agent is still heard");
 }

@@ -61,6 +61,15 @@ impl Caller {
         self.media.listen(how_long)
     }
 
+    /// Says nothing, and listens until it has heard enough, or so long.
+    pub fn listens_until(
+        &mut self,
+        within: Duration,
+        enough: impl FnMut(&Heard) -> bool,
+    ) -> anyhow::Result<Heard> {
+        self.media.listen_until(within, enough)
+    }
+
     /// Presses a key.
     pub fn presses(&mut self, key: char) -> anyhow::Result<()> {
         self.media.press(self.engine, u8::try_from(key)?)

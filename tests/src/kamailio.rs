@@ -70,12 +70,18 @@ impl Plan {
         self
     }
 
-    /// Wants everybody to prove this password, by `MD5` or `SHA-256`. Its realm is peers.test.
-    pub fn password(mut self, password: &str, algorithm: &str) -> Self {
+    /// Wants everybody to prove this password who registers, by `MD5` or `SHA-256`. Its realm is peers.test.
+    pub fn registration_password(mut self, password: &str, algorithm: &str) -> Self {
         self.switches.push("WITH_AUTH");
         self.password = password.to_owned();
         self.algorithm = algorithm.to_owned();
         self
+    }
+
+    /// The same for those who call somebody that has registered.
+    pub fn call_password(mut self, password: &str, algorithm: &str) -> Self {
+        self.switches.push("WITH_CALL_AUTH");
+        self.registration_password(password, algorithm)
     }
 
     /// Starts it, and waits until it listens.

@@ -22,6 +22,7 @@ pub mod media;
 pub mod network;
 pub mod peer;
 pub mod planes;
+pub mod scanner;
 pub mod sipp;
 pub mod sound;
 pub mod stack;

@@ -23,7 +23,7 @@ use media_engine::leg::agent::AgentParameters;
 use media_engine::session::{Session, SessionParameters};
 use tandem_api::engine::v1 as engine;
 use tandem_api::v1::Call;
-use tandem_sip::{Endpoint, EndpointConfig, Flow, Headers};
+use tandem_sip::{Endpoint, EndpointConfig, Flow, Headers, Method};
 use uuid::Uuid;
 
 use crate::network::{Datagram, Network};
@@ -63,7 +63,9 @@ impl Planes {
             engines: vec!["http://192.0.2.20:7070".to_owned()],
             seed,
         };
-        let config = EndpointConfig { seed: network.random(), ..EndpointConfig::default() };
+        let in_dialog_methods = vec![Method::Update, Method::Info, Method::Refer];
+        let config =
+            EndpointConfig { seed: network.random(), in_dialog_methods, ..EndpointConfig::default() };
         let mut planes = Self {
             endpoint: Endpoint::new(config),
             calls: Calls::new(settings, network.now(), 0),

@@ -359,7 +359,7 @@ impl Stack {
     /// Waits until no call is alive any more, and returns them all.
     pub async fn calls_when_over(&self) -> anyhow::Result<Vec<Call>> {
         let over = ["ended", "failed"];
-        for _ in 0..100 {
+        for _ in 0..400 {
             let calls = self.calls().await?;
             if calls.iter().all(|call| over.contains(&call.state.as_str())) {
                 return Ok(calls);
@@ -368,7 +368,7 @@ impl Stack {
         }
         let calls = self.calls().await?;
         let alive: Vec<_> = calls.iter().filter(|call| !over.contains(&call.state.as_str())).collect();
-        anyhow::bail!("{} calls are still alive after 5 s, the first: {:?}", alive.len(), alive.first())
+        anyhow::bail!("{} calls are still alive after 20 s, the first: {:?}", alive.len(), alive.first())
     }
 
     /// Asks the supervisor to end, and waits for it.
@@ -406,6 +406,15 @@ impl Drop for Stack {
 pub fn alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z')))
+}
+
+/// Resident memory of a process.
+pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kib = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kib.context("no VmRSS")? * 1_024)
 }
 
 /// Sends a signal to a process of this test.

@@ -85,7 +85,9 @@ impl World {
     /// A world in which calls have other limits.
     pub fn with_limits(mut network: Network, limits: Limits) -> Self {
         let planes = Planes::new(limits, &mut network);
-        let config = EndpointConfig { seed: network.random(), ..EndpointConfig::default() };
+        let in_dialog_methods = vec![Method::Update, Method::Info, Method::Refer];
+        let config =
+            EndpointConfig { seed: network.random(), in_dialog_methods, ..EndpointConfig::default() };
         let caller = Caller {
             endpoint: Endpoint::new(config),
             call: None,

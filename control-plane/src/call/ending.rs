@@ -109,7 +109,7 @@ causes! {
     AgentHangup      = Agent,  "agent_hangup",         200, 16, true,  "the agent hung up";
     CalleeHangup     = Callee, "callee_hangup",        200, 16, true,  "the callee hung up";
     Transferred      = Agent,  "transferred",          200, 16, false, "the call was handed on, and the target answered";
-    Replaced         = Callee, "replaced",             200, 16, false, "another call has taken this one's place";
+    Replaced         = Caller, "replaced",             200, 16, false, "another call has taken this one's place";
     OperatorHangup   = Us,     "operator_hangup",      200, 16, true,  "the call was ended through the API";
     MaxDuration      = Us,     "max_duration",         200, 31, true,  "the call lasted as long as a call may";
     // --- admission ---
@@ -119,6 +119,7 @@ causes! {
     UnknownNumber    = Caller, "unknown_number",       404,  1, false, "the trunk has no route for the dialled number";
     UnknownAssistant = Caller, "unknown_assistant",    404,  1, false, "the tenant has no such assistant";
     BrokenAssistant  = Us,     "assistant_misconfigured", 500, 41, false, "the assistant's agent is not readable";
+    ForeignCall      = Caller, "foreign_call",         481, 41, false, "the call to be replaced is not one of this tenant";
     UnreadableOffer  = Caller, "unreadable_offer",     400, 95, false, "the session description is not readable";
     NoCommonCodec    = Caller, "no_common_codec",      488, 88, false, "the offer holds nothing that we can speak";
     MediaUnreachable = Caller, "media_unreachable",    488, 88, false, "no media engine can send to the address in the offer";

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use secrecy::ExposeSecret;
 use tandem_sip::HeaderName;
-use tandem_sip::digest::{Challenger, Denied};
+use tandem_sip::digest::{Algorithm, Challenger, Denied};
 use tandem_sip::message::{Reply, Request};
 use uuid::Uuid;
 
@@ -102,6 +102,12 @@ impl Gate {
             tenant_limits,
             live: HashMap::new(),
         }
+    }
+
+    /// Challenges with these hashes, the preferred one first.
+    pub fn with_digest(mut self, algorithms: &[Algorithm]) -> Self {
+        self.challenger = self.challenger.algorithms(algorithms);
+        self
     }
 
     /// A gate that knows neither trunk nor phone: only keys open it.

@@ -1,7 +1,9 @@
 //! The INVITE of a call of ours, as its trunk wants it: Request-URI, From, identities, headers, digest, and the way.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
+use tandem_sip::endpoint::{Reliability, SessionTimer};
 use tandem_sip::header::ValueError;
 use tandem_sip::message::Body;
 use tandem_sip::uri::UriError;
@@ -10,7 +12,7 @@ use tandem_sip::{Flow, Headers, InviteRequest, NameAddr, Uri};
 use super::order::{Callee, Order};
 use crate::sip::Destination;
 use crate::trunk::credential::escape_user;
-use crate::trunk::{TemplateValues, Trunk};
+use crate::trunk::{Reliable, TemplateValues, Trunk};
 
 /// Why a trunk cannot be asked. The configuration is checked when it is read, so this is what only one call can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +33,8 @@ pub enum InviteError {
     },
 }
 
+/// The endpoint's own limit lies this much above ours, which gives the reason.
+const RING_SLACK: Duration = Duration::from_secs(10);
 /// Where nothing is known yet: the shell chooses.
 pub const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
@@ -79,6 +83,18 @@ pub fn invite(
     }
     request.credentials = trunk.credential.digest();
     request.body = offer;
+    request.ring_timeout = Some(order.ring_max + RING_SLACK);
+    request.advertised_host = trunk.addresses.advertised_host.as_deref().map(Into::into);
+    request.session_timer = trunk.session_timer.map(|timer| SessionTimer {
+        expires_s: timer.expires_s,
+        min_se_s: timer.min_se_s,
+        refresher: None,
+    });
+    request.reliable = Some(match trunk.reliable {
+        Reliable::IfRequired => Reliability::IfRequired,
+        Reliable::Prefer => Reliability::Prefer,
+        Reliable::Never => Reliability::Never,
+    });
     let destination =
         Destination { uri: next_hop, transport: None, trunk: Some(trunk.name.clone()), flow: None };
     Ok((request, destination))

@@ -12,13 +12,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_api::engine::v1 as engine;
 use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::v1 as api;
 use tandem_sdp::SessionDescription;
-use tandem_sip::message::Body;
+use tandem_sip::message::{Body, Reply};
 use tandem_sip::{CallHandle, EndReason, Flow, Headers, Request, Uri};
 use uuid::Uuid;
 
@@ -53,6 +53,8 @@ pub use transfer::{ReferTarget, TransferTo};
 
 /// The engine's own limit on a session lies this much above ours: it matters only when nobody is left to end the call.
 const ENGINE_LIMIT_SLACK_MS: u32 = 60_000;
+/// An agent that is heard before the answer is answered for at the end of its time, not cut off by the ring timer.
+const EARLY_SLACK: Duration = Duration::from_secs(5);
 /// The engine is told to give an agent up this much before our ring timer does, so that its reason is known.
 const AGENT_CONNECT_SLACK_MS: u32 = 500;
 
@@ -103,6 +105,8 @@ pub struct Call {
     keys: Keys,
     /// Of the request that ends the call.
     agent_headers: Headers,
+    /// The call whose place it takes.
+    replaces: Option<Uuid>,
     /// Over which it came or goes; `None`: neither.
     trunk: Option<Arc<Trunk>>,
     /// The domain of who called us.
@@ -128,6 +132,8 @@ pub struct Call {
     /// Our description for the 200, which waits until the engine listens: the caller's first word may follow the 200 at
     /// once.
     answer: Option<String>,
+    /// The agent is heard before the answer, until then.
+    early_until: Option<Instant>,
     /// What the last engine said that did not open a session.
     engine_refusal: Option<EngineRefusal>,
     ending: Option<Ending>,
@@ -167,6 +173,7 @@ impl Call {
             transfer: None,
             keys: Keys::default(),
             agent_headers: Headers::new(),
+            replaces: None,
             trunk: credential.trunk().cloned(),
             peer_host: request.head.from().uri.host().to_owned(),
             contact: request.head.contact().map(|contact| contact.uri),
@@ -185,6 +192,7 @@ impl Call {
             session: Session::default(),
             agent_ready: false,
             answer: None,
+            early_until: None,
             engine_refusal: None,
             ending: None,
             stats: None,
@@ -241,16 +249,28 @@ impl Call {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let own = if self.life.is_ending() { None } else { self.own_change_deadline() };
         let transfer = if self.life.is_ending() { None } else { self.transfer_deadline() };
-        [self.life.poll_timeout(), own, transfer].into_iter().flatten().min()
+        let early = if self.life.is_before_answer() { self.early_until } else { None };
+        [self.life.poll_timeout(), own, transfer, early].into_iter().flatten().min()
     }
 
     // --- admission ---
 
-    /// The store has answered.
+    /// It wants to take this call's place.
+    pub fn replace(&mut self, other: Uuid) {
+        self.replaces = Some(other);
+    }
+
+    /// Which call it wants to take the place of; nil: one that is not ours.
+    pub fn replaced(&self) -> Option<Uuid> {
+        self.replaces
+    }
+
+    /// The store has answered. `replaced`: whose the call is that this one replaces.
     pub fn handle_found(
         &mut self,
         credential: &Credential,
         found: Result<Found, String>,
+        replaced: Option<Option<Arc<str>>>,
         fleet: &mut Fleet,
         around: &mut Surroundings<'_>,
     ) {
@@ -273,6 +293,11 @@ impl Call {
                 ));
             }
             Err(ending) => return self.end(ending, around),
+        }
+        // Answered, this call would end another one: only of the same tenant (RFC 3891 §3 leaves it to us).
+        if replaced.is_some_and(|owner| owner.is_none() || owner != self.tenant_id) {
+            self.trace.push(refused_by("replaces", "Replaces", "a call of this tenant", "another"));
+            return self.end(Ending::new(Cause::ForeignCall), around);
         }
         if let Err(ending) = self.check_offer() {
             return self.end(ending, around);
@@ -368,7 +393,7 @@ impl Call {
 
     fn open_request(&self, around: &Surroundings<'_>) -> engine::OpenSessionRequest {
         let limits = &around.settings.limits;
-        let millis = |duration: std::time::Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
+        let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
         let connect_timeout_ms = millis(limits.ring_max).saturating_sub(AGENT_CONNECT_SLACK_MS).max(1);
         let rtp = match &self.offer {
             Some(Ok(offer)) => Negotiation::check(offer).ok().map(|negotiated| rtp_parameters(&negotiated)),
@@ -404,7 +429,7 @@ impl Call {
                 self.session.handle_done();
                 let is_started = result.is_ok();
                 self.handle_done(result, around);
-                if is_started {
+                if is_started && !self.play_early(around) {
                     self.send_answer(around);
                 }
             }
@@ -523,7 +548,7 @@ impl Call {
             SessionEvent::AgentTransfer { to } => self.handle_agent_transfer(to, around),
             SessionEvent::AgentDtmf { digits } => self.press(&digits, around),
             SessionEvent::AgentHeaders { headers } => self.set_agent_headers(&headers),
-            SessionEvent::AgentAnswer => {}
+            SessionEvent::AgentAnswer => self.answer_after_early_media(around),
             // What only counts.
             SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
             SessionEvent::Ended { reason, stats } => {
@@ -581,12 +606,36 @@ impl Call {
         }
     }
 
+    /// The trunk wants the agent heard before the answer: 183 with our description, which the 200 will repeat. `false`: it
+    /// does not, or that is over.
+    fn play_early(&mut self, around: &mut Surroundings<'_>) -> bool {
+        let early = self.trunk.as_ref().and_then(|trunk| trunk.inbound.early_media);
+        let (Some(early), Some(text), None) = (early, &self.answer, self.early_until) else { return false };
+        if self.outbound.is_some() || self.life.is_ending() {
+            return false;
+        }
+        let reply = Reply::new(183).body(Body::sdp(text.clone()));
+        self.ask_sip(around, |sip| Verb::Respond(sip, reply));
+        let until = around.now + early;
+        self.early_until = Some(until);
+        self.life.ring_until(until + EARLY_SLACK);
+        true
+    }
+
+    /// The agent has been heard for long enough, or says so itself.
+    fn answer_after_early_media(&mut self, around: &mut Surroundings<'_>) {
+        if self.early_until.is_some() && self.life.is_before_answer() {
+            self.send_answer(around);
+        }
+    }
+
     /// The 200 leaves.
     fn send_answer(&mut self, around: &mut Surroundings<'_>) {
         if self.life.is_ending() {
             return;
         }
         let Some(text) = self.answer.take() else { return };
+        self.early_until = None;
         self.ask_sip(around, |sip| Verb::Answer(sip, Body::sdp(text)));
         self.answered_ms = around.epoch_ms();
         self.life.answer(around.now);
@@ -639,7 +688,7 @@ impl Call {
             EndReason::DialogLost { .. } | EndReason::SessionExpired | EndReason::NoPrack => {
                 Cause::DialogLost
             }
-            EndReason::Replaced { .. } => Cause::CallerHangup,
+            EndReason::Replaced { .. } => Cause::Replaced,
             // The echo of what we did ourselves; as a surprise it is the dialog that is lost.
             EndReason::Rejected { .. }
             | EndReason::LocalBye { .. }
@@ -666,6 +715,9 @@ impl Call {
         if !self.life.is_ending() {
             self.handle_own_change_timeout(around);
             self.handle_transfer_timeout(around.now);
+            if self.early_until.is_some_and(|until| until <= around.now) {
+                self.answer_after_early_media(around);
+            }
         }
         match self.life.handle_timeout(around.now) {
             None => {}

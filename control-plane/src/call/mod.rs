@@ -22,6 +22,7 @@ pub mod dispatcher;
 pub mod driver;
 pub mod ending;
 pub mod gate;
+pub mod headers;
 pub mod invite;
 pub mod machine;
 pub mod negotiation;

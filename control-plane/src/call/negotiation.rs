@@ -144,12 +144,14 @@ impl Negotiation {
 
     /// The answer to our INVITE: in the 200, or what came early when the 200 has none (RFC 3261 §13.2.1).
     pub fn accept_final(&mut self, answer: Option<&[u8]>) -> Result<Negotiated, NegotiationError> {
-        match (answer, self.current) {
-            (None, Some(early)) => {
+        match (answer, &self.offered, self.current) {
+            // Agreed upon in a PRACK: what the 200 repeats is no answer to anything.
+            (_, None, Some(agreed)) => Ok(agreed),
+            (None, Some(_), Some(early)) => {
                 self.offered = None;
                 Ok(early)
             }
-            (answer, _) => self.accept(answer),
+            (answer, ..) => self.accept(answer),
         }
     }
 

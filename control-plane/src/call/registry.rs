@@ -240,7 +240,7 @@ impl Calls {
             SipEvent::Sent { token, .. } => {
                 self.tokens.remove(&token);
             }
-            SipEvent::FlowLost { .. } => {}
+            SipEvent::FlowLost { .. } | SipEvent::Closed { .. } => {}
         }
     }
 
@@ -267,8 +267,12 @@ impl Calls {
 
     fn handle_endpoint(&mut self, event: Event, peer: Option<&TlsPeer>, now: Instant) {
         match event {
-            Event::IncomingInvite { call, request, flow, .. } => {
+            Event::IncomingInvite { call, request, flow, replaces } => {
                 self.handle_invite(call, &request, flow, peer, now);
+                if let Some(replaced) = replaces {
+                    let known = self.by_sip.get(&replaced).copied().unwrap_or_default();
+                    self.on_sip(call, now, |call, _| call.replace(known));
+                }
             }
             Event::Acknowledged { call, ack } => {
                 self.on_sip(call, now, |call, around| call.handle_acknowledged(&ack, around));
@@ -281,6 +285,8 @@ impl Calls {
             }
             Event::Ended { call, why } => {
                 self.on_sip(call, now, |call, around| call.handle_sip_ended(why, around));
+                // Its last word: a call may go on under another handle.
+                self.by_sip.remove(&call);
             }
             Event::Request { handle, call: Some(call), request, .. } if request.method == Method::Update => {
                 self.on_sip(call, now, |call, around| call.handle_update(handle, &request, around));
@@ -296,8 +302,10 @@ impl Calls {
                 let status = if request.method == Method::Refer { 603 } else { 501 };
                 self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(status))));
             }
-            Event::Provisional { call, response, .. } => {
-                self.on_sip(call, now, |call, _| call.handle_provisional(&response));
+            Event::Provisional { call, response, wants_prack } => {
+                self.on_sip(call, now, |call, around| {
+                    call.handle_provisional(&response, wants_prack, around);
+                });
             }
             Event::Answered { call, response, wants_ack } => {
                 self.on_sip(call, now, |call, around| call.handle_answered(&response, wants_ack, around));
@@ -415,8 +423,10 @@ impl Calls {
         found: Result<Found, String>,
         now: Instant,
     ) {
+        let replaced = self.calls.get(&call_id).and_then(Call::replaced);
+        let owner = replaced.map(|id| self.calls.get(&id).and_then(Call::tenant_id).cloned());
         self.on_call(call_id, now, |call, fleet, around| {
-            call.handle_found(credential, found, fleet, around);
+            call.handle_found(credential, found, owner, fleet, around);
         });
     }
 

@@ -184,6 +184,13 @@ impl Life {
         }
     }
 
+    /// The agent is heard before the answer: it may ring for longer.
+    pub fn ring_until(&mut self, until: Instant) {
+        if let Phase::Ringing { give_up } = &mut self.phase {
+            *give_up = until.max(*give_up);
+        }
+    }
+
     /// Our 200 leaves.
     pub fn answer(&mut self, now: Instant) {
         if self.is_before_answer() {

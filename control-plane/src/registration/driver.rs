@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tandem_sip::digest::Challenger;
+use tandem_sip::digest::{Algorithm, Challenger};
 use tandem_sip::endpoint::OwnContact;
 use tandem_sip::{
     CallHandle, ConnectionId, Event, Flow, InviteRequest, Method, NameAddr, OutgoingRequest, Reply, Request,
@@ -57,6 +57,8 @@ pub struct Means {
     pub contexts: Arc<EmbeddedContexts>,
     /// Of the phones' digest.
     pub realm: String,
+    /// Its hashes, the preferred one first.
+    pub digest: Vec<Algorithm>,
     /// Of its nonces: random.
     pub nonce_secret: [u8; 32],
     /// Is told who registers and who guesses.
@@ -200,7 +202,7 @@ pub fn start(means: Means) -> Registration {
     let (board, locator) = (Board::default(), registrar.locator());
     let office =
         Office { trunks: means.trunks.clone(), board: board.clone(), locator: locator.clone(), requests };
-    let challenger = Challenger::new(&means.realm, &means.nonce_secret);
+    let challenger = Challenger::new(&means.realm, &means.nonce_secret).algorithms(&means.digest);
     let now = Instant::now();
     let lines =
         means.trunks.iter().enumerate().map(|(index, trunk)| Line::new(index, trunk, means.seed, now));

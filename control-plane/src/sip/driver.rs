@@ -14,6 +14,7 @@ use tokio::time::Sleep;
 
 use super::counters::count;
 use super::guard::SharedGuard;
+use super::keep_alive::KeepAlives;
 use super::outgoing::{Attempt, Handle, Outgoing, Verdict, Wanted};
 use super::refusal_log::{RefusalLog, Refused};
 use super::resolver::Resolver;
@@ -46,6 +47,7 @@ pub struct Driver {
     refusals: RefusalLog,
     guard: SharedGuard,
     outgoing: Outgoing,
+    keep_alives: KeepAlives,
     resolver: Resolver,
     /// Requests whose destination is being looked up.
     resolving: HashMap<Token, Resolving>,
@@ -86,6 +88,7 @@ impl Driver {
             refusals: RefusalLog::default(),
             guard: SharedGuard::default(),
             outgoing: Outgoing::default(),
+            keep_alives: KeepAlives::default(),
             resolver,
             resolving: HashMap::new(),
             resolved_in,
@@ -112,6 +115,7 @@ impl Driver {
                 self.endpoint.poll_timeout(),
                 self.refusals.poll_timeout(),
                 self.outgoing.poll_timeout(),
+                self.keep_alives.poll_timeout(),
                 last_turn,
             ];
             let has_alarm = set_alarm(alarm.as_mut(), deadlines);
@@ -141,6 +145,10 @@ impl Driver {
                     self.refusals.handle_timeout(now);
                     self.endpoint.handle_timeout(now);
                     self.leave_silent(now);
+                    while let Some(transmit) = self.keep_alives.poll_transmit(now) {
+                        // Lost like any datagram: the next one may get through.
+                        let _ = self.transports.send(transmit);
+                    }
                 }
             }
         }
@@ -284,13 +292,13 @@ impl Driver {
         Err(why)
     }
 
-    /// A registration keeps the connection alive by which it goes, and hears of its end.
+    /// A registration keeps the way alive by which it goes, and hears of the end of a connection.
     fn keep_alive(&mut self, token: Token, wanted: &Wanted, flow: Flow) {
-        if let Wanted::Request(request) = wanted
-            && request.method == Method::Register
-            && let Some(connection) = flow.connection
-        {
-            self.transports.keep_alive(connection, token);
+        let is_register = matches!(wanted, Wanted::Request(request) if request.method == Method::Register);
+        match flow.connection {
+            _ if !is_register => {}
+            Some(connection) => self.transports.keep_alive(connection, token),
+            None => self.keep_alives.keep(flow, Instant::now()),
         }
     }
 
@@ -421,23 +429,27 @@ impl Driver {
                 }
             }
         }
-        let peer = match &event {
+        match event {
+            // A registration's connection is silent where its server answers no keep-alive.
+            Event::CloseConnection { connection, why: ParseError::Idle(_) }
+                if self.transports.is_kept(connection) => {}
             Event::CloseConnection { connection, why } => {
-                // A registration's connection is silent where its server answers no keep-alive.
-                if !(matches!(why, ParseError::Idle(_)) && self.transports.is_kept(*connection)) {
-                    tracing::debug!(%why, "closing a SIP connection");
-                    self.transports.forget(*connection);
-                }
-                return;
+                tracing::debug!(%why, "closing a SIP connection");
+                self.transports.forget(connection);
             }
             Event::Refused { flow, status, rule, detail } => {
-                let refused = Refused { flow: *flow, status: *status, rule, detail: detail.clone() };
-                return self.refusals.write(&refused, Instant::now());
+                self.refusals.write(&Refused { flow, status, rule, detail }, Instant::now());
             }
-            Event::IncomingInvite { flow, .. } | Event::Request { flow, .. } => self.transports.peer(*flow),
-            _ => None,
-        };
-        self.deliver(SipEvent::Endpoint { event, peer });
+            event => {
+                let peer = match &event {
+                    Event::IncomingInvite { flow, .. } | Event::Request { flow, .. } => {
+                        self.transports.peer(*flow)
+                    }
+                    _ => None,
+                };
+                self.deliver(SipEvent::Endpoint { event, peer });
+            }
+        }
     }
 
     fn deliver(&mut self, event: SipEvent) {
@@ -476,7 +488,7 @@ enum Turn {
 }
 
 /// Sets the alarm to the earliest of these instants; `false`: there is none.
-fn set_alarm(alarm: std::pin::Pin<&mut Sleep>, deadlines: [Option<Instant>; 4]) -> bool {
+fn set_alarm(alarm: std::pin::Pin<&mut Sleep>, deadlines: [Option<Instant>; 5]) -> bool {
     let Some(at) = deadlines.into_iter().flatten().min() else { return false };
     let at = tokio::time::Instant::from_std(at);
     if alarm.deadline() != at {

@@ -25,6 +25,7 @@ mod counters;
 pub mod driver;
 pub mod guard;
 mod handshake;
+mod keep_alive;
 mod outgoing;
 mod refusal_log;
 mod resolver;

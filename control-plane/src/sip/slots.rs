@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Connections at once, accepted and opened: some kilobytes each, tens with TLS. Full: new ones are closed at once.
 pub const CONNECTIONS_MAX: usize = 4_096;
 /// Accepted connections of one source at once: an office of softphones behind one NAT. Beyond: closed at once. So a
-/// single host cannot keep the others out.
+/// single host cannot keep the others out. This machine's own programs (a proxy in front of `ws:`) are not counted by source.
 pub const CONNECTIONS_A_SOURCE_MAX: usize = 256;
 
 /// All connections, counted.
@@ -32,7 +32,7 @@ pub(super) enum NoSlot {
 impl Slots {
     /// Room for a connection: accepted from this source, or (`None`) opened by us.
     pub(super) fn take(&self, source: Option<IpAddr>) -> Result<Slot, NoSlot> {
-        let source = source.map(network);
+        let source = source.map(network).filter(|source| !source.is_loopback());
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.open >= CONNECTIONS_MAX {
             return Err(NoSlot::Full);
@@ -74,6 +74,7 @@ impl Drop for Slot {
 fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.into(),
+        IpAddr::V6(ip) if ip.is_loopback() => ip.into(),
         IpAddr::V6(ip) => (ip.to_bits() >> 64 << 64).to_be_bytes().into(),
     }
 }
@@ -100,6 +101,14 @@ mod tests {
         assert_eq!(of("2001:db8:0:1::1"), of("2001:db8:0:1:ffff::2"));
         assert_ne!(of("2001:db8:0:1::1"), of("2001:db8:0:2::1"));
         assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+    }
+
+    #[test]
+    fn proxy_on_this_machine_speaks_for_many() {
+        let slots = Slots::default();
+        let of_proxy = |_| slots.take(Some([127, 0, 0, 1].into())).unwrap();
+        let _held: Vec<_> = (0..=CONNECTIONS_A_SOURCE_MAX).map(of_proxy).collect();
+        assert!(slots.take(Some([192, 0, 2, 1].into())).is_ok());
     }
 
     #[test]

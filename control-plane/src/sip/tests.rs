@@ -348,3 +348,56 @@ async fn destination_without_an_address_is_not_sent_and_says_why() {
     client.verbs.send(Verb::Request(Token(7), Box::new(request), destination)).await.unwrap();
     assert!(matches!(client.next().await, SipEvent::NotSent { why: NotSent::Unreachable { .. }, .. }));
 }
+
+#[tokio::test]
+async fn carrier_may_call_back_by_the_connection_that_we_have_opened() {
+    let authority = Authority::new();
+    let mut server = tls_server(&authority, Vec::new()).await;
+    let trunks = vec![trunk(&authority)];
+    let mut client = shell(&[SipTransport::Udp], SipSettings { trunks, ..SipSettings::default() }).await;
+    client.invite(&format!("sips:a@{}", server.at(Transport::Tls)), "v=0\r\n", Some("carrier")).await;
+    let flow = server.incoming().await.2;
+    let target = uri_of("sips:us@client.invalid");
+    let invite = InviteRequest::new(target.clone(), us(), Flow::UNRESOLVED);
+    let destination = Destination { flow: Some(flow), ..Destination::to(target) };
+    server.verbs.send(Verb::Invite(Token(3), Box::new(invite), destination)).await.unwrap();
+    let peer = client.incoming().await.3.expect("we have checked its certificate");
+    assert!(peer.is("carrier", &["127.0.0.1"]), "{peer:?}");
+}
+
+#[tokio::test]
+async fn browser_reaches_us_over_wss_and_is_asked_for_no_certificate() {
+    let authority = Authority::new();
+    let tls = Some(authority.issue("server", "server", &["127.0.0.1"]));
+    let trunks = vec![TrunkIdentity { shows_certificate: true, ..trunk(&authority) }];
+    let settings = SipSettings { tls, trunks: trunks.clone(), ..SipSettings::default() };
+    let mut shell = shell(&[SipTransport::Wss], settings).await;
+    let address = shell.at(Transport::Wss);
+    let trust = tls::Tls::load(None, trunks).unwrap().client(Some("carrier"));
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
+    let stream = tokio_rustls::TlsConnector::from(trust).connect(name, stream).await.unwrap();
+    let mut request = format!("wss://{address}/").into_client_request().unwrap();
+    request.headers_mut().insert("Sec-WebSocket-Protocol", "sip".parse().unwrap());
+    let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+    socket.send(Message::text(browser("INVITE", 1, "").replace("/WS ", "/WSS "))).await.unwrap();
+    let (_, invite, flow, peer) = shell.incoming().await;
+    assert_eq!((flow.transport, &*invite.head.via().transport, peer), (Transport::Wss, "WSS", None));
+    let trying = timeout(SOON, socket.next()).await.unwrap().unwrap().unwrap();
+    assert!(trying.to_text().unwrap().starts_with("SIP/2.0 100 "), "{trying:?}");
+}
+
+#[tokio::test]
+async fn connection_that_stays_silent_is_counted_as_open_until_it_ends() {
+    let shell = shell(&[SipTransport::Tcp], SipSettings::default()).await;
+    let open = || shell.counters.net().open[0].load(std::sync::atomic::Ordering::Relaxed);
+    let stream = TcpStream::connect(shell.at(Transport::Tcp)).await.unwrap();
+    let until = |wanted: u64| async move {
+        while open() != wanted {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, until(1)).await.unwrap();
+    drop(stream);
+    timeout(SOON, until(0)).await.unwrap();
+}

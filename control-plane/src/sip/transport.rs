@@ -349,12 +349,13 @@ impl Transports {
         Some(id)
     }
 
-    /// A registration lives on this connection: it is kept alive, and its end is told. `false`: there is no such one.
-    pub fn keep_alive(&mut self, id: ConnectionId, token: Token) -> bool {
-        let Some(connection) = self.connections.get_mut(&id) else { return false };
-        let is_first = connection.kept_for.replace(token).is_none();
-        // A full channel is a connection that will be closed for it.
-        !is_first || connection.writes.try_send(Out::KeepAlive).is_ok()
+    /// A registration lives on this connection: it is kept alive, and its end is told.
+    pub fn keep_alive(&mut self, id: ConnectionId, token: Token) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if connection.kept_for.replace(token).is_none() {
+            // A full channel is a connection that will be closed for it.
+            let _ = connection.writes.try_send(Out::KeepAlive);
+        }
     }
 
     /// Whether a registration lives on this connection.

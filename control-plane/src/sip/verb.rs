@@ -82,6 +82,8 @@ pub enum Verb {
     Reinvite(CallHandle, Option<Body>),
     /// The ACK with our answer, after a 2xx with the peer's offer.
     Ack(CallHandle, Body),
+    /// The PRACK with our answer, after a reliable provisional response with the peer's offer.
+    Prack(CallHandle, Body),
     /// REFER: the peer shall call somebody else instead of us.
     Refer(CallHandle, Box<ReferTo>, Headers),
     /// Gives up our INVITE.
@@ -90,8 +92,6 @@ pub enum Verb {
     AcceptRefer(RequestHandle),
     /// Tells who sent that REFER how the call to its target fares.
     NotifyRefer(CallHandle, u16),
-    /// The PRACK with our answer, after a reliable provisional response with the peer's offer.
-    Prack(CallHandle, Body),
     /// The host (and port) that Via and Contact of this call name, instead of everybody's: a trunk's own address.
     Advertise(CallHandle, Option<Arc<str>>),
 }
@@ -209,11 +209,11 @@ impl Verb {
             Self::Reply(request, reply) => endpoint.reply(request, reply, now),
             Self::Reinvite(call, body) => endpoint.reinvite(call, body, now),
             Self::Ack(call, body) => endpoint.ack(call, body, now),
+            Self::Prack(call, body) => endpoint.prack(call, body, now),
             Self::Refer(call, target, headers) => endpoint.refer(call, &target, headers, now),
             Self::Cancel(call) => endpoint.cancel(call, now),
             Self::AcceptRefer(request) => endpoint.accept_refer(request, now),
             Self::NotifyRefer(call, status) => endpoint.notify_refer(call, status, "", now),
-            Self::Prack(call, body) => endpoint.prack(call, body, now),
             Self::Advertise(call, host) => endpoint.advertise(call, host),
             Self::Invite(token, mut invite, destination) => {
                 let placed = address(&destination, invite.flow).and_then(|flow| {

@@ -63,8 +63,8 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
         headers: read_header_rules(section),
         session_timer: read_session_timer(section),
         reliable: section.choice("reliable", RELIABLE).unwrap_or_default(),
+        is_dtmf_by_info: section.choice("dtmf", DTMF).unwrap_or_default(),
         addresses: read_addresses(section),
-        is_dtmf_by_info: section.flag("dtmf_by_info").unwrap_or_default(),
     };
     check_trunk(section, &trunk);
     trunk
@@ -72,6 +72,9 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
 
 const RELIABLE: &[(&str, Reliable)] =
     &[("if_required", Reliable::IfRequired), ("prefer", Reliable::Prefer), ("never", Reliable::Never)];
+
+/// How an agent's keys go out when the trunk has not agreed on telephone-events.
+const DTMF: &[(&str, bool)] = &[("rfc4733", false), ("info", true)];
 
 fn check_trunk(section: &Section<'_>, trunk: &Trunk) {
     let has_source = !trunk.inbound.allow.is_empty() || !trunk.inbound.tls_client.is_empty();
@@ -216,6 +219,7 @@ fn read_inbound(parent: &mut Section<'_>) -> Inbound {
         country_code,
         calls_per_second: section.rate("calls_per_second").unwrap_or(default.calls_per_second),
         calls_max: section.integer("calls_max", 1..=100_000).map(|calls| calls as usize),
+        early_media: section.seconds("early_media_seconds", 1..=180),
         busy_when_full: section.choice("when_full", &[("503", false), ("486", true)]).unwrap_or(false),
     }
 }
@@ -328,6 +332,7 @@ fn read_addresses(parent: &mut Section<'_>) -> Addresses {
         certificate: section.path("certificate", "\"trunk.pem\""),
         key: section.path("key", "\"trunk.key\""),
         ca: section.path("ca", "\"carrier-ca.pem\""),
+        server_name: section.parsed("server_name", "a host such as \"sbc.carrier.example\"", host),
     };
     if identity.certificate.is_some() != identity.key.is_some() {
         section.wrong("\"certificate\" and \"key\" belong together: give both, or neither");

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -34,6 +35,9 @@ pub struct Inbound {
     pub calls_per_second: f64,
     /// Live calls; more are refused. `None`: only the node's limit holds.
     pub calls_max: Option<usize>,
+    /// For how long the agent is heard before the call is answered (183 with SDP): until then, or until it says `answer`.
+    /// `None`: the call is answered first.
+    pub early_media: Option<Duration>,
     /// Refuses what is over a limit with 486 Busy Here instead of 503: for carriers that take a trunk out of service
     /// after a 503.
     pub busy_when_full: bool,
@@ -49,6 +53,7 @@ impl Default for Inbound {
             country_code: None,
             calls_per_second: CALLS_PER_SECOND_DEFAULT,
             calls_max: None,
+            early_media: None,
             busy_when_full: false,
         }
     }

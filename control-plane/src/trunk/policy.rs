@@ -210,6 +210,8 @@ pub struct TlsIdentity {
     pub key: Option<PathBuf>,
     /// Whose certificates the trunk's must come from; `None`: the usual public ones.
     pub ca: Option<PathBuf>,
+    /// The name that the trunk's certificate must have, if it is not the host of its URI.
+    pub server_name: Option<String>,
 }
 
 #[cfg(test)]

@@ -100,6 +100,8 @@ pub(crate) enum Heard {
     ReinviteRefused(u16),
     Bye { reason: Option<String> },
     Response(u16, String),
+    Refer { target: String, headers: Headers },
+    Info(String),
     Other(String),
 }
 
@@ -115,8 +117,8 @@ impl Bed {
         let mut bed = Self {
             now,
             calls: Calls::new(settings, now, WALL_MS),
-            ours: Endpoint::new(EndpointConfig { seed: 1, ..EndpointConfig::default() }),
-            caller: Endpoint::new(EndpointConfig { seed: 2, ..EndpointConfig::default() }),
+            ours: Endpoint::new(endpoint(1)),
+            caller: Endpoint::new(endpoint(2)),
             opens: Opens::Ready,
             updates: Ok(()),
             agent: Agent::Echo,
@@ -248,6 +250,15 @@ impl Bed {
     pub(crate) fn commands_of(&self, call_id: Uuid) -> Vec<&'static str> {
         let of_call = self.commands.iter().filter(|(_, id, _)| *id == call_id);
         of_call.map(|(_, _, command)| command_name(command)).collect()
+    }
+
+    /// What agents were told, in order.
+    pub(crate) fn told(&self) -> Vec<engine::tell_agent_request::What> {
+        let tells = self.commands.iter().filter_map(|(_, _, command)| match command {
+            EngineCommand::Tell(what) => Some((**what).clone()),
+            _ => None,
+        });
+        tells.collect()
     }
 
     pub(crate) fn last_update(&self) -> &engine::RtpParameters {
@@ -440,6 +451,17 @@ impl Bed {
                 self.caller.answer(call, Body::sdp(offer(direction, "0")), self.now).unwrap();
                 return;
             }
+            Event::Request { handle, request, .. } if request.method == Method::Refer => {
+                let target = request.header(tandem_sip::HeaderName::ReferTo).unwrap_or_default().to_owned();
+                self.heard.push(Heard::Refer { target, headers: request.head.headers().clone() });
+                self.caller.accept_refer(handle, self.now).unwrap();
+                return;
+            }
+            Event::Request { handle, request, .. } if request.method == Method::Info => {
+                self.heard.push(Heard::Info(String::from_utf8_lossy(&request.body).into_owned()));
+                self.caller.reply(handle, Reply::new(200), self.now).unwrap();
+                return;
+            }
             Event::Reinvite { call, .. } => {
                 self.caller.reject(call, Reply::new(491), self.now).unwrap();
                 return;
@@ -469,6 +491,11 @@ fn settings(limits: Limits, engines: usize) -> Settings {
         engines: (0..engines).map(|n| format!("http://engine-{n}:7070")).collect(),
         seed: 7,
     }
+}
+
+fn endpoint(seed: u64) -> EndpointConfig {
+    let in_dialog_methods = vec![Method::Update, Method::Info, Method::Refer];
+    EndpointConfig { seed, in_dialog_methods, ..EndpointConfig::default() }
 }
 
 pub(crate) fn opened(agent_ready: bool) -> engine::OpenSessionResponse {

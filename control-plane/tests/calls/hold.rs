@@ -1,7 +1,8 @@
 //! Hold, resume and refresh by re-INVITE.
 
 use control_plane::call::action::{EngineRefusal, EngineReply};
-use tandem_api::engine::v1::Direction;
+use tandem_api::engine::v1::tell_agent_request::What as Tell;
+use tandem_api::engine::v1::{Direction, DtmfReceived};
 use tandem_sip::Event;
 use tandem_sip::message::{Body, Method};
 
@@ -100,12 +101,20 @@ fn update_holds_like_a_reinvite_and_refreshes_without_a_body() {
 }
 
 #[test]
-fn info_is_answered_but_what_it_carries_is_not_served() {
+fn info_brings_keys_to_the_agent_and_anything_else_is_refused() {
     let mut bed = Bed::new();
     let (call, call_id) = bed.connected();
     assert_eq!(bed.request(call, Method::Info, None).0, 200);
-    let relay = Body { content_type: "application/dtmf-relay", bytes: b"Signal=5".to_vec() };
-    assert_eq!(bed.request(call, Method::Info, Some(relay)).0, 415);
+    let mut info = |content_type, text: &str| {
+        let body = Body { content_type, bytes: text.as_bytes().to_vec() };
+        bed.request(call, Method::Info, Some(body)).0
+    };
+    assert_eq!(info("application/dtmf-relay", "Signal=5\r\nDuration=200"), 200);
+    assert_eq!(info("application/dtmf", "#"), 200);
+    assert_eq!(info("application/dtmf-relay", "Signal=?"), 400);
+    assert_eq!(info("application/json", "{}"), 415);
+    let key = |digit: &str, duration_ms| Tell::Dtmf(DtmfReceived { digit: digit.into(), duration_ms });
+    assert_eq!(bed.told(), [key("5", 200), key("#", 160)]);
     assert_eq!(bed.state(call_id), "connected");
 }
 

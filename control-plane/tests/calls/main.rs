@@ -12,4 +12,5 @@ mod place;
 mod refusal;
 mod scanners;
 mod storm;
+mod transfer;
 mod trunks;

@@ -4,14 +4,18 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use control_plane::call::action::{EngineCommand, EngineRefusal, EngineReply};
+use control_plane::call::machine::TransferTo;
+use control_plane::call::order::Order;
 use control_plane::media::{News, SessionEvent};
+use control_plane::trunk::Redirects;
 use proptest::prelude::*;
 use tandem_api::engine::v1::session_ended::Reason;
-use tandem_sip::message::Body;
+use tandem_sip::message::{Body, Reply};
 use tandem_sip::{CallHandle, Headers};
 use uuid::Uuid;
 
 use crate::bed::{Bed, Opens, echo_uri, offer, opened};
+use crate::place::{order, trunk};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -27,6 +31,12 @@ enum Step {
     EngineUp { same: bool, keeps: bool },
     Deaf(bool),
     HangUp(usize),
+    Place { delayed: bool, follow: bool },
+    Callee(usize, u8),
+    Invites(bool),
+    Hold(usize, bool),
+    Refuses(bool),
+    Transfer(usize),
     Pass(u16),
 }
 
@@ -45,6 +55,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (any::<bool>(), any::<bool>()).prop_map(|(same, keeps)| Step::EngineUp { same, keeps }),
         1 => any::<bool>().prop_map(Step::Deaf),
         1 => (0..6usize).prop_map(Step::HangUp),
+        3 => (any::<bool>(), any::<bool>()).prop_map(|(delayed, follow)| Step::Place { delayed, follow }),
+        4 => (0..6usize, 0..6u8).prop_map(|(n, what)| Step::Callee(n, what)),
+        1 => any::<bool>().prop_map(Step::Invites),
+        1 => (0..6usize, any::<bool>()).prop_map(|(n, held)| Step::Hold(n, held)),
+        1 => any::<bool>().prop_map(Step::Refuses),
+        1 => (0..6usize).prop_map(Step::Transfer),
         2 => (0..12_000u16).prop_map(Step::Pass),
     ]
 }
@@ -149,6 +165,40 @@ impl Storm {
             }
             Step::Deaf(deaf) => bed.caller_is_heard = !deaf,
             Step::HangUp(n) => drop(session(bed, n).map(|id| bed.calls.hang_up("t1", id, bed.now))),
+            Step::Place { delayed, follow } => {
+                let trunk = trunk(|trunk| {
+                    trunk.outbound.is_offer_delayed = delayed;
+                    trunk.outbound.calls_per_second = 2.0;
+                    trunk.outbound.calls_max = Some(4);
+                    trunk.outbound.redirects = if follow { Redirects::Follow } else { Redirects::Refuse };
+                });
+                bed.place(Order { failover: vec![trunk.clone()], ..order(&trunk) });
+            }
+            Step::Callee(n, what) => {
+                let Some(call) = bed.incoming.get(n).map(|(call, _)| *call) else { return };
+                let sdp = Body::sdp(offer("sendrecv", "0"));
+                let elsewhere = Reply::new(302).header("Contact", "<sip:+491@192.0.2.9>").unwrap();
+                let _ = match what {
+                    0 => bed.caller.respond(call, Reply::new(180), bed.now),
+                    1 => bed.caller.respond(call, Reply::new(183).body(sdp), bed.now),
+                    2 => bed.caller.answer(call, sdp, bed.now),
+                    3 => bed.caller.reject(call, Reply::new(486), bed.now),
+                    4 => bed.caller.reject(call, elsewhere, bed.now),
+                    _ => bed.caller.hang_up(call, Headers::new(), bed.now),
+                };
+            }
+            Step::Invites(leave) => {
+                bed.invites_leave = leave;
+                for verb in std::mem::take(&mut bed.held_back) {
+                    bed.verb(verb);
+                }
+            }
+            Step::Hold(n, held) => drop(session(bed, n).map(|id| bed.calls.hold("t1", id, held, bed.now))),
+            Step::Refuses(refuses) => bed.answers_reinvites = !refuses,
+            Step::Transfer(n) => {
+                let to = TransferTo::Blind("+4930333".to_owned());
+                let _ = session(bed, n).map(|id| bed.calls.transfer("t1", id, to, bed.now));
+            }
             Step::Pass(ms) => {
                 // The client gives an engine three seconds, then says that it is unreachable.
                 for call_id in std::mem::take(&mut self.unanswered) {
@@ -178,6 +228,10 @@ proptest! {
         for step in steps {
             storm.take(&mut bed, step);
         }
+        bed.invites_leave = true;
+        for verb in std::mem::take(&mut bed.held_back) {
+            bed.verb(verb);
+        }
         bed.calls.end_all(bed.now);
         bed.run();
         for call_id in std::mem::take(&mut storm.unanswered) {
@@ -185,6 +239,7 @@ proptest! {
         }
         bed.pass(Duration::from_secs(120));
         prop_assert!(bed.calls.is_empty());
+        prop_assert_eq!(bed.ours.call_count(), 0, "a dialog is left");
         prop_assert_eq!(bed.calls.poll_timeout().filter(|_| bed.calls.engines_available() > 0), None);
 
         for call_id in Storm::opened_ids(&bed) {

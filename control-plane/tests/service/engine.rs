@@ -170,6 +170,16 @@ impl EngineService for Engine {
         Ok(Response::new(api::StartSessionResponse {}))
     }
 
+    async fn tell_agent(
+        &self,
+        request: Request<api::TellAgentRequest>,
+    ) -> Result<Response<api::TellAgentResponse>, Status> {
+        let session_id = request.into_inner().session_id;
+        self.check(&session_id)?;
+        self.note("tell", &session_id);
+        Ok(Response::new(api::TellAgentResponse {}))
+    }
+
     async fn update_session(
         &self,
         request: Request<api::UpdateSessionRequest>,
@@ -178,6 +188,16 @@ impl EngineService for Engine {
         self.check(&session_id)?;
         self.note("update", &session_id);
         Ok(Response::new(api::UpdateSessionResponse {}))
+    }
+
+    async fn tell_agent(
+        &self,
+        request: Request<api::TellAgentRequest>,
+    ) -> Result<Response<api::TellAgentResponse>, Status> {
+        let session_id = request.into_inner().session_id;
+        self.check(&session_id)?;
+        self.note("tell", &session_id);
+        Ok(Response::new(api::TellAgentResponse {}))
     }
 
     async fn close_session(

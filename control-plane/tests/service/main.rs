@@ -4,7 +4,9 @@
 
 mod api;
 mod calls;
+mod doors;
 mod engine;
 mod lifecycle;
+mod placing;
 mod stage;
 mod wire;

@@ -59,6 +59,10 @@ impl Stage {
         get(self.app.http_addr(), path, Some(KEY)).await
     }
 
+    pub(crate) async fn post(&self, path: &str, body: &str) -> Answer {
+        post(self.app.http_addr(), path, Some(KEY), body).await
+    }
+
     /// The one call there is, as the API shows it.
     pub(crate) async fn only_call(&self) -> serde_json::Value {
         let calls = self.get("/v1/calls").await.json()["calls"].as_array().unwrap().clone();
@@ -96,6 +100,21 @@ pub(crate) async fn get(server: SocketAddr, path: &str, key: Option<&str>) -> An
     let mut stream = TcpStream::connect(server).await.unwrap();
     let key = key.map(|key| format!("x-api-key: {key}\r\n")).unwrap_or_default();
     let request = format!("GET {path} HTTP/1.1\r\nhost: {server}\r\n{key}connection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    Answer { status: head.split(' ').nth(1).unwrap().parse().unwrap(), body: body.to_owned() }
+}
+
+/// POST of JSON over a connection of its own.
+pub(crate) async fn post(server: SocketAddr, path: &str, key: Option<&str>, body: &str) -> Answer {
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    let key = key.map(|key| format!("x-api-key: {key}\r\n")).unwrap_or_default();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: {server}\r\n{key}content-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();

@@ -12,6 +12,7 @@ use tandem_rtp::units::{PayloadType, SequenceNumber, Ssrc, Timestamp};
 use tandem_stream::websocket::{FrameReader, Message, Opcode, Role, UpgradeRequest, Url, append_frame};
 
 mod lifetime;
+mod outbound;
 
 use super::*;
 use crate::leg::agent::{Recording, WebSocketParameters};

@@ -153,6 +153,8 @@ pub struct Resolution {
     /// What is used when nothing says otherwise.
     default_transport: Transport,
     asked: Vec<Question>,
+    /// What is known already: one host may serve several transports.
+    answered: Vec<(Question, Answer)>,
     random: Random,
 }
 
@@ -203,6 +205,7 @@ impl Resolution {
             is_denied: false,
             default_transport,
             asked: Vec::new(),
+            answered: Vec::new(),
             random: Random::new(seed),
         })
     }
@@ -227,16 +230,14 @@ impl Resolution {
 
     /// An answer: what was asked about is replaced by what it is made of.
     pub fn handle_answer(&mut self, question: &Question, answer: Answer) {
-        let mut entries = Vec::with_capacity(self.entries.len());
-        for entry in std::mem::take(&mut self.entries) {
-            if entry.question(&self.domain).as_ref() == Some(question) {
-                self.expand(entry, &answer, &mut entries);
-            } else {
-                entries.push(entry);
+        self.answered.push((question.clone(), answer));
+        loop {
+            while let Some((question, answer)) = self.next_known() {
+                self.replace(&question, &answer);
             }
-        }
-        self.entries = entries;
-        if self.entries.is_empty() && !self.is_denied && !self.is_last_resort {
+            if !self.entries.is_empty() || self.is_denied || self.is_last_resort {
+                return;
+            }
             // Neither NAPTR nor SRV: the domain's own address, at the default port (§4.2).
             self.is_last_resort = true;
             let transport = self.default_transport;
@@ -261,6 +262,27 @@ impl Resolution {
     /// What was asked so far, for messages.
     pub fn asked(&self) -> &[Question] {
         &self.asked
+    }
+
+    fn replace(&mut self, question: &Question, answer: &Answer) {
+        let mut entries = Vec::with_capacity(self.entries.len());
+        for entry in std::mem::take(&mut self.entries) {
+            if entry.question(&self.domain).as_ref() == Some(question) {
+                self.expand(entry, answer, &mut entries);
+            } else {
+                entries.push(entry);
+            }
+        }
+        self.entries = entries;
+    }
+
+    /// An answer that an entry waits for. (Entries only become less vague: this comes to an end.)
+    fn next_known(&self) -> Option<(Question, Answer)> {
+        let wanted = |entry: &Entry| {
+            let question = entry.question(&self.domain)?;
+            self.answered.iter().find(|(known, _)| *known == question).cloned()
+        };
+        self.entries.iter().find_map(wanted)
     }
 
     fn expand(&mut self, entry: Entry, answer: &Answer, out: &mut Vec<Entry>) {

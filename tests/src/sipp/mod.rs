@@ -21,6 +21,7 @@ pub struct Sipp {
     audio: Option<Vec<u8>>,
     keys: Vec<(String, String)>,
     flags: Vec<String>,
+    lasts: Duration,
 }
 
 /// What it counted.
@@ -64,6 +65,7 @@ impl Sipp {
             audio: None,
             keys: Vec::new(),
             flags: Vec::new(),
+            lasts: Duration::from_secs(90),
         }
     }
 
@@ -101,6 +103,12 @@ impl Sipp {
     /// `rtp_port`, or one of its own.
     pub fn key(mut self, name: &str, value: impl ToString) -> Self {
         self.keys.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// So many seconds may all of it take, beyond what is talked; 90 if not told.
+    pub fn lasts(mut self, seconds: u64) -> Self {
+        self.lasts = Duration::from_secs(seconds + 60);
         self
     }
 
@@ -152,7 +160,7 @@ impl Sipp {
         let rtp = UdpSocket::bind("127.0.0.1:0")?;
         let rtp_port = rtp.local_addr()?.port().to_string();
         let waves = self.calls.div_ceil(self.at_once);
-        let limit = Duration::from_secs(90) + 2 * self.talk * waves;
+        let limit = self.lasts + 2 * self.talk * waves;
         let out = std::fs::File::create(folder.path().join("out"))?;
         let mut sipp = Command::new("sipp");
         sipp.args(["-sf", "scenario.xml"])

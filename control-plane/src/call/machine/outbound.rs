@@ -106,6 +106,7 @@ impl Call {
             transfer: None,
             keys: super::Keys::default(),
             agent_headers: Headers::new(),
+            replaces: None,
             trunk: Some(trunk.clone()),
             peer_host: String::new(),
             contact: None,
@@ -124,6 +125,7 @@ impl Call {
             session: Session::default(),
             agent_ready: false,
             answer: None,
+            early_until: None,
             engine_refusal: None,
             ending: None,
             stats: None,
@@ -208,11 +210,12 @@ impl Call {
 
     /// The INVITE could not leave.
     pub fn handle_not_sent(&mut self, token: Token, why: &NotSent, around: &mut Surroundings<'_>) {
-        let Some(own) = self.outbound.as_deref_mut().filter(|own| own.asked == Some(token)) else {
+        let Some(own) = self.outbound.as_deref_mut().filter(|own| own.token == Some(token)) else {
             // An INFO of ours.
             return self.handle_info_answered(around);
         };
         own.asked = None;
+        self.sip = None;
         if self.life.is_ending() {
             self.sip_is_over = true;
             return;
@@ -221,15 +224,23 @@ impl Call {
         self.try_next_trunk(Ending::with_detail(Cause::TrunkUnreachable, why.to_string()), around);
     }
 
-    /// 101 to 199, of this or another fork.
-    pub fn handle_provisional(&mut self, response: &Response) {
+    /// 101 to 199, of this or another fork. `wants_prack`: it carries their offer, since our INVITE had none.
+    pub fn handle_provisional(
+        &mut self,
+        response: &Response,
+        wants_prack: bool,
+        around: &mut Surroundings<'_>,
+    ) {
         let Some(own) = self.outbound.as_deref_mut() else { return };
         if self.life.is_ending() || !self.life.is_before_answer() {
             return;
         }
         own.is_heard = true;
         let is_wanted = own.trunk.outbound.early_media;
-        let early = response.sdp().map(|sdp| self.negotiation.accept_early(sdp));
+        let early = match wants_prack {
+            true => Some(self.answer_their_offer(response, Verb::Prack, around)),
+            false => response.sdp().map(|sdp| self.negotiation.accept_early(sdp)),
+        };
         if response.status == 180 || early.is_some() {
             self.life.ring();
         }
@@ -250,7 +261,7 @@ impl Call {
         self.life.answer(around.now);
         self.dialog = super::DialogId::of_answer(response);
         let negotiated = if wants_ack {
-            self.answer_their_offer(response, around)
+            self.answer_their_offer(response, Verb::Ack, around)
         } else {
             self.negotiation.accept_final(response.sdp())
         };
@@ -265,16 +276,17 @@ impl Call {
         }
     }
 
-    /// Our INVITE had no offer: theirs is in the 200, and our answer goes into the ACK.
+    /// Our INVITE had no offer: theirs is in the response, and our answer goes into the ACK or PRACK.
     fn answer_their_offer(
         &mut self,
         response: &Response,
+        verb: fn(CallHandle, Body) -> Verb,
         around: &mut Surroundings<'_>,
     ) -> Result<tandem_sdp::Negotiated, NegotiationError> {
         let offer = response.sdp().ok_or(NegotiationError::Missing)?;
         let negotiated = self.negotiation.propose(&tandem_sdp::SessionDescription::parse(offer)?)?;
         let text = self.negotiation.commit().ok_or(NegotiationError::Missing)?;
-        self.ask_sip(around, |sip| Verb::Ack(sip, Body::sdp(text)));
+        self.ask_sip(around, |sip| verb(sip, Body::sdp(text)));
         Ok(negotiated)
     }
 

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 const OURS: &[Transport] = &[Transport::Udp, Transport::Tcp, Transport::Tls];
@@ -178,4 +180,49 @@ fn transport_that_is_not_here_is_said_so() {
     assert_eq!(new("sip:a.example;transport=ws"), Err(ResolveError::Transport("WS".into())));
     assert_eq!(new("sip:a.example;transport=sctp"), Err(ResolveError::Transport("sctp".into())));
     assert_eq!(new("tel:+1555"), Err(ResolveError::Scheme));
+}
+
+/// Names of a small zone, so that they meet again.
+fn some_name() -> impl Strategy<Value = String> {
+    prop::sample::select(vec!["example.com", "a", "b", "_sip._udp.example.com", "_sip._tcp.example.com", "."])
+        .prop_map(str::to_owned)
+}
+
+fn some_answers() -> impl Strategy<Value = Vec<Answer>> {
+    let service = prop::sample::select(vec!["SIP+D2U", "SIP+D2T", "SIPS+D2T", "x"]);
+    let naptrs = prop::collection::vec((0..3u16, service, some_name()), 0..4).prop_map(|all| {
+        Answer::Naptr(all.iter().map(|(n, service, name)| naptr(*n, 0, service, name)).collect())
+    });
+    let srvs = prop::collection::vec((0..3u16, 0..9u16, 0..9u16, some_name()), 0..4).prop_map(|all| {
+        Answer::Srv(all.iter().map(|(n, weight, port, name)| srv(*n, *weight, *port, name)).collect())
+    });
+    let addresses =
+        prop::collection::vec(any::<[u8; 4]>().prop_map(IpAddr::from), 0..3).prop_map(Answer::Addresses);
+    prop::collection::vec(prop_oneof![naptrs, srvs, addresses], 1..12)
+}
+
+proptest! {
+    #[test]
+    fn whatever_dns_says_a_resolution_comes_to_its_end(answers in some_answers(), seed in any::<u64>()) {
+        for uri in ["sip:example.com", "sips:example.com", "sip:example.com;transport=tcp"] {
+            let mut resolution = Resolution::new(&Uri::parse(uri).unwrap(), None, OURS, seed).unwrap();
+            let mut answers = answers.iter().cycle();
+            // As a shell does it: all questions of a step at once.
+            loop {
+                let questions: Vec<Question> = std::iter::from_fn(|| resolution.poll_question()).collect();
+                if questions.is_empty() {
+                    break;
+                }
+                for question in questions {
+                    resolution.handle_answer(&question, answers.next().unwrap().clone());
+                }
+            }
+            prop_assert!(resolution.asked().len() <= QUESTIONS_MAX);
+            let targets = resolution.targets();
+            prop_assert!(targets.as_ref().is_some_and(|targets| targets.len() <= TARGETS_MAX), "{targets:?}");
+            if uri.starts_with("sips:") {
+                prop_assert!(targets.unwrap().iter().all(|target| target.transport.is_secure()));
+            }
+        }
+    }
 }
