@@ -2,20 +2,22 @@
 # Installs what is missing and nothing else; a second run is over in a blink.
 #
 #   scripts/setup.sh run     what building and `make run` need: C compiler, protoc, the local voice's Python wheels
-#   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp, baresip, linphone, Kamailio, JsSIP,
-#                            SIPVicious, and a name server
+#   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp, baresip, Kamailio, JsSIP, SIPVicious,
+#                            and a name server
 #
 # Debian packages come through apt-get (as root, or by sudo); Python wheels go into .venv at the repository's root,
 # pinned by hash, and are left alone while the requirements have not changed. npm packages go beside their user, by lock file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Where Debian's servers are, and where not everybody looks.
+PATH=$PATH:/usr/sbin
 
 say()  { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 # COMMAND:PACKAGE, a pair for each program that is looked for on the PATH.
 RUN_TOOLS=(cc:gcc protoc:protobuf-compiler)
-TEST_TOOLS=(sipp:sip-tester baresip:baresip-core kamailio:kamailio linphonec:linphone-cli dnsmasq:dnsmasq-base
+TEST_TOOLS=(sipp:sip-tester baresip:baresip-core kamailio:kamailio dnsmasq:dnsmasq-base
   svwar:sipvicious openssl:openssl node:nodejs npm:npm)
 # Packages without a program of their own, by a file of theirs. MODULES stands for Kamailio's folder of modules.
 TEST_FILES=(MODULES/tls.so:kamailio-tls-modules MODULES/websocket.so:kamailio-websocket-modules)

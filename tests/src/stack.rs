@@ -503,6 +503,12 @@ pub fn signal(pid: u32, signal: Signal) -> anyhow::Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
+/// A server of Debian's: in /usr/sbin, which is not on everybody's PATH.
+pub fn server_program(name: &str) -> PathBuf {
+    let path = PathBuf::from("/usr/sbin").join(name);
+    if path.is_file() { path } else { PathBuf::from(name) }
+}
+
 /// A program of this workspace, built with the profile of this test.
 pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     // target/debug/deps/live-… → target/debug/NAME
