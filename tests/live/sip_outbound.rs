@@ -161,8 +161,8 @@ async fn bulk_leaves_no_faster_than_its_trunk_may() -> anyhow::Result<()> {
 /// Kamailio challenges with 407, and its own code checks our digest; the phone behind it is baresip.
 #[tokio::test(flavor = "multi_thread")]
 async fn call_through_kamailio_with_md5_and_sha_256_reaches_a_registered_baresip() -> anyhow::Result<()> {
-    for algorithm in ["MD5", "SHA-256"] {
-        let bot = Bot::listen(Dialect::Pcm, false).await?;
+    let bot = Bot::listen(Dialect::Pcm, false).await?;
+    for (nth, algorithm) in [(1, "MD5"), (2, "SHA-256")] {
         let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let kamailio = Plan::to(nobody).call_password(PASSWORD, algorithm).start()?;
         let stack = Stack::start_configured(&trunk(kamailio.sip, ""), &[])?;
@@ -173,9 +173,9 @@ async fn call_through_kamailio_with_md5_and_sha_256_reaches_a_registered_baresip
         phone.event("CALL_ESTABLISHED", 1).map_err(|error| {
             anyhow::anyhow!("{algorithm}: {error}\n{}\n{}", kamailio.said(), stack.everything_said())
         })?;
-        bot.event("start", 1, SOON).await?;
+        bot.event("start", nth, SOON).await?;
         phone.command("sndcode 7")?;
-        let key = bot.event("dtmf", 1, SOON).await?;
+        let key = bot.event("dtmf", nth, SOON).await?;
         anyhow::ensure!(key["digit"] == "7", "{key}");
         phone.command("hangup")?;
         let call = stack.call_when_over(&call_id).await?;
