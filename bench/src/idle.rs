@@ -53,6 +53,7 @@ struct Line {
     media: Media,
     calling: HashSet<CallHandle>,
     talking: HashSet<CallHandle>,
+    ending: HashSet<CallHandle>,
     failures: BTreeMap<String, u64>,
 }
 
@@ -83,6 +84,7 @@ impl Line {
                     self.talking.insert(call);
                 }
             }
+            Event::Ended { call, .. } if self.ending.remove(&call) => {}
             Event::Ended { call, why } => {
                 let was_ours = self.calling.remove(&call) || self.talking.remove(&call);
                 if was_ours {
@@ -96,11 +98,16 @@ impl Line {
     fn hang_up_all(&mut self) -> anyhow::Result<()> {
         for call in self.talking.drain().chain(self.calling.drain()) {
             self.user_agent.hang_up(call);
+            self.ending.insert(call);
             // A volley of all of them would overflow the target's socket, and what is lost is repeated half a second later.
             self.user_agent
                 .turn(Instant::now() + Duration::from_micros(500))
                 .context("the SIP socket failed")?;
-            while self.user_agent.poll_event().is_some() {}
+            while let Some(event) = self.user_agent.poll_event() {
+                if let Event::Ended { call, .. } = event {
+                    self.ending.remove(&call);
+                }
+            }
         }
         Ok(())
     }
@@ -123,6 +130,7 @@ pub fn run(plan: &IdlePlan) -> anyhow::Result<Report> {
         media: plan.media,
         calling: HashSet::new(),
         talking: HashSet::new(),
+        ending: HashSet::new(),
         failures: BTreeMap::new(),
     };
     let read = |calls: usize| -> anyhow::Result<IdleReading> {
@@ -155,6 +163,10 @@ pub fn run(plan: &IdlePlan) -> anyhow::Result<Report> {
     progress.end();
     let talking = line.talking.len() as u64;
     line.hang_up_all()?;
+    let patience = Instant::now() + PATIENCE;
+    while !line.ending.is_empty() && Instant::now() < patience {
+        line.pump(Instant::now() + Duration::from_millis(5))?;
+    }
     line.pump(Instant::now() + plan.settle)?;
     let after = read(0)?;
     anyhow::ensure!(talking > 0, "no call was answered: {:?}", line.failures);
