@@ -206,10 +206,10 @@ impl Session {
     }
 }
 
-/// Adds the grant to a 2xx.
-pub(crate) fn push_grant(headers: &mut Headers, granted: &SessionExpires) {
+/// Adds the grant to a 2xx. Require tells a peer that can do it that it must: refresh, or hang up when nobody does (§9).
+pub(crate) fn push_grant(headers: &mut Headers, granted: &SessionExpires, ask: &Ask) {
     headers.push_raw(b"Session-Expires", granted.to_string().as_bytes());
-    if granted.refresher == Some(Refresher::Uac) {
+    if ask.supports {
         headers.push_raw(b"Require", TAG.as_bytes());
     }
 }
@@ -402,7 +402,7 @@ impl Endpoint {
         let Some(call) = self.calls.get_mut(id) else { return headers };
         let granted = call.session.grant(ask);
         if let Some(granted) = &granted {
-            push_grant(&mut headers, granted);
+            push_grant(&mut headers, granted, ask);
         }
         // Before the answer there is no session to end.
         if call.phase == Phase::Confirmed {
