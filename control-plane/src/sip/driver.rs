@@ -265,7 +265,12 @@ impl Driver {
         while let Some(hop) = attempt.next_hop() {
             let Target { transport, address } = hop.target;
             let flow = match self.transports.flow_to(transport, address, attempt.identity.clone()) {
-                Ok(flow) => flow,
+                Ok((flow, is_old)) => {
+                    if is_old {
+                        attempt.goes_by_old_connection(hop);
+                    }
+                    flow
+                }
                 Err(error) => {
                     self.outgoing.unreachable(hop.target, now);
                     why = error;

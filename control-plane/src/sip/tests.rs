@@ -353,6 +353,25 @@ async fn server_that_hangs_up_at_once_is_a_failure_at_once_and_no_lost_registrat
 }
 
 #[tokio::test]
+async fn connection_that_dies_while_a_request_goes_by_it_is_replaced() {
+    let server = TcpListener::bind(LOOPBACK).await.unwrap();
+    let uri = format!("sip:a@{};transport=tcp", server.local_addr().unwrap());
+    let mut client = shell(&[SipTransport::Udp], SipSettings::default()).await;
+    client.options(&uri, None).await;
+    let (mut old, _) = server.accept().await.unwrap();
+    let mut buffer = [0; 2_000];
+    let len = old.read(&mut buffer).await.unwrap();
+    // The second goes by the connection that is there.
+    client.options(&uri, None).await;
+    let _ = old.read(&mut buffer).await.unwrap();
+    drop(old);
+    assert_eq!(client.status().await, Err(NoResponse::Transport), "the first had a connection of its own");
+    let (mut new, _) = timeout(SOON, server.accept()).await.unwrap().unwrap();
+    let again = new.read(&mut buffer).await.unwrap();
+    assert!(again.abs_diff(len) < 40 && buffer.starts_with(b"OPTIONS "));
+}
+
+#[tokio::test]
 async fn destination_without_an_address_is_not_sent_and_says_why() {
     let nobody = UdpSocket::bind(LOOPBACK).await.unwrap();
     let dns = Some(nobody.local_addr().unwrap());
