@@ -65,8 +65,6 @@ pub struct Means {
     pub guard: SharedGuard,
     /// Of spreads.
     pub seed: u64,
-    /// Told of sources that register and of those that guess.
-    pub guard: SharedGuard,
 }
 
 /// The running task, seen from the rest.
