@@ -446,3 +446,18 @@ async fn connection_that_stays_silent_is_counted_as_open_until_it_ends() {
     drop(stream);
     timeout(SOON, until(0)).await.unwrap();
 }
+
+#[tokio::test]
+async fn trunk_is_told_the_address_that_it_knows_us_by() {
+    let mut server = shell(&[SipTransport::Udp], SipSettings::default()).await;
+    let advertised_host = Some("sip.tandem.example".into());
+    let trunks = vec![TrunkIdentity { advertised_host, ..TrunkIdentity::new("carrier".into()) }];
+    let client = shell(&[SipTransport::Udp], SipSettings { trunks, ..SipSettings::default() }).await;
+    let uri = format!("sip:a@{}", server.at(Transport::Udp));
+    client.invite(&uri, "v=0\r\n", Some("carrier")).await;
+    let (_, invite, ..) = server.incoming().await;
+    assert_eq!(&*invite.head.via().host, "sip.tandem.example");
+    assert_eq!(invite.head.contact().unwrap().uri.host(), "sip.tandem.example");
+    client.invite(&uri, "v=0\r\n", None).await;
+    assert_eq!(&*server.incoming().await.1.head.via().host, "127.0.0.1", "and others as ever");
+}
