@@ -22,6 +22,7 @@ use tandem_sip::{HeaderName, NameAddr, Uri};
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
 use super::gate::{Gate, Owner, Wrong};
+use crate::sip::TlsPeer;
 use crate::store::accounts::{Found, KeyHash, Principal};
 use crate::trunk::{DidSource, Phone, Trunk, Trunks};
 
@@ -35,8 +36,8 @@ pub struct Invite<'a> {
     pub request: &'a Request,
     /// Where it came from.
     pub source: SocketAddr,
-    /// The names in the client certificate that the source has proved to hold.
-    pub certificate: &'a [Box<str>],
+    /// The client certificate that the source has proved to hold.
+    pub certificate: Option<&'a TlsPeer>,
     /// The present.
     pub now: Instant,
 }

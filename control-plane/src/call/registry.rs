@@ -344,8 +344,7 @@ impl Calls {
     ) {
         let call_id = self.new_call_id(now);
         let mut trace = Trace::new();
-        let certificate = peer.map(|peer| peer.names.as_slice()).unwrap_or_default();
-        let invite = admission::Invite { request, source: flow.remote, certificate, now };
+        let invite = admission::Invite { request, source: flow.remote, certificate: peer, now };
         let credential = match self.check_capacity(&mut trace) {
             Ok(()) => admission::credential(&invite, &mut self.gate, &mut trace),
             Err(ending) => Err(ending.into()),

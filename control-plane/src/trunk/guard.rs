@@ -249,7 +249,7 @@ impl SourceGuard {
 
     /// Whether a source is a trunk's or was admitted lately.
     fn is_trusted(&mut self, ip: IpAddr, now: Instant) -> bool {
-        if self.trunks.find_by_source(ip, &[]).next().is_some() {
+        if self.trunks.find_by_source(ip, None).next().is_some() {
             return true;
         }
         let until = self.good.get_mut(&ip).copied().flatten();

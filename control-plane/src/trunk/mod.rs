@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
+use crate::sip::TlsPeer;
+
 pub mod bucket;
 pub mod credential;
 pub mod file;
@@ -140,13 +142,17 @@ impl Trunks {
     }
 
     /// Trunks that let this source in, in the file's order: by its address, or by one of the names in the client
-    /// certificate that it has proved to hold (subject alternative names and common name; empty without TLS).
+    /// certificate that it has proved to hold. A name counts only for a trunk whose own authorities have vouched for it.
     pub fn find_by_source<'a>(
         &'a self,
         ip: IpAddr,
-        certificate: &'a [Box<str>],
+        peer: Option<&'a TlsPeer>,
     ) -> impl Iterator<Item = &'a Arc<Trunk>> {
-        self.0.trunks.iter().filter(move |trunk| trunk.inbound.admits(ip, certificate))
+        self.0.trunks.iter().filter(move |trunk| {
+            let is_vouched = |peer: &TlsPeer| peer.trunks.contains(&trunk.name);
+            let has_name = |peer: &TlsPeer| is_vouched(peer) && trunk.inbound.has_name(&peer.names);
+            trunk.inbound.has_address(ip) || peer.is_some_and(has_name)
+        })
     }
 
     /// The phone of this user.
@@ -192,11 +198,25 @@ mod tests {
         assert_eq!(&*trunks.find("b").unwrap().name, "b");
         let names = |ip: &str| -> Vec<String> {
             let ip = ip.parse().unwrap();
-            trunks.find_by_source(ip, &[]).map(|trunk| trunk.name.to_string()).collect()
+            trunks.find_by_source(ip, None).map(|trunk| trunk.name.to_string()).collect()
         };
         assert_eq!(names("192.0.2.7"), ["a", "b"]);
         assert_eq!(names("192.0.2.8"), ["a"]);
         assert!(names("198.51.100.1").is_empty());
+    }
+
+    #[test]
+    fn name_in_a_certificate_counts_only_where_its_authority_is_believed() {
+        let mut trunk = trunk("a", "192.0.2.0/24");
+        trunk.inbound.tls_client = vec!["sbc.carrier.example".into()];
+        let trunks = Trunks::new([trunk], []);
+        let stranger = "198.51.100.1".parse().unwrap();
+        let peer = |vouched: &str| TlsPeer {
+            names: vec!["sbc.carrier.example".into()],
+            trunks: vec![vouched.into()],
+        };
+        assert_eq!(trunks.find_by_source(stranger, Some(&peer("a"))).count(), 1);
+        assert_eq!(trunks.find_by_source(stranger, Some(&peer("b"))).count(), 0, "another trunk's authority");
     }
 
     #[test]

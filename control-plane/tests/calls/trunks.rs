@@ -65,7 +65,7 @@ fn number_of_a_trunk_is_answered_and_recorded_for_its_tenant() {
 #[test]
 fn certificate_opens_the_same_door_from_anywhere() {
     let mut bed = bed(Inbound::default());
-    bed.certificate = Some(TlsPeer { names: vec!["carrier.example".into()] });
+    bed.certificate = Some(TlsPeer { names: vec!["carrier.example".into()], trunks: vec!["carrier".into()] });
     bed.invite("sip:+493012345@192.0.2.1", Some(&sdp()));
     assert_eq!(status(&bed), 200);
 }

@@ -93,8 +93,12 @@ impl Asked {
 }
 
 fn ask(gate: &mut Gate, request: &Request, source: &str, certificate: &[&str], now: Instant) -> Asked {
-    let certificate: Vec<Box<str>> = certificate.iter().map(|name| Box::from(*name)).collect();
-    let invite = Invite { request, source: source.parse().unwrap(), certificate: &certificate, now };
+    let peer = TlsPeer {
+        names: certificate.iter().map(|name| Box::from(*name)).collect(),
+        trunks: vec!["carrier".into(), "pbx".into()],
+    };
+    let certificate = (!certificate.is_empty()).then_some(&peer);
+    let invite = Invite { request, source: source.parse().unwrap(), certificate, now };
     let mut trace = Trace::new();
     let result = credential(&invite, gate, &mut trace);
     Asked { result, trace }
