@@ -144,14 +144,15 @@ impl App {
             realm: config.sip_realm.clone(),
             digest: config.sip_digest.clone(),
             nonce_secret: rand::random(),
-            seed: rand::random(),
             guard: guard.clone(),
+            seed: rand::random(),
         });
         let means = Means {
             verbs: sip.verbs,
             engines,
             accounts: accounts.clone(),
             writer: writer.clone(),
+            office: registration.office.clone(),
             contexts,
             metrics: metrics.clone(),
             guard: guard.clone(),

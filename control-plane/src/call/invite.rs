@@ -51,11 +51,12 @@ pub fn invite(
     let to = match &order.to {
         Callee::Number(number) => trunk.outbound.number_format.write(number),
         Callee::Uri(uri) => uri.user().unwrap_or_default().into_owned(),
+        Callee::Phone(user) => user.to_string(),
     };
     let target = match (target, &order.to) {
         (Some(target), _) => target,
         (None, Callee::Uri(uri)) => uri.clone(),
-        (None, Callee::Number(_)) => {
+        (None, Callee::Number(_) | Callee::Phone(_)) => {
             Uri::parse(&format!("sip:{}@{}", escape_user(&to), request_host(trunk, domain)))?
         }
     };

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::agent::Agent;
 use super::dispatcher::{Pace, Queued};
 use crate::store::accounts::Assistant;
-use crate::trunk::{HeaderRules, Trunk, Trunks};
+use crate::trunk::{HeaderRules, SipCredential, Trunk, Trunks};
 
 /// Entries of `metadata`, of `args` and of `headers`.
 pub const ENTRIES_MAX: usize = 16;
@@ -69,7 +69,14 @@ pub enum Callee {
     Number(String),
     /// A SIP URI.
     Uri(Uri),
+    /// A phone that registers with us, by its user; where it is, is asked when it is dialled.
+    Phone(Arc<str>),
 }
+
+/// The trunk of calls to our own phones: a name that no `[[trunk]]` can have.
+pub const PHONES: &str = "(phones)";
+/// Host in From and To of such a call: ours are many, and none is the phone's (RFC 2606).
+const PHONES_HOST: &str = "tandem.invalid";
 
 impl Callee {
     /// As records show it.
@@ -77,6 +84,7 @@ impl Callee {
         match self {
             Self::Number(number) => number,
             Self::Uri(uri) => uri.as_str(),
+            Self::Phone(user) => user,
         }
     }
 }
@@ -127,10 +135,17 @@ impl Order {
     ) -> Result<Self, Vec<FieldError>> {
         let mut errors = Vec::new();
         let agent = keep(read_assistant(request, assistant), &mut errors);
-        let trunk = keep(read_trunk(&request.trunk, tenant_id, trunks), &mut errors);
+        let phone = request.to_number.strip_prefix("phone:");
+        let trunk = match phone {
+            Some(_) => keep(phones(request, tenant_id), &mut errors),
+            None => keep(read_trunk(&request.trunk, tenant_id, trunks), &mut errors),
+        };
         let trunk_of = trunk.as_deref();
         let from = keep(read_from(&request.from_number, trunk_of), &mut errors);
-        let to = keep(read_to(&request.to_number, trunk_of), &mut errors);
+        let to = match phone {
+            Some(user) => keep(read_phone(user, tenant_id, trunks), &mut errors),
+            None => keep(read_to(&request.to_number, trunk_of), &mut errors),
+        };
         let args = read_map("args", &request.args, &mut errors);
         let metadata = read_map("metadata", &request.metadata, &mut errors);
         let rules = trunk_of.map(|trunk| &trunk.headers);
@@ -238,6 +253,24 @@ fn read_trunk(name: &str, tenant_id: &str, trunks: &Trunks) -> Result<Arc<Trunk>
         (name, own) => own.iter().find(|trunk| &*trunk.name == name).copied(),
     };
     found.cloned().ok_or_else(|| FieldError::new("trunk", format!("must be one of {}", names())))
+}
+
+/// What stands for a trunk in a call to a phone of ours: it shows the assistant unless a number is given.
+fn phones(request: &api::CreatePhoneCallRequest, tenant_id: &Arc<str>) -> Result<Arc<Trunk>, FieldError> {
+    if !request.trunk.is_empty() {
+        return Err(FieldError::new("trunk", "must be empty: a phone of ours is called without one"));
+    }
+    let sip_uri = Uri::parse(&format!("sip:{PHONES_HOST}")).ok();
+    let mut trunk = Trunk { name: PHONES.into(), tenant_id: tenant_id.clone(), ..Trunk::default() };
+    trunk.credential = SipCredential { sip_uri, ..SipCredential::default() };
+    trunk.outbound.caller_id = request.assistant.as_ref().map(|assistant| assistant.assistant_id.clone());
+    Ok(Arc::new(trunk))
+}
+
+fn read_phone(user: &str, tenant_id: &str, trunks: &Trunks) -> Result<Callee, FieldError> {
+    let phone = trunks.find_phone(user).filter(|phone| &*phone.tenant_id == tenant_id);
+    let problem = || FieldError::new("to_number", format!("the tenant has no phone {user:?}"));
+    phone.map(|phone| Callee::Phone(phone.user.clone())).ok_or_else(problem)
 }
 
 fn read_from(text: &str, trunk: Option<&Trunk>) -> Result<Arc<str>, FieldError> {

@@ -61,10 +61,10 @@ pub struct Means {
     pub digest: Vec<Algorithm>,
     /// Of its nonces: random.
     pub nonce_secret: [u8; 32],
+    /// Is told who registers and who guesses.
+    pub guard: SharedGuard,
     /// Of spreads.
     pub seed: u64,
-    /// Told of sources that register and of those that guess.
-    pub guard: SharedGuard,
 }
 
 /// The running task, seen from the rest.
@@ -425,6 +425,7 @@ impl Driver {
         let now_s = u64::try_from(now_ms / 1_000).unwrap_or_default();
         let (reply, word) = match self.gate.admit(request, now_s) {
             Ok(phone) => {
+                self.means.guard.admitted(flow.remote.ip(), Instant::now());
                 let user = &phone.user;
                 self.means.guard.admitted(flow.remote.ip(), Instant::now());
                 let done = self.registrar.register(user, phone.contacts_max, request, flow, now_ms).await;

@@ -479,7 +479,7 @@ mod tests {
         assert_eq!(trunk.credential.digest().unwrap().password, "hunter22");
         assert_eq!(trunk.credential.address_of_record().unwrap().as_str(), "sip:account@ims.carrier.example");
         assert_eq!(trunk.addresses.advertised_host.as_deref(), Some("[2001:db8::7]"));
-        assert!(trunk.inbound.has_address("203.0.113.1".parse().unwrap()), "host bits are cut off");
+        assert!(trunk.inbound.admits("203.0.113.1".parse().unwrap(), &[]), "host bits are cut off");
         assert_eq!(&*trunk.inbound.route("0049 30 123456").unwrap().assistant_id, "desk");
         assert!(trunk.inbound.busy_when_full && trunk.registration.is_wanted);
         assert_eq!(trunk.outbound.ring_timeout, Duration::from_secs(45));

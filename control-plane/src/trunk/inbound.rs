@@ -116,16 +116,12 @@ impl std::fmt::Display for DidPattern {
 }
 
 impl Inbound {
-    /// Whether this address is the trunk's.
-    pub fn has_address(&self, ip: IpAddr) -> bool {
+    /// Whether this source is the trunk's.
+    pub fn admits(&self, ip: IpAddr, certificate: &[Box<str>]) -> bool {
         // A dual-stack socket shows IPv4 peers as mapped addresses.
         let ip = ip.to_canonical();
         self.allow.iter().any(|net| net.contains(&ip))
-    }
-
-    /// Whether one of these names of a certificate is the trunk's. Who has vouched for them is not asked here.
-    pub fn has_name(&self, names: &[Box<str>]) -> bool {
-        self.tls_client.iter().any(|own| names.iter().any(|name| fits_name(own, name)))
+            || self.tls_client.iter().any(|own| certificate.iter().any(|name| fits_name(own, name)))
     }
 
     /// Who answers this number; the longest pattern wins, of two equally long the exact one, of two equal ones the
@@ -278,7 +274,7 @@ mod tests {
         };
         let admits = |ip: &str, names: &[&str]| {
             let names: Vec<Box<str>> = names.iter().map(|name| Box::from(*name)).collect();
-            inbound.has_address(ip.parse().unwrap()) || inbound.has_name(&names)
+            inbound.admits(ip.parse().unwrap(), &names)
         };
         assert!(admits("192.0.2.5", &[]) && admits("::ffff:192.0.2.5", &[]));
         assert!(!admits("192.0.2.16", &[]));

@@ -17,8 +17,6 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
-use crate::sip::TlsPeer;
-
 pub mod bucket;
 pub mod credential;
 pub mod file;
@@ -30,9 +28,11 @@ pub mod lru;
 pub mod outbound;
 pub mod policy;
 
+use crate::sip::TlsPeer;
 pub use credential::SipCredential;
 pub use inbound::{DidPattern, DidSource, Inbound, Route};
 pub use outbound::{NumberFormat, Outbound, Redirects, Template, TemplateValues};
+
 pub use policy::{
     Addresses, HeaderRules, Health, ReferIn, Registration, Reliable, SessionTimer, TlsIdentity,
     TransferPolicy,
@@ -141,17 +141,16 @@ impl Trunks {
         self.0.by_name.get(name)
     }
 
-    /// Trunks that let this source in, in the file's order: by its address, or by one of the names in the client
-    /// certificate that it has proved to hold. A name counts only for a trunk whose own authorities have vouched for it.
+    /// Trunks that let this source in, in the file's order: by its address, or by one of the names in a client certificate
+    /// that the trunk's own authority has signed.
     pub fn find_by_source<'a>(
         &'a self,
         ip: IpAddr,
         peer: Option<&'a TlsPeer>,
     ) -> impl Iterator<Item = &'a Arc<Trunk>> {
         self.0.trunks.iter().filter(move |trunk| {
-            let is_vouched = |peer: &TlsPeer| peer.trunks.contains(&trunk.name);
-            let has_name = |peer: &TlsPeer| is_vouched(peer) && trunk.inbound.has_name(&peer.names);
-            trunk.inbound.has_address(ip) || peer.is_some_and(has_name)
+            let names = peer.map(|peer| peer.names_for(&trunk.name)).unwrap_or_default();
+            trunk.inbound.admits(ip, names)
         })
     }
 
