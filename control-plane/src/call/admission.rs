@@ -71,6 +71,15 @@ impl Credential {
         }
     }
 
+    /// Whose call it would be, as far as that is known without the store.
+    pub fn owner(&self) -> Owner {
+        match &self.proof {
+            Proof::Key(_) => Owner::default(),
+            Proof::Phone(phone) => Owner::of_phone(phone),
+            Proof::Trunk(trunk) => Owner::of_trunk(trunk),
+        }
+    }
+
     /// The tenant and what proved it, when the store need not be asked.
     pub fn principal(&self) -> Option<Principal> {
         match &self.proof {
