@@ -218,7 +218,7 @@ impl Ending {
     pub fn to_reply(&self) -> Reply {
         let row = self.cause.row();
         // A normal end before the answer is nobody's fault and no success either.
-        let status = if row.sip_status < 300 { 480 } else { row.sip_status };
+        let status = if row.sip_status < 400 { 480 } else { row.sip_status };
         let mut reply = Reply::new(status).reason(reason_phrase(status));
         if let Ok(with_reason) = reply.clone().header(HeaderName::Reason.as_str(), &self.reason_value()) {
             reply = with_reason;
