@@ -146,6 +146,7 @@ impl App {
             nonce_secret: rand::random(),
             guard: guard.clone(),
             seed: rand::random(),
+            guard: guard.clone(),
         });
         let means = Means {
             verbs: sip.verbs,

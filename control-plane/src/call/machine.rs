@@ -26,6 +26,7 @@ use super::action::{Action, Change, EngineRefusal, EngineReply, Refusal};
 use super::admission::{self, Credential, Trace, refused_by};
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
+use super::headers;
 use super::negotiation::{Negotiation, NegotiationError, codec_name, rtp_parameters};
 use super::outcome::CarrierWord;
 use super::record::CallRecord;
@@ -184,7 +185,10 @@ impl Call {
             assistant_id: credential.assistant_id.clone(),
             tenant_id: None,
             agent: None,
-            custom: BTreeMap::new(),
+            custom: credential
+                .trunk()
+                .map(|trunk| headers::shown(request, &trunk.headers))
+                .unwrap_or_default(),
             offer,
             trace,
             life: Life::new(&around.settings.limits, around.now),

@@ -5,6 +5,7 @@
 
 mod answer;
 mod bed;
+mod early;
 mod ending;
 mod engines;
 mod hold;

@@ -130,6 +130,7 @@ fn attended_transfer_names_the_other_calls_dialog_as_its_peer_knows_it() {
     let mut bed = Bed::new();
     let (_, first) = bed.talking(&trunk(|_| {}));
     let call_id = bed.place(order(&trunk(|_| {})));
+    bed.pass(Duration::from_millis(10));
     let attended = |bed: &mut Bed| {
         let asked = bed.calls.transfer("t1", first, TransferTo::Attended(call_id), bed.now);
         bed.run();

@@ -190,16 +190,6 @@ impl EngineService for Engine {
         Ok(Response::new(api::UpdateSessionResponse {}))
     }
 
-    async fn tell_agent(
-        &self,
-        request: Request<api::TellAgentRequest>,
-    ) -> Result<Response<api::TellAgentResponse>, Status> {
-        let session_id = request.into_inner().session_id;
-        self.check(&session_id)?;
-        self.note("tell", &session_id);
-        Ok(Response::new(api::TellAgentResponse {}))
-    }
-
     async fn close_session(
         &self,
         request: Request<api::CloseSessionRequest>,

@@ -79,7 +79,8 @@ async fn call_is_queued_at_once_and_ends_with_the_carriers_words() {
 #[tokio::test]
 async fn wrong_fields_are_named_all_at_once() {
     let (stage, _carrier) = stage().await;
-    let wrong = json!({ "assistantId": "nobody", "to": "sip:x@evil.example", "from": "1", "options": { "a": "b" } });
+    let wrong =
+        json!({ "assistantId": "nobody", "to": "sip:x@evil.example", "from": "1", "options": { "a": "b" } });
     let answer = stage.post("/v1/calls", &wrong.to_string()).await;
     assert_eq!(answer.status, 400);
     let fields: Vec<_> =

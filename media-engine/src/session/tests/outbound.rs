@@ -64,10 +64,7 @@ fn agent_is_told_how_its_transfer_goes() {
     bot.texts(&mut call);
     let failed = Notice::Transfer { status: "failed".into(), reason: "486 Busy Here".into() };
     call.session.tell(&failed, call.now);
-    assert_eq!(
-        bot.texts(&mut call),
-        [r#"{"event":"transfer","reason":"486 Busy Here","status":"failed"}"#]
-    );
+    assert_eq!(bot.texts(&mut call), [r#"{"event":"transfer","reason":"486 Busy Here","status":"failed"}"#]);
 }
 
 #[test]
