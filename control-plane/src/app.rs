@@ -144,7 +144,6 @@ impl App {
             realm: config.sip_realm.clone(),
             digest: config.sip_digest.clone(),
             nonce_secret: rand::random(),
-            guard: guard.clone(),
             seed: rand::random(),
             guard: guard.clone(),
         });

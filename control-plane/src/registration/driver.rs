@@ -65,8 +65,6 @@ pub struct Means {
     pub guard: SharedGuard,
     /// Of spreads.
     pub seed: u64,
-    /// Told of sources that register and of those that guess.
-    pub guard: SharedGuard,
 }
 
 /// The running task, seen from the rest.
@@ -429,7 +427,6 @@ impl Driver {
             Ok(phone) => {
                 self.means.guard.admitted(flow.remote.ip(), Instant::now());
                 let user = &phone.user;
-                self.means.guard.admitted(flow.remote.ip(), Instant::now());
                 let done = self.registrar.register(user, phone.contacts_max, request, flow, now_ms).await;
                 if let Some(contacts) = done.changed {
                     tracing::info!(%user, contacts, source = %flow.remote, "phone registered");
