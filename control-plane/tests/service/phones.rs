@@ -127,7 +127,7 @@ async fn phone_that_is_not_registered_is_unreachable_and_another_tenants_is_unkn
     let call = |to: &str| json!({ "assistantId": "echo", "to": to }).to_string();
     assert_eq!(stage.post("/v1/calls", &call("phone:anna")).await.status, 202);
     let call_of_anna = stage.until_state("failed").await;
-    assert_eq!(call_of_anna["ending"]["reason"], "unreachable", "{call_of_anna}");
+    assert_eq!(call_of_anna["ending"]["reason"], "trunk_unreachable", "{call_of_anna}");
     let unknown = stage.post("/v1/calls", &call("phone:ben")).await;
     assert!(unknown.status == 400 && unknown.body.contains("no phone"), "{}", unknown.body);
     let metrics = stage.get("/metrics").await.body;
