@@ -144,8 +144,8 @@ impl App {
             realm: config.sip_realm.clone(),
             digest: config.sip_digest.clone(),
             nonce_secret: rand::random(),
-            seed: rand::random(),
             guard: guard.clone(),
+            seed: rand::random(),
         });
         let means = Means {
             verbs: sip.verbs,

@@ -22,7 +22,9 @@ fn trunk(sip_uri: &str) -> String {
 }
 
 fn phone() -> String {
-    format!("[[phone]]\nuser = \"alice\"\ntenant = \"demo\"\npassword = \"{PASSWORD}\"\nassistant = \"tone\"\n")
+    format!(
+        "[[phone]]\nuser = \"alice\"\ntenant = \"demo\"\npassword = \"{PASSWORD}\"\nassistant = \"tone\"\n"
+    )
 }
 
 fn is_registered(stack: &Stack) -> anyhow::Result<()> {
