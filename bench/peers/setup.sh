@@ -8,6 +8,7 @@
 # The generator has the first core, the target the last. Needs kamailio (scripts/setup.sh test) and a release build.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+PATH=$PATH:/usr/sbin
 
 rate=${1:-500} seconds=${2:-20} rounds=${3:-3}
 . bench/peers/tandem.sh

@@ -32,6 +32,8 @@ async fn ten_thousand_scanner_invites_make_no_call_and_do_not_disturb_good_ones(
 async fn sipvicious_finds_no_extension_and_makes_no_call() -> anyhow::Result<()> {
     let stack = Stack::start()?;
     let sip = stack.sip();
+    // The scanner shares its address with somebody who calls rightly, which keeps that address from being silenced.
+    Sipp::scenario("echo_call.xml").succeeds(sip)?;
     for (program, arguments) in [
         ("svmap", &["-m", "INVITE"][..]),
         ("svmap", &["-m", "OPTIONS"][..]),
@@ -43,7 +45,8 @@ async fn sipvicious_finds_no_extension_and_makes_no_call() -> anyhow::Result<()>
         println!("{program} {arguments:?}:\n{said}");
         anyhow::ensure!(!said.contains("reqauth") && !said.contains("noauth"), "it found something:\n{said}");
     }
-    anyhow::ensure!(stack.calls().await?.is_empty(), "{:?}", stack.calls().await?);
-    // And whoever calls rightly still can.
-    Sipp::scenario("echo_call.xml").calls(2, 1).succeeds(sip)
+    Sipp::scenario("echo_call.xml").calls(2, 1).succeeds(sip)?;
+    let calls = stack.calls_when_over().await?;
+    anyhow::ensure!(calls.len() == 3, "a scanner has made calls: {calls:?}");
+    Ok(())
 }

@@ -66,6 +66,7 @@ fn requests_in_a_call_are_answered_as_the_rfcs_tell_and_the_call_goes_on() -> an
             "method_unknown_in_dialog",
             "cseq_backwards",
             "info_unknown",
+            "max_forwards_zero",
             "message",
             "reinvite_refused",
             "cancel_too_late",

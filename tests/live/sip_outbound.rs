@@ -18,7 +18,7 @@ const NUMBER: &str = "+4930555";
 fn trunk(to: SocketAddr, more: &str) -> String {
     format!(
         "[[trunk]]\nname = \"carrier\"\ntenant = \"demo\"\nsip_uri = \"sip:tandem@{to}\"\nsip_password = \"{PASSWORD}\"\n\
-         [trunk.health]\nenabled = false\n[trunk.transfer]\ntargets = [\"127.0.0.1\", \"+49\"]\n\
+         [trunk.health]\nenabled = false\n[trunk.transfer]\ntargets = [\"127.0.0.1\"]\n\
          [trunk.outbound]\ncaller_id = \"+4930111\"\n{more}\n"
     )
 }
@@ -72,18 +72,23 @@ async fn call_to_where_nobody_listens_ends_as_unreachable_trunk() -> anyhow::Res
     Ok(())
 }
 
+/// A redirect is followed over the trunk, as everything that the trunk's limits and its bill are to see.
 #[tokio::test(flavor = "multi_thread")]
-async fn redirect_is_refused_by_default_and_followed_where_the_trunk_says_so() -> anyhow::Result<()> {
+async fn redirect_is_refused_by_default_and_followed_over_the_trunk_where_it_says_so() -> anyhow::Result<()> {
     for (more, reason) in [("", "redirected"), ("redirects = \"follow\"", "callee_hangup")] {
         let (stack, port) = with_trunk(more)?;
-        let target = Sipp::scenario("called_answers.xml").listens()?;
-        let moved =
-            Sipp::scenario("called_redirects.xml").key("moved_to", target.address.port()).listens_at(port)?;
-        let call = stack.call_when_over(&stack.places("echo", NUMBER).await?).await?;
+        let moved = Sipp::scenario("called_redirects.xml").key("moved_to", port).listens_at(port)?;
+        let call_id = stack.places("echo", NUMBER).await?;
         moved.succeeds(1)?;
+        // The next INVITE is repeated until somebody is at that port again.
+        let target = match reason {
+            "redirected" => None,
+            _ => Some(Sipp::scenario("called_moved.xml").listens_at(port)?),
+        };
+        let call = stack.call_when_over(&call_id).await?;
         let ending = call.ending.clone().unwrap_or_default();
         anyhow::ensure!(ending.reason == reason, "{more}: {call:?}\n{}", stack.everything_said());
-        if reason == "callee_hangup" {
+        if let Some(target) = target {
             target.succeeds(1)?;
         }
     }
@@ -161,21 +166,21 @@ async fn bulk_leaves_no_faster_than_its_trunk_may() -> anyhow::Result<()> {
 /// Kamailio challenges with 407, and its own code checks our digest; the phone behind it is baresip.
 #[tokio::test(flavor = "multi_thread")]
 async fn call_through_kamailio_with_md5_and_sha_256_reaches_a_registered_baresip() -> anyhow::Result<()> {
-    for algorithm in ["MD5", "SHA-256"] {
-        let bot = Bot::listen(Dialect::Pcm, false).await?;
+    let bot = Bot::listen(Dialect::Pcm, false).await?;
+    for (nth, algorithm) in [(1, "MD5"), (2, "SHA-256")] {
         let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let kamailio = Plan::to(nobody).call_password(PASSWORD, algorithm).start()?;
         let stack = Stack::start_configured(&trunk(kamailio.sip, ""), &[])?;
         let account = format!("<sip:4930555@{}>;regint=60;answermode=auto", kamailio.sip);
         let mut phone = Phone::start(&account, "", &sound::sweep(8_000, 60.0))?;
-        phone.event("REGISTER_OK", 1)?;
+        phone.is_registered()?;
         let call_id = stack.places("pcm", "4930555").await?;
         phone.event("CALL_ESTABLISHED", 1).map_err(|error| {
             anyhow::anyhow!("{algorithm}: {error}\n{}\n{}", kamailio.said(), stack.everything_said())
         })?;
-        bot.event("start", 1, SOON).await?;
+        bot.event("start", nth, SOON).await?;
         phone.command("sndcode 7")?;
-        let key = bot.event("dtmf", 1, SOON).await?;
+        let key = bot.event("dtmf", nth, SOON).await?;
         anyhow::ensure!(key["digit"] == "7", "{key}");
         phone.command("hangup")?;
         let call = stack.call_when_over(&call_id).await?;

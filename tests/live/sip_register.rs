@@ -7,7 +7,7 @@ use tandem_tests::dns::NameServer;
 use tandem_tests::kamailio::Plan;
 use tandem_tests::sipp::Sipp;
 use tandem_tests::stack::{Stack, free_port};
-use tandem_tests::{eventually, sound};
+use tandem_tests::{eventually, pjsua, sound};
 
 const SOON: Duration = Duration::from_secs(20);
 const PASSWORD: &str = "correct horse battery";
@@ -58,12 +58,32 @@ async fn baresip_registers_and_calls_the_assistant_of_its_account() -> anyhow::R
     let stack = Stack::start_configured(&phone(), &[])?;
     let account = format!("<sip:alice@{}>;auth_pass=\"{PASSWORD}\";regint=60", stack.sip());
     let mut phone = Phone::start(&account, "", &sound::sweep(8_000, 30.0))?;
-    phone.event("REGISTER_OK", 1).map_err(|error| anyhow::anyhow!("{error}\n{}", stack.everything_said()))?;
+    phone.is_registered().map_err(|error| anyhow::anyhow!("{error}\n{}", stack.everything_said()))?;
     phone.command(&format!("dial sip:tone@{}", stack.sip()))?;
     phone.event("CALL_ESTABLISHED", 1)?;
     phone.command("hangup")?;
     let calls = stack.calls_when_over().await?;
     anyhow::ensure!(calls.len() == 1 && calls[0].assistant_id == "tone", "{calls:?}");
+    Ok(())
+}
+
+/// SHA-256 with a stack that is not ours, for REGISTER and for INVITE, alone and beside MD5.
+#[tokio::test(flavor = "multi_thread")]
+async fn pjsip_registers_and_calls_with_sha_256() -> anyhow::Result<()> {
+    for algorithms in ["sha-256", "sha-256,md5"] {
+        let stack = Stack::start_configured(&phone(), &[("TANDEM_SIP_DIGEST", algorithms)])?;
+        let sip = stack.sip();
+        tokio::task::spawn_blocking(move || pjsua::registers_and_calls(sip, "alice", PASSWORD, "tone"))
+            .await?
+            .map_err(|error| anyhow::anyhow!("{algorithms}: {error}\n{}", stack.everything_said()))?;
+        let calls = stack.calls_when_over().await?;
+        anyhow::ensure!(calls.len() == 1 && calls[0].state == "ended", "{calls:?}");
+        // And who has another password gets nothing.
+        let refused = tokio::task::spawn_blocking(move || {
+            pjsua::registers_and_calls(sip, "alice", "wrong horse battery", "tone")
+        });
+        anyhow::ensure!(refused.await?.is_err(), "a wrong password was taken");
+    }
     Ok(())
 }
 

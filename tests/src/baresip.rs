@@ -125,7 +125,15 @@ impl Phone {
         Ok(())
     }
 
-    /// Waits for the nth event (from 1) of this type: `REGISTER_OK`, `CALL_INCOMING`, `CALL_ESTABLISHED`, `CALL_CLOSED`,
+    /// Waits until a registrar has said 200. (Its event may come before we listen to events.)
+    pub fn is_registered(&self) -> anyhow::Result<()> {
+        crate::eventually("baresip is registered", EVENT_WITHIN, || {
+            self.said().contains("} 200 OK (").then_some(())
+        })
+        .with_context(|| self.said())
+    }
+
+    /// Waits for the nth event (from 1) of this type: `CALL_INCOMING`, `CALL_ESTABLISHED`, `CALL_CLOSED`,
     /// `CALL_REMOTE_SDP`, `TRANSFER_FAILED`, …
     pub fn event(&self, kind: &str, nth: usize) -> anyhow::Result<Value> {
         crate::eventually(&format!("event {kind} number {nth} of baresip"), EVENT_WITHIN, || {

@@ -2,7 +2,7 @@
 //! they speak is written down here a second time, from the protocols' descriptions.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use base64::Engine as _;
@@ -28,10 +28,15 @@ pub const TWILIO_PORT: u16 = 8765;
 /// See [`TWILIO_PORT`].
 pub const PCM_PORT: u16 = 8766;
 
+/// So long may its port be somebody else's.
+const FREE_WITHIN: Duration = Duration::from_secs(10);
+
 /// A bot that takes connections and never says a word: its calls ring until somebody gives up.
 pub fn silent() -> anyhow::Result<std::net::TcpListener> {
-    std::net::TcpListener::bind(("127.0.0.1", PCM_PORT))
-        .with_context(|| format!("the demo bots' port {PCM_PORT} is taken; end the bot that uses it"))
+    crate::eventually("the port is free", FREE_WITHIN, || {
+        std::net::TcpListener::bind(("127.0.0.1", PCM_PORT)).ok()
+    })
+    .with_context(|| format!("the demo bots' port {PCM_PORT} is taken; end the bot that uses it"))
 }
 
 /// A bot that listens, writes down what it gets, and says what it is told to.
@@ -69,9 +74,19 @@ impl Bot {
             Dialect::Pcm => PCM_PORT,
             Dialect::Twilio => TWILIO_PORT,
         };
-        let listener = TcpListener::bind(("127.0.0.1", port))
-            .await
-            .with_context(|| format!("the demo bots' port {port} is taken; end the bot that uses it"))?;
+        // A bot that has just ended may hold its port for a moment.
+        let until = Instant::now() + FREE_WITHIN;
+        let listener = loop {
+            match TcpListener::bind(("127.0.0.1", port)).await {
+                Ok(listener) => break listener,
+                Err(_) if Instant::now() < until => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(error) => {
+                    return Err(error).with_context(|| {
+                        format!("the demo bots' port {port} is taken; end the bot that uses it")
+                    });
+                }
+            }
+        };
         let state = Arc::new(Mutex::new(State { echo, ..State::default() }));
         let shared = Arc::clone(&state);
         let listener = tokio::spawn(async move {

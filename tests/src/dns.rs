@@ -18,7 +18,7 @@ impl NameServer {
     /// `naptr-record=carrier.test,10,10,s,SIP+D2U,,_sip._udp.carrier.test`, `host-record=a.carrier.test,127.0.0.1`.
     pub fn start(records: &[String]) -> anyhow::Result<Self> {
         let port = crate::stack::free_port()?;
-        let mut child = Command::new("dnsmasq")
+        let mut child = Command::new(crate::stack::server_program("dnsmasq"))
             .args([
                 "--keep-in-foreground",
                 "--conf-file=/dev/null",

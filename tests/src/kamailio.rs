@@ -108,7 +108,7 @@ impl Plan {
             std::fs::write(folder.path().join("tls.cfg"), config)?;
         }
         let out = std::fs::File::create(folder.path().join("out"))?;
-        let mut kamailio = Command::new("kamailio");
+        let mut kamailio = Command::new(stack::server_program("kamailio"));
         kamailio.args(["-f", "kamailio.cfg", "-DD", "-E", "-m", "64", "-M", "8", "-w", ".", "-Y", "."]);
         for switch in &self.switches {
             kamailio.args(["-A", switch]);

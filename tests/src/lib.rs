@@ -3,7 +3,8 @@
 //! ```text
 //!   live/       real programs, real kernel, real peers          scenarios/   virtual time, one process
 //!     stack     `tandem up` on ports and a folder of its own
-//!     sipp, baresip            callers of another family         bot          who is called: a WebSocket agent
+//!     sipp, baresip, jssip, pjsua   callers of another family        bot          who is called: a WebSocket agent
+//!     kamailio, dns            between us and them               scanner      those whom nobody has asked
 //!     caller (peer and media)  a caller written by hand
 //!     sound     is what was heard what was said?
 //! ```
@@ -21,6 +22,7 @@ pub mod kamailio;
 pub mod media;
 pub mod network;
 pub mod peer;
+pub mod pjsua;
 pub mod planes;
 pub mod scanner;
 pub mod sipp;

@@ -401,7 +401,8 @@ impl Stack {
     /// Waits until this call is over.
     pub async fn call_when_over(&self, call_id: &str) -> anyhow::Result<Call> {
         let mut client = CallServiceClient::connect(self.api()).await?;
-        for _ in 0..600 {
+        // Longer than an INVITE that nobody answers: 64*T1.
+        for _ in 0..1_200 {
             let call = client
                 .get_call(with_key(GetCallRequest { call_id: call_id.to_owned() })?)
                 .await?
@@ -411,7 +412,7 @@ impl Stack {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        anyhow::bail!("call {call_id} is not over after 30 s\n{}", self.everything_said())
+        anyhow::bail!("call {call_id} is not over after 60 s\n{}", self.everything_said())
     }
 
     /// Puts the other side on hold, or takes it off.
@@ -500,6 +501,12 @@ pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
 pub fn signal(pid: u32, signal: Signal) -> anyhow::Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no pid")?;
     Ok(kill_process(pid, signal)?)
+}
+
+/// A server of Debian's: in /usr/sbin, which is not on everybody's PATH.
+pub fn server_program(name: &str) -> PathBuf {
+    let path = PathBuf::from("/usr/sbin").join(name);
+    if path.is_file() { path } else { PathBuf::from(name) }
 }
 
 /// A program of this workspace, built with the profile of this test.

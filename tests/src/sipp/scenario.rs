@@ -261,7 +261,10 @@ impl Scenario {
                 writeln!(text, "[last_Via:]\n[last_From:]\n[last_To:]{tag}\n[last_Call-ID:]\n[last_CSeq:]");
         }
         text.push_str("[last_Record-Route:]\n");
-        text.push_str(CONTACT);
+        // A Contact of 300 and above would say where else to try.
+        if matches!(status.as_bytes().first(), Some(b'1' | b'2')) {
+            text.push_str(CONTACT);
+        }
         finish(&mut text, element, element.get("sdp").unwrap_or("none"), 1);
         if status.starts_with('2') && self.called {
             self.in_dialog = true;
