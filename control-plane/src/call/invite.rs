@@ -94,8 +94,13 @@ pub fn invite(
         Reliable::Prefer => Reliability::Prefer,
         Reliable::Never => Reliability::Never,
     });
-    let destination =
-        Destination { uri: next_hop, transport: None, trunk: Some(trunk.name.clone()), flow: None };
+    let Some(phone) = &order.contact else {
+        let trunk = Some(trunk.name.clone());
+        return Ok((request, Destination { uri: next_hop, transport: None, trunk, flow: None }));
+    };
+    request.target = phone.target.clone();
+    request.route.clone_from(&phone.route);
+    let destination = Destination { flow: phone.flow, ..Destination::to(phone.next_hop().clone()) };
     Ok((request, destination))
 }
 
@@ -121,6 +126,7 @@ mod tests {
 
     use super::*;
     use crate::call::agent::Agent;
+    use crate::registration::registrar::Location;
     use crate::trunk::{NumberFormat, Outbound, SipCredential, Template};
 
     fn order(trunk: Trunk, to: Callee) -> Order {
@@ -133,6 +139,7 @@ mod tests {
             failover: Vec::new(),
             from: "+4930111".into(),
             to,
+            contact: None,
             args: Default::default(),
             metadata: Default::default(),
             headers: Headers::new().with("X-Account", "7").unwrap(),
@@ -183,6 +190,18 @@ mod tests {
         let elsewhere = Uri::parse("sip:bob@carrier.example").unwrap();
         let (request, _) = invite(&order, &order.trunk, Some(elsewhere.clone()), None).unwrap();
         assert_eq!(request.target, elsewhere);
+    }
+
+    #[test]
+    fn registered_phone_is_called_by_the_way_it_came() {
+        let flow = Flow::udp("192.0.2.1:5060".parse().unwrap(), "198.51.100.7:61000".parse().unwrap());
+        let target = Uri::parse("sip:200@10.0.0.7:5060").unwrap();
+        let phone = Location { target: target.clone(), route: Vec::new(), flow: Some(flow), q: 1_000 };
+        let phones = crate::call::order::phones(&"t1".into(), "tandem");
+        let mut order = order(phones, Callee::Number("200".into()));
+        order.contact = Some(phone);
+        let (request, destination) = invite(&order, &order.trunk, None, None).unwrap();
+        assert_eq!((request.target, destination.flow, destination.trunk), (target, Some(flow), None));
     }
 
     #[test]

@@ -16,8 +16,9 @@ use uuid::Uuid;
 
 use super::agent::Agent;
 use super::dispatcher::{Pace, Queued};
+use crate::registration::registrar::Location;
 use crate::store::accounts::Assistant;
-use crate::trunk::{HeaderRules, Trunk, Trunks};
+use crate::trunk::{HeaderRules, Outbound, SipCredential, Trunk, Trunks};
 
 /// Entries of `metadata`, of `args` and of `headers`.
 pub const ENTRIES_MAX: usize = 16;
@@ -29,6 +30,10 @@ pub const VALUE_MAX: usize = 1_024;
 pub const NUMBER_MAX: usize = 128;
 /// Octets of an idempotency key.
 pub const IDEMPOTENCY_KEY_MAX: usize = 128;
+/// What records call the trunk of [`phones`].
+const PHONES: &str = "phones";
+/// Calls a second to one tenant's phones.
+const PHONE_CALLS_PER_SECOND: f64 = 50.0;
 /// The longest that a call may be let ring, in seconds: RFC 3261 §16.6's timer C.
 const RING_SECONDS_MAX: u64 = 180;
 
@@ -98,6 +103,8 @@ pub struct Order {
     pub from: Arc<str>,
     /// Who is called.
     pub to: Callee,
+    /// Where a registered phone is; `None`: the trunk leads to the callee.
+    pub contact: Option<Location>,
     /// For the agent's start frame.
     pub args: BTreeMap<String, String>,
     /// For whoever reads the call's record.
@@ -152,6 +159,7 @@ impl Order {
                     trunk,
                     from,
                     to,
+                    contact: None,
                     args,
                     metadata,
                     headers,
@@ -163,6 +171,16 @@ impl Order {
             }
             _ => Err(errors),
         }
+    }
+
+    /// A trunk that is known to be down is asked last: the first that is not, in the order of the failover, comes first.
+    pub fn prefer(&mut self, is_down: impl Fn(&Trunk) -> bool) {
+        let mut all = vec![self.trunk.clone()];
+        all.append(&mut self.failover);
+        // Stable: among equals the configuration's order stays.
+        all.sort_by_key(|trunk| is_down(trunk));
+        self.trunk = all.remove(0);
+        self.failover = all;
     }
 
     /// As the queue sees it.
@@ -184,6 +202,22 @@ impl Order {
             },
             bulk: self.bulk,
         }
+    }
+}
+
+/// The trunk by which a tenant's own phones are called: it has no carrier behind it, and no wait.
+pub fn phones(tenant_id: &Arc<str>, realm: &str) -> Trunk {
+    let sip_uri = Uri::parse(&format!("sip:{realm}")).or_else(|_| Uri::parse("sip:tandem")).ok();
+    Trunk {
+        name: PHONES.into(),
+        tenant_id: tenant_id.clone(),
+        credential: SipCredential { sip_uri, ..SipCredential::default() },
+        outbound: Outbound {
+            caller_id: Some("tandem".to_owned()),
+            calls_per_second: PHONE_CALLS_PER_SECOND,
+            ..Outbound::default()
+        },
+        ..Trunk::default()
     }
 }
 
@@ -397,7 +431,6 @@ fn fingerprint(request: &api::CreatePhoneCallRequest) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trunk::{Outbound, SipCredential};
 
     fn trunks() -> Trunks {
         let credential = SipCredential {
@@ -487,6 +520,15 @@ mod tests {
         given.headers.insert("Contact".into(), "<sip:me@evil>".into());
         given.headers.insert("X-Bad".into(), "a\r\nVia: evil".into());
         assert_eq!(fields(&given), ["headers.Contact", "headers.X-Bad"]);
+    }
+
+    #[test]
+    fn trunk_that_is_down_is_asked_last() {
+        let mut order = read(&request()).unwrap();
+        order.prefer(|trunk| &*trunk.name == "first");
+        assert_eq!((&*order.trunk.name, &*order.failover[0].name), ("second", "first"));
+        order.prefer(|_| true);
+        assert_eq!(&*order.trunk.name, "second");
     }
 
     #[test]
