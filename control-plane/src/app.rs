@@ -144,6 +144,7 @@ impl App {
             realm: config.sip_realm.clone(),
             digest: config.sip_digest.clone(),
             nonce_secret: rand::random(),
+            guard: guard.clone(),
             seed: rand::random(),
         });
         let means = Means {
@@ -151,6 +152,7 @@ impl App {
             engines,
             accounts: accounts.clone(),
             writer: writer.clone(),
+            office: registration.office.clone(),
             contexts,
             metrics: metrics.clone(),
             guard: guard.clone(),

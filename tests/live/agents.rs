@@ -121,7 +121,7 @@ async fn pcm_agent_that_clears_silences_itself_and_learns_what_was_heard() -> an
 async fn pcm_agent_hears_of_a_mark_when_the_audio_before_it_has_left() -> anyhow::Result<()> {
     let bot = Bot::listen(Dialect::Pcm, false).await?;
     let stack = Stack::start()?;
-    let mut caller = Caller::dials(&stack, "pcm")?;
+    let caller = Caller::dials(&stack, "pcm")?;
     bot.event("start", 1, SOON).await?;
     let began = Instant::now();
     bot.say(&sound::sweep(16_000, 0.6))?;

@@ -9,6 +9,7 @@ mod restart;
 mod scanners;
 mod sip_dialog;
 mod sip_methods;
+mod sip_outbound;
 mod sip_register;
 mod sip_timer;
 mod sip_tls;

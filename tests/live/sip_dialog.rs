@@ -149,3 +149,27 @@ async fn caller_who_never_acknowledges_is_hung_up_on() -> anyhow::Result<()> {
     anyhow::ensure!(word.party == "caller" && word.sip_status == 408, "{word:?}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_in_info_reach_the_agent() -> anyhow::Result<()> {
+    let bot = Bot::listen(Dialect::Pcm, false).await?;
+    let stack = Stack::start()?;
+    Sipp::scenario("info_dtmf.xml").key("to", "pcm:demo-key").succeeds(stack.sip())?;
+    bot.event("stop", 1, SOON).await?;
+    let keys: Vec<_> = bot.events("dtmf").iter().map(|event| event["digit"].clone()).collect();
+    anyhow::ensure!(keys == ["4", "#", "2"], "{keys:?}");
+    Ok(())
+}
+
+/// The agent comes late, so that it rings.
+#[tokio::test(flavor = "multi_thread")]
+async fn caller_who_requires_100rel_gets_its_ringing_reliably() -> anyhow::Result<()> {
+    let _bot = Bot::listen_late(Dialect::Pcm, Duration::from_secs(2)).await?;
+    let stack = Stack::start()?;
+    for sipp in [Sipp::scenario("prack_required.xml"), Sipp::scenario("prack_required.xml").over_tcp()] {
+        sipp.key("to", "pcm:demo-key")
+            .succeeds(stack.sip())
+            .map_err(|error| anyhow::anyhow!("{error}\n{}", stack.everything_said()))?;
+    }
+    Ok(())
+}

@@ -65,9 +65,11 @@ fn requests_in_a_call_are_answered_as_the_rfcs_tell_and_the_call_goes_on() -> an
             "options_in_dialog",
             "method_unknown_in_dialog",
             "cseq_backwards",
+            "info_unknown",
             "message",
             "reinvite_refused",
             "cancel_too_late",
+            "refer_refused",
         ],
     )
 }

@@ -15,14 +15,16 @@ const PASSWORD: &str = "correct horse battery";
 /// Its realm is peers.test, its user tandem.
 fn trunk(sip_uri: &str) -> String {
     format!(
-        "[[trunk]]\nname = \"pbx\"\nsip_uri = \"{sip_uri}\"\nsip_password = \"{PASSWORD}\"\n\
+        "[[trunk]]\nname = \"pbx\"\ntenant = \"demo\"\nsip_uri = \"{sip_uri}\"\nsip_password = \"{PASSWORD}\"\n\
          [trunk.inbound]\nallow = [\"127.0.0.1\"]\n[[trunk.inbound.route]]\ndid = \"*\"\nassistant = \"echo\"\n\
          [trunk.health]\nenabled = false\n[trunk.registration]\nexpires_s = 60\n"
     )
 }
 
 fn phone() -> String {
-    format!("[[phone]]\nuser = \"alice\"\npassword = \"{PASSWORD}\"\nassistant = \"tone\"\n")
+    format!(
+        "[[phone]]\nuser = \"alice\"\ntenant = \"demo\"\npassword = \"{PASSWORD}\"\nassistant = \"tone\"\n"
+    )
 }
 
 fn is_registered(stack: &Stack) -> anyhow::Result<()> {

@@ -76,3 +76,32 @@ async fn baresip_calls_holds_and_resumes_over_tls() -> anyhow::Result<()> {
     anyhow::ensure!(calls.len() == 1 && calls[0].state == "ended", "{calls:?}");
     Ok(())
 }
+
+/// The certificate is the credential: no address, no secret in a URI.
+#[tokio::test(flavor = "multi_thread")]
+async fn trunk_is_known_by_its_client_certificate_and_a_stranger_with_another_is_not() -> anyhow::Result<()> {
+    let authority = Authority::new("Authority of the test")?;
+    let tables = format!(
+        "[[trunk]]\nname = \"carrier\"\ntenant = \"demo\"\n[trunk.tls]\nca = \"{}\"\n\
+         [trunk.inbound]\ntls_client = [\"sbc.carrier.test\"]\n\
+         [[trunk.inbound.route]]\ndid = \"+4930123456\"\nassistant = \"echo\"\n",
+        authority.certificate.display()
+    );
+    let mut stack = Stack::prepare_configured(&tables, &[])?.secured(&authority.signs("tandem.test")?);
+    stack.start_supervisor()?;
+    let tls = std::net::SocketAddr::from(([127, 0, 0, 1], stack.ports().sip_tls));
+    let call = Sipp::scenario("trunk_call.xml").key("to", "+4930123456");
+    {
+        let stranger = authority.signs("stranger.test")?;
+        let kamailio = Plan::to(tls).by("tls").tls(kamailio_tls(&authority, &stranger)).start()?;
+        let report = call.run(kamailio.sip)?;
+        anyhow::ensure!((report.successful, report.failed) == (0, 1), "{}", report.output);
+    }
+    let carrier = authority.signs("sbc.carrier.test")?;
+    let kamailio = Plan::to(tls).by("tls").tls(kamailio_tls(&authority, &carrier)).start()?;
+    call.succeeds(kamailio.sip)
+        .map_err(|error| anyhow::anyhow!("{error}\n{}\n{}", kamailio.said(), stack.everything_said()))?;
+    let calls = stack.calls_when_over().await?;
+    anyhow::ensure!(calls.len() == 1 && calls[0].state == "ended", "{calls:?}");
+    Ok(())
+}

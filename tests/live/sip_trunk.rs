@@ -7,6 +7,7 @@ use tandem_tests::stack::Stack;
 const TABLES: &str = r#"
 [[trunk]]
 name = "carrier"
+tenant = "demo"
 [trunk.inbound]
 allow = ["127.0.0.1"]
 country_code = "49"
@@ -19,6 +20,7 @@ assistant = "echo"
 const PHONES: &str = r#"
 [[phone]]
 user = "alice"
+tenant = "demo"
 password = "correct horse battery"
 assistant = "tone"
 "#;

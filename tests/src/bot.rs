@@ -56,6 +56,15 @@ struct State {
 impl Bot {
     /// Listens for calls; with `echo` it says again what it hears.
     pub async fn listen(dialect: Dialect, echo: bool) -> anyhow::Result<Self> {
+        Self::open(dialect, echo, Duration::ZERO).await
+    }
+
+    /// The same, but it keeps each call waiting for so long.
+    pub async fn listen_late(dialect: Dialect, late: Duration) -> anyhow::Result<Self> {
+        Self::open(dialect, false, late).await
+    }
+
+    async fn open(dialect: Dialect, echo: bool, late: Duration) -> anyhow::Result<Self> {
         let port = match dialect {
             Dialect::Pcm => PCM_PORT,
             Dialect::Twilio => TWILIO_PORT,
@@ -67,7 +76,11 @@ impl Bot {
         let shared = Arc::clone(&state);
         let listener = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, dialect, Arc::clone(&shared)));
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move {
+                    tokio::time::sleep(late).await;
+                    serve(stream, dialect, shared).await;
+                });
             }
         });
         Ok(Self { dialect, state, listener })

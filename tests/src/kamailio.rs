@@ -81,7 +81,9 @@ impl Plan {
     /// The same for those who call somebody that has registered.
     pub fn call_password(mut self, password: &str, algorithm: &str) -> Self {
         self.switches.push("WITH_CALL_AUTH");
-        self.registration_password(password, algorithm)
+        self.password = password.to_owned();
+        self.algorithm = algorithm.to_owned();
+        self
     }
 
     /// Starts it, and waits until it listens.

@@ -374,7 +374,6 @@ fn order(assistant: &str, trunk: &Arc<Trunk>) -> Order {
         failover: Vec::new(),
         from: "+4930111".into(),
         to: Callee::Number("+4930222".into()),
-        contact: None,
         args: BTreeMap::new(),
         metadata: BTreeMap::new(),
         headers: Headers::new(),

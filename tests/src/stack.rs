@@ -12,7 +12,11 @@ use std::time::Duration;
 use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 use tandem_api::v1::call_service_client::CallServiceClient;
-use tandem_api::v1::{Call, ListCallsRequest};
+use tandem_api::v1::talk_service_client::TalkServiceClient;
+use tandem_api::v1::{
+    AssistantDefinition, Call, CreateBulkPhoneCallRequest, CreatePhoneCallRequest, GetCallRequest,
+    HangUpCallRequest, HoldCallRequest, ListCallsRequest, TransferCallRequest,
+};
 
 use crate::certificates::Identity;
 use crate::eventually;
@@ -350,9 +354,8 @@ impl Stack {
 
     /// Live and past calls, newest first, as the API tells them.
     pub async fn calls(&self) -> anyhow::Result<Vec<Call>> {
-        let mut client = CallServiceClient::connect(format!("http://127.0.0.1:{}", self.ports.http)).await?;
-        let mut request = tonic::Request::new(ListCallsRequest { page_size: 500, ..Default::default() });
-        request.metadata_mut().insert("x-api-key", "demo-key".parse()?);
+        let mut client = CallServiceClient::connect(self.api()).await?;
+        let request = with_key(ListCallsRequest { page_size: 500, ..Default::default() })?;
         Ok(client.list_calls(request).await?.into_inner().calls)
     }
 
@@ -369,6 +372,75 @@ impl Stack {
         let calls = self.calls().await?;
         let alive: Vec<_> = calls.iter().filter(|call| !over.contains(&call.state.as_str())).collect();
         anyhow::bail!("{} calls are still alive after 20 s, the first: {:?}", alive.len(), alive.first())
+    }
+
+    /// Places a call to this number over the only trunk, and returns its id.
+    pub async fn places(&self, assistant: &str, to_number: &str) -> anyhow::Result<String> {
+        let mut client = TalkServiceClient::connect(self.api()).await?;
+        let request = CreatePhoneCallRequest {
+            assistant: Some(AssistantDefinition { assistant_id: assistant.to_owned(), ..Default::default() }),
+            to_number: to_number.to_owned(),
+            ..Default::default()
+        };
+        let answer = client.create_phone_call(with_key(request)?).await?;
+        Ok(answer.into_inner().call.context("an answer without a call")?.call_id)
+    }
+
+    /// Places many at once.
+    pub async fn places_many(&self, assistant: &str, to_numbers: &[String]) -> anyhow::Result<String> {
+        let mut client = TalkServiceClient::connect(self.api()).await?;
+        let call = |number: &String| CreatePhoneCallRequest {
+            assistant: Some(AssistantDefinition { assistant_id: assistant.to_owned(), ..Default::default() }),
+            to_number: number.clone(),
+            ..Default::default()
+        };
+        let request = CreateBulkPhoneCallRequest { phone_calls: to_numbers.iter().map(call).collect() };
+        Ok(client.create_bulk_phone_call(with_key(request)?).await?.into_inner().bulk_id)
+    }
+
+    /// Waits until this call is over.
+    pub async fn call_when_over(&self, call_id: &str) -> anyhow::Result<Call> {
+        let mut client = CallServiceClient::connect(self.api()).await?;
+        for _ in 0..600 {
+            let call = client
+                .get_call(with_key(GetCallRequest { call_id: call_id.to_owned() })?)
+                .await?
+                .into_inner();
+            if ["ended", "failed"].contains(&call.state.as_str()) {
+                return Ok(call);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        anyhow::bail!("call {call_id} is not over after 30 s\n{}", self.everything_said())
+    }
+
+    /// Puts the other side on hold, or takes it off.
+    pub async fn holds(&self, call_id: &str, resume: bool) -> anyhow::Result<()> {
+        let mut client = CallServiceClient::connect(self.api()).await?;
+        client.hold_call(with_key(HoldCallRequest { call_id: call_id.to_owned(), resume })?).await?;
+        Ok(())
+    }
+
+    /// Hands the call on.
+    pub async fn transfers(&self, call_id: &str, to: &str) -> Result<(), tonic::Status> {
+        let mut client = CallServiceClient::connect(self.api())
+            .await
+            .map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+        let request =
+            TransferCallRequest { call_id: call_id.to_owned(), to: to.to_owned(), ..Default::default() };
+        let request = with_key(request).map_err(|error| tonic::Status::internal(error.to_string()))?;
+        client.transfer_call(request).await.map(drop)
+    }
+
+    /// Hangs up through the API.
+    pub async fn hangs_up(&self, call_id: &str) -> anyhow::Result<()> {
+        let mut client = CallServiceClient::connect(self.api()).await?;
+        client.hang_up_call(with_key(HangUpCallRequest { call_id: call_id.to_owned() })?).await?;
+        Ok(())
+    }
+
+    fn api(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.http)
     }
 
     /// Asks the supervisor to end, and waits for it.
@@ -400,6 +472,13 @@ impl Drop for Stack {
             let _ = signal(pid, Signal::KILL);
         }
     }
+}
+
+/// A request with the demo key.
+fn with_key<T>(request: T) -> anyhow::Result<tonic::Request<T>> {
+    let mut request = tonic::Request::new(request);
+    request.metadata_mut().insert("x-api-key", "demo-key".parse()?);
+    Ok(request)
 }
 
 /// Does this process run? A zombie does not.

@@ -22,6 +22,7 @@ use tandem_sip::{HeaderName, NameAddr, Uri};
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
 use super::gate::{Gate, Owner, Wrong};
+use crate::sip::TlsPeer;
 use crate::store::accounts::{Found, KeyHash, Principal};
 use crate::trunk::{DidSource, Phone, Trunk, Trunks};
 
@@ -35,8 +36,8 @@ pub struct Invite<'a> {
     pub request: &'a Request,
     /// Where it came from.
     pub source: SocketAddr,
-    /// The names in the client certificate that the source has proved to hold.
-    pub certificate: &'a [Box<str>],
+    /// Who the source has proven to be by its client certificate.
+    pub peer: Option<&'a TlsPeer>,
     /// The present.
     pub now: Instant,
 }
@@ -125,9 +126,8 @@ pub fn credential(invite: &Invite<'_>, gate: &mut Gate, trace: &mut Trace) -> Re
     if let Some(phone) = authorized {
         return by_phone(phone, invite, gate, trace);
     }
-    let certificate = invite.certificate;
     let candidates: Vec<Arc<Trunk>> =
-        gate.trunks().find_by_source(invite.source.ip(), certificate).cloned().collect();
+        gate.trunks().find_by_source(invite.source.ip(), invite.peer).cloned().collect();
     if !candidates.is_empty() {
         return by_trunk(&candidates, invite, gate, trace);
     }

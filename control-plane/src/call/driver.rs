@@ -11,24 +11,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tandem_api::v1 as api;
+use tandem_sip::{InviteRequest, NameAddr};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::action::{Action, Change, EngineCommand, EngineReply, Refusal};
 use super::admission::Credential;
 use super::machine::{Asked, TransferTo};
-use super::order::Order;
+use super::order::{Order, PHONES};
 use super::registry::Calls;
 use super::registry::placing::PlaceError;
 use crate::media::client::EngineClient;
 use crate::media::{EngineId, News};
 use crate::metrics::{Metrics, TrunkCall};
-use crate::registration::{
-    self,
-    desk::{Desk, Taken},
-};
+use crate::registration;
+use crate::registration::desk::{Desk, Taken};
+use crate::registration::driver::Office;
 use crate::sip::guard::SharedGuard;
-use crate::sip::{SipEvent, Verb};
+use crate::sip::{Destination, NotSent, SipEvent, Token, Verb};
 use crate::store;
 use crate::store::accounts::{Accounts, Found};
 use crate::store::contexts::{ContextStore, EmbeddedContexts};
@@ -54,6 +54,8 @@ pub struct Means {
     pub accounts: Accounts,
     /// Records of calls.
     pub writer: Writer,
+    /// Where phones can be called.
+    pub office: Office,
     /// Contexts of calls.
     pub contexts: Arc<EmbeddedContexts>,
     /// What is counted.
@@ -268,6 +270,25 @@ impl Driver {
         }
     }
 
+    /// Sends an INVITE to where the phone is that its Request-URI names: to its best contact.
+    async fn ring_phone(&mut self, token: Token, mut invite: Box<InviteRequest>, destination: Destination) {
+        let user = invite.target.user().unwrap_or_default().into_owned();
+        let found = self.means.office.locator.contacts(&user, store::epoch_ms()).await;
+        let why = match found.map(|contacts| contacts.into_iter().next()) {
+            Ok(Some(location)) => {
+                let uri = location.next_hop().clone();
+                let destination = Destination { uri, trunk: None, flow: location.flow, ..destination };
+                invite.to = Some(NameAddr::new(invite.target));
+                (invite.target, invite.route) = (location.target, location.route);
+                return drop(self.means.verbs.send(Verb::Invite(token, invite, destination)).await);
+            }
+            Ok(None) => "no phone of this user is registered".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let why = NotSent::Unresolved { host: user.into(), why: why.into() };
+        self.calls.handle_sip(SipEvent::NotSent { token, why }, Instant::now());
+    }
+
     fn keep_house(&mut self) {
         self.calls.handle_clock(Instant::now(), store::epoch_ms());
         let metrics = &self.means.metrics;
@@ -344,6 +365,11 @@ impl Driver {
     async fn perform(&mut self, action: Action) {
         match action {
             // The endpoint always takes verbs; if it is gone, so are its calls.
+            Action::Sip(Verb::Invite(token, invite, destination))
+                if destination.trunk.as_deref() == Some(PHONES) =>
+            {
+                self.ring_phone(token, invite, destination).await;
+            }
             Action::Sip(verb) => drop(self.means.verbs.send(verb).await),
             Action::Engine { engine, call_id, command } => {
                 let Some(client) = self.means.engines.get(engine.0).cloned() else { return };

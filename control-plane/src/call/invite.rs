@@ -51,11 +51,12 @@ pub fn invite(
     let to = match &order.to {
         Callee::Number(number) => trunk.outbound.number_format.write(number),
         Callee::Uri(uri) => uri.user().unwrap_or_default().into_owned(),
+        Callee::Phone(user) => user.to_string(),
     };
     let target = match (target, &order.to) {
         (Some(target), _) => target,
         (None, Callee::Uri(uri)) => uri.clone(),
-        (None, Callee::Number(_)) => {
+        (None, Callee::Number(_) | Callee::Phone(_)) => {
             Uri::parse(&format!("sip:{}@{}", escape_user(&to), request_host(trunk, domain)))?
         }
     };
@@ -94,13 +95,8 @@ pub fn invite(
         Reliable::Prefer => Reliability::Prefer,
         Reliable::Never => Reliability::Never,
     });
-    let Some(phone) = &order.contact else {
-        let trunk = Some(trunk.name.clone());
-        return Ok((request, Destination { uri: next_hop, transport: None, trunk, flow: None }));
-    };
-    request.target = phone.target.clone();
-    request.route.clone_from(&phone.route);
-    let destination = Destination { flow: phone.flow, ..Destination::to(phone.next_hop().clone()) };
+    let destination =
+        Destination { uri: next_hop, transport: None, trunk: Some(trunk.name.clone()), flow: None };
     Ok((request, destination))
 }
 
@@ -126,7 +122,6 @@ mod tests {
 
     use super::*;
     use crate::call::agent::Agent;
-    use crate::registration::registrar::Location;
     use crate::trunk::{NumberFormat, Outbound, SipCredential, Template};
 
     fn order(trunk: Trunk, to: Callee) -> Order {
@@ -139,7 +134,6 @@ mod tests {
             failover: Vec::new(),
             from: "+4930111".into(),
             to,
-            contact: None,
             args: Default::default(),
             metadata: Default::default(),
             headers: Headers::new().with("X-Account", "7").unwrap(),
@@ -190,18 +184,6 @@ mod tests {
         let elsewhere = Uri::parse("sip:bob@carrier.example").unwrap();
         let (request, _) = invite(&order, &order.trunk, Some(elsewhere.clone()), None).unwrap();
         assert_eq!(request.target, elsewhere);
-    }
-
-    #[test]
-    fn registered_phone_is_called_by_the_way_it_came() {
-        let flow = Flow::udp("192.0.2.1:5060".parse().unwrap(), "198.51.100.7:61000".parse().unwrap());
-        let target = Uri::parse("sip:200@10.0.0.7:5060").unwrap();
-        let phone = Location { target: target.clone(), route: Vec::new(), flow: Some(flow), q: 1_000 };
-        let phones = crate::call::order::phones(&"t1".into(), "tandem");
-        let mut order = order(phones, Callee::Number("200".into()));
-        order.contact = Some(phone);
-        let (request, destination) = invite(&order, &order.trunk, None, None).unwrap();
-        assert_eq!((request.target, destination.flow, destination.trunk), (target, Some(flow), None));
     }
 
     #[test]

@@ -16,9 +16,8 @@ use uuid::Uuid;
 
 use super::agent::Agent;
 use super::dispatcher::{Pace, Queued};
-use crate::registration::registrar::Location;
 use crate::store::accounts::Assistant;
-use crate::trunk::{HeaderRules, Outbound, SipCredential, Trunk, Trunks};
+use crate::trunk::{HeaderRules, SipCredential, Trunk, Trunks};
 
 /// Entries of `metadata`, of `args` and of `headers`.
 pub const ENTRIES_MAX: usize = 16;
@@ -30,10 +29,6 @@ pub const VALUE_MAX: usize = 1_024;
 pub const NUMBER_MAX: usize = 128;
 /// Octets of an idempotency key.
 pub const IDEMPOTENCY_KEY_MAX: usize = 128;
-/// What records call the trunk of [`phones`].
-const PHONES: &str = "phones";
-/// Calls a second to one tenant's phones.
-const PHONE_CALLS_PER_SECOND: f64 = 50.0;
 /// The longest that a call may be let ring, in seconds: RFC 3261 §16.6's timer C.
 const RING_SECONDS_MAX: u64 = 180;
 
@@ -74,7 +69,14 @@ pub enum Callee {
     Number(String),
     /// A SIP URI.
     Uri(Uri),
+    /// A phone that registers with us, by its user; where it is, is asked when it is dialled.
+    Phone(Arc<str>),
 }
+
+/// The trunk of calls to our own phones: a name that no `[[trunk]]` can have.
+pub const PHONES: &str = "(phones)";
+/// Host in From and To of such a call: ours are many, and none is the phone's (RFC 2606).
+const PHONES_HOST: &str = "tandem.invalid";
 
 impl Callee {
     /// As records show it.
@@ -82,6 +84,7 @@ impl Callee {
         match self {
             Self::Number(number) => number,
             Self::Uri(uri) => uri.as_str(),
+            Self::Phone(user) => user,
         }
     }
 }
@@ -103,8 +106,6 @@ pub struct Order {
     pub from: Arc<str>,
     /// Who is called.
     pub to: Callee,
-    /// Where a registered phone is; `None`: the trunk leads to the callee.
-    pub contact: Option<Location>,
     /// For the agent's start frame.
     pub args: BTreeMap<String, String>,
     /// For whoever reads the call's record.
@@ -134,10 +135,17 @@ impl Order {
     ) -> Result<Self, Vec<FieldError>> {
         let mut errors = Vec::new();
         let agent = keep(read_assistant(request, assistant), &mut errors);
-        let trunk = keep(read_trunk(&request.trunk, tenant_id, trunks), &mut errors);
+        let phone = request.to_number.strip_prefix("phone:");
+        let trunk = match phone {
+            Some(_) => keep(phones(request, tenant_id), &mut errors),
+            None => keep(read_trunk(&request.trunk, tenant_id, trunks), &mut errors),
+        };
         let trunk_of = trunk.as_deref();
         let from = keep(read_from(&request.from_number, trunk_of), &mut errors);
-        let to = keep(read_to(&request.to_number, trunk_of), &mut errors);
+        let to = match phone {
+            Some(user) => keep(read_phone(user, tenant_id, trunks), &mut errors),
+            None => keep(read_to(&request.to_number, trunk_of), &mut errors),
+        };
         let args = read_map("args", &request.args, &mut errors);
         let metadata = read_map("metadata", &request.metadata, &mut errors);
         let rules = trunk_of.map(|trunk| &trunk.headers);
@@ -159,7 +167,6 @@ impl Order {
                     trunk,
                     from,
                     to,
-                    contact: None,
                     args,
                     metadata,
                     headers,
@@ -202,22 +209,6 @@ impl Order {
             },
             bulk: self.bulk,
         }
-    }
-}
-
-/// The trunk by which a tenant's own phones are called: it has no carrier behind it, and no wait.
-pub fn phones(tenant_id: &Arc<str>, realm: &str) -> Trunk {
-    let sip_uri = Uri::parse(&format!("sip:{realm}")).or_else(|_| Uri::parse("sip:tandem")).ok();
-    Trunk {
-        name: PHONES.into(),
-        tenant_id: tenant_id.clone(),
-        credential: SipCredential { sip_uri, ..SipCredential::default() },
-        outbound: Outbound {
-            caller_id: Some("tandem".to_owned()),
-            calls_per_second: PHONE_CALLS_PER_SECOND,
-            ..Outbound::default()
-        },
-        ..Trunk::default()
     }
 }
 
@@ -272,6 +263,24 @@ fn read_trunk(name: &str, tenant_id: &str, trunks: &Trunks) -> Result<Arc<Trunk>
         (name, own) => own.iter().find(|trunk| &*trunk.name == name).copied(),
     };
     found.cloned().ok_or_else(|| FieldError::new("trunk", format!("must be one of {}", names())))
+}
+
+/// What stands for a trunk in a call to a phone of ours: it shows the assistant unless a number is given.
+fn phones(request: &api::CreatePhoneCallRequest, tenant_id: &Arc<str>) -> Result<Arc<Trunk>, FieldError> {
+    if !request.trunk.is_empty() {
+        return Err(FieldError::new("trunk", "must be empty: a phone of ours is called without one"));
+    }
+    let sip_uri = Uri::parse(&format!("sip:{PHONES_HOST}")).ok();
+    let mut trunk = Trunk { name: PHONES.into(), tenant_id: tenant_id.clone(), ..Trunk::default() };
+    trunk.credential = SipCredential { sip_uri, ..SipCredential::default() };
+    trunk.outbound.caller_id = request.assistant.as_ref().map(|assistant| assistant.assistant_id.clone());
+    Ok(Arc::new(trunk))
+}
+
+fn read_phone(user: &str, tenant_id: &str, trunks: &Trunks) -> Result<Callee, FieldError> {
+    let phone = trunks.find_phone(user).filter(|phone| &*phone.tenant_id == tenant_id);
+    let problem = || FieldError::new("to_number", format!("the tenant has no phone {user:?}"));
+    phone.map(|phone| Callee::Phone(phone.user.clone())).ok_or_else(problem)
 }
 
 fn read_from(text: &str, trunk: Option<&Trunk>) -> Result<Arc<str>, FieldError> {
@@ -431,6 +440,7 @@ fn fingerprint(request: &api::CreatePhoneCallRequest) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trunk::{Outbound, SipCredential};
 
     fn trunks() -> Trunks {
         let credential = SipCredential {

@@ -344,8 +344,7 @@ impl Calls {
     ) {
         let call_id = self.new_call_id(now);
         let mut trace = Trace::new();
-        let certificate = peer.map(|peer| peer.names.as_slice()).unwrap_or_default();
-        let invite = admission::Invite { request, source: flow.remote, certificate, now };
+        let invite = admission::Invite { request, source: flow.remote, peer, now };
         let credential = match self.check_capacity(&mut trace) {
             Ok(()) => admission::credential(&invite, &mut self.gate, &mut trace),
             Err(ending) => Err(ending.into()),
@@ -359,6 +358,9 @@ impl Calls {
                 return self.refuse(sip, call_id, &invite, trace, ending, owner);
             }
         };
+        if let Some(host) = credential.trunk().and_then(|trunk| trunk.addresses.advertised_host.as_deref()) {
+            self.actions.push_back(Action::Sip(Verb::Advertise(sip, Some(host.into()))));
+        }
         self.gate.begin(call_id, credential.trunk());
         let Self { actions, strays, settings, rng, gate, tokens, .. } = self;
         let wall = self.wall;

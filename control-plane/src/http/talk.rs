@@ -9,15 +9,10 @@ use uuid::Uuid;
 use super::{ApiError, Shared};
 use crate::call::bulk::BULK_CALLS_MAX;
 use crate::call::machine::{Asked, TransferTo};
-use crate::call::order::{self, FieldError, Order};
+use crate::call::order::{FieldError, Order};
 use crate::call::registry::placing::PlaceError;
-use crate::registration::registrar::Location;
-use crate::store;
 use crate::store::accounts::Principal;
-use crate::trunk::{Trunks, health};
-
-/// The domain in From of a call to a phone.
-const PHONES_REALM: &str = "tandem";
+use crate::trunk::health;
 
 /// The body of `POST /v1/calls`.
 #[derive(Debug, Deserialize)]
@@ -99,35 +94,10 @@ impl Shared {
             Some(id) => self.accounts.assistant(&principal.tenant_id, id).await?,
             None => None,
         };
-        let Some(user) = request.to_number.strip_prefix("phone:") else {
-            let read = Order::read(request, &principal.tenant_id, &self.trunks, assistant.as_ref());
-            let mut order = read.map_err(ApiError::Fields)?;
-            order.prefer(|trunk| self.office.board.health(&trunk.name) == health::State::Down);
-            return Ok(order);
-        };
-        let phones = Trunks::new([order::phones(&principal.tenant_id, PHONES_REALM)], []);
-        let request = api::CreatePhoneCallRequest { to_number: user.to_owned(), ..request.clone() };
-        let read = Order::read(&request, &principal.tenant_id, &phones, assistant.as_ref());
+        let read = Order::read(request, &principal.tenant_id, &self.trunks, assistant.as_ref());
         let mut order = read.map_err(ApiError::Fields)?;
-        order.contact = Some(self.phone(principal, user).await?);
+        order.prefer(|trunk| self.office.board.health(&trunk.name) == health::State::Down);
         Ok(order)
-    }
-
-    /// Where a phone of this tenant is: its best and newest contact.
-    async fn phone(&self, principal: &Principal, user: &str) -> Result<Location, ApiError> {
-        let wrong =
-            |problem: String| ApiError::Fields(vec![FieldError { field: "to_number".to_owned(), problem }]);
-        let known = self.trunks.find_phone(user).filter(|phone| phone.tenant_id == principal.tenant_id);
-        if known.is_none() {
-            return Err(wrong(format!("the tenant has no phone {user:?}")));
-        }
-        match self.office.locator.contacts(user, store::epoch_ms()).await {
-            Ok(contacts) => {
-                let first = contacts.into_iter().next();
-                first.ok_or_else(|| wrong(format!("phone {user:?} is not registered")))
-            }
-            Err(error) => Err(wrong(format!("phone {user:?} cannot be looked up: {error}"))),
-        }
     }
 
     /// Queues one call.

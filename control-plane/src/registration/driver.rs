@@ -28,9 +28,11 @@ use super::desk::{self, Desk, News};
 use super::registrant::{self, Action, LEASE_TTL, Register, Registrant};
 use super::registrar::{Locator, Registrar};
 use super::store::EmbeddedBindings;
+use crate::sip::guard::SharedGuard;
 use crate::sip::{Destination, Token, Verb};
 use crate::store;
 use crate::store::contexts::{ContextStore, EmbeddedContexts, Owner};
+use crate::trunk::guard::Failure;
 use crate::trunk::health::{self, Monitor};
 use crate::trunk::{Trunk, Trunks};
 
@@ -59,6 +61,8 @@ pub struct Means {
     pub digest: Vec<Algorithm>,
     /// Of its nonces: random.
     pub nonce_secret: [u8; 32],
+    /// Is told who registers and who guesses.
+    pub guard: SharedGuard,
     /// Of spreads.
     pub seed: u64,
 }
@@ -421,7 +425,9 @@ impl Driver {
         let now_s = u64::try_from(now_ms / 1_000).unwrap_or_default();
         let (reply, word) = match self.gate.admit(request, now_s) {
             Ok(phone) => {
+                self.means.guard.admitted(flow.remote.ip(), Instant::now());
                 let user = &phone.user;
+                self.means.guard.admitted(flow.remote.ip(), Instant::now());
                 let done = self.registrar.register(user, phone.contacts_max, request, flow, now_ms).await;
                 if let Some(contacts) = done.changed {
                     tracing::info!(%user, contacts, source = %flow.remote, "phone registered");
@@ -430,6 +436,7 @@ impl Driver {
             }
             Err(refused) => {
                 if refused.is_guess {
+                    self.means.guard.refused(flow.remote.ip(), Failure::Wrong, Instant::now());
                     tracing::warn!(source = %flow.remote, reason = refused.word, "REGISTER refused");
                 }
                 (refused.reply, refused.word)

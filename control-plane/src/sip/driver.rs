@@ -376,7 +376,7 @@ impl Driver {
             Arrival::Closed(flow) => self.close(flow),
             Arrival::Failed(flow) => {
                 if let Some(connection) = flow.connection {
-                    self.transports.forget(connection);
+                    self.transports.forget_unopened(connection);
                 }
                 self.endpoint.handle_transport_error(flow, Instant::now());
             }

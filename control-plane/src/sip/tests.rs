@@ -327,6 +327,32 @@ async fn end_of_a_registrations_connection_is_told() {
 }
 
 #[tokio::test]
+async fn server_that_hangs_up_at_once_is_a_failure_at_once_and_no_lost_registration() {
+    let server = TcpListener::bind(LOOPBACK).await.unwrap();
+    let address = server.local_addr().unwrap();
+    let mut client = shell(&[SipTransport::Udp], SipSettings::default()).await;
+    client.options(&format!("sip:a@{address};transport=tcp"), None).await;
+    let (mut stream, _) = server.accept().await.unwrap();
+    assert!(stream.read(&mut [0; 2_000]).await.unwrap() > 0);
+    drop(stream);
+    assert_eq!(client.status().await, Err(NoResponse::Transport));
+    drop(server);
+    let target = uri_of(&format!("sip:{address};transport=tcp"));
+    let request = OutgoingRequest::new(Method::Register, target.clone(), us(), Flow::UNRESOLVED);
+    let destination = Destination::to(target);
+    client.verbs.send(Verb::Request(Token(9), Box::new(request), destination)).await.unwrap();
+    loop {
+        match client.next().await {
+            SipEvent::Sent { .. } | SipEvent::Closed { .. } => {}
+            SipEvent::Endpoint { event: Event::Response { result, .. }, .. } => {
+                break assert_eq!(result, Err(NoResponse::Transport));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn destination_without_an_address_is_not_sent_and_says_why() {
     let nobody = UdpSocket::bind(LOOPBACK).await.unwrap();
     let dns = Some(nobody.local_addr().unwrap());

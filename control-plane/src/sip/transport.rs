@@ -378,6 +378,14 @@ impl Transports {
         }
     }
 
+    /// A connection could not be opened: what should have gone by it says so itself.
+    pub fn forget_unopened(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.kept_for = None;
+        }
+        self.forget(id);
+    }
+
     /// The next REGISTER whose connection is gone.
     pub fn poll_lost(&mut self) -> Option<Token> {
         self.lost.pop()

@@ -185,10 +185,15 @@ pub struct TlsPeer {
 }
 
 impl TlsPeer {
+    /// The names that it has proved towards this trunk.
+    pub fn names_for(&self, trunk: &str) -> &[Box<str>] {
+        if self.trunks.iter().any(|vouched| **vouched == *trunk) { &self.names } else { &[] }
+    }
+
     /// Whether the peer is one of these names, as far as this trunk is concerned.
     pub fn is(&self, trunk: &str, names: &[impl AsRef<str>]) -> bool {
-        self.trunks.iter().any(|vouched| **vouched == *trunk)
-            && names.iter().any(|name| self.names.iter().any(|own| own.eq_ignore_ascii_case(name.as_ref())))
+        let own = self.names_for(trunk);
+        names.iter().any(|name| own.iter().any(|own| own.eq_ignore_ascii_case(name.as_ref())))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Who may knock at all: a look at each request before any transaction, cheap and without an answer.
 //!
 //! ```text
-//!   bytes ──check──▶ a trunk's address, or a source that was admitted before ──▶ pass
+//!   bytes ──check──▶ a trunk's address, or a source that was admitted before ──▶ pass, if it names no scanner
 //!                    a scanner's User-Agent, a source that has failed too often ──▶ silence, and a count
 //!                    everybody else: so many a second from one source, so many from all strangers together
 //!   admission ──admitted / refused──▶ what is known of a source
@@ -204,7 +204,10 @@ impl SourceGuard {
     pub fn check(&mut self, bytes: &[u8], flow: Flow, now: Instant) -> Verdict {
         let ip = flow.remote.ip().to_canonical();
         if self.is_trusted(ip, now) {
-            return Verdict::Pass;
+            // What shows itself as a scanner is dropped under any name, and the name does not suffer for it.
+            let is_scan =
+                Glance::at(bytes).is_some_and(|glance| glance.names_one_of(&self.settings.scanner_agents));
+            return if is_scan { self.drop_it(ip, Why::Scanner, now) } else { Verdict::Pass };
         }
         let silent_until = self.strangers.get_mut(&ip).and_then(|stranger| stranger.silent_until);
         if silent_until.is_some_and(|until| now < until) && !Glance::is_response(bytes) {
@@ -213,7 +216,7 @@ impl SourceGuard {
         // Responses, keep-alives and the middle of a stream are not ours to judge.
         let Some(glance) = Glance::at(bytes) else { return Verdict::Pass };
         if glance.names_one_of(&self.settings.scanner_agents) {
-            self.silence(ip, now);
+            self.silence(ip, Failure::Unknown, now);
             return self.drop_it(ip, Why::Scanner, now);
         }
         let has_claim = glance.has_credential || glance.from_user.is_some_and(|user| self.is_phone(user));
@@ -246,7 +249,7 @@ impl SourceGuard {
 
     /// Whether a source is a trunk's or was admitted lately.
     fn is_trusted(&mut self, ip: IpAddr, now: Instant) -> bool {
-        if self.trunks.find_by_source(ip, &[]).next().is_some() {
+        if self.trunks.find_by_source(ip, None).next().is_some() {
             return true;
         }
         let until = self.good.get_mut(&ip).copied().flatten();
@@ -282,29 +285,34 @@ impl SourceGuard {
         match failure {
             Failure::Unknown => {
                 stranger.unknown += 1;
-                if stranger.unknown >= UNKNOWN_MAX && stranger.unknown_silent_until.is_none_or(|at| at <= now)
-                {
-                    // A good call from the same address carries a credential and still gets through.
-                    stranger.unknown_silent_until = Some(now + self.settings.silence);
-                    self.counters.silences += 1;
+                if stranger.unknown >= UNKNOWN_MAX {
+                    self.silence(ip, failure, now);
                 }
             }
             Failure::Wrong => {
                 stranger.wrong += 1;
                 if stranger.wrong >= failures_max {
                     stranger.wrong = 0;
-                    self.silence(ip, now);
+                    self.silence(ip, failure, now);
                 }
             }
         }
     }
 
-    /// Nothing from there is looked at for a while; twice as long as the last time.
-    fn silence(&mut self, ip: IpAddr, now: Instant) {
+    /// Nothing from there is looked at for a while, twice as long as the last time. Who has only been unknown may still
+    /// come with a credential: a good caller can share an address with a scanner.
+    fn silence(&mut self, ip: IpAddr, failure: Failure, now: Instant) {
         let first = self.settings.silence;
         let stranger = self.strangers.entry(ip);
+        let until = match failure {
+            Failure::Unknown => &mut stranger.unknown_silent_until,
+            Failure::Wrong => &mut stranger.silent_until,
+        };
+        if until.is_some_and(|until| now < until) {
+            return;
+        }
         stranger.silence = (stranger.silence * 2).clamp(first, SILENCE_MAX.max(first));
-        stranger.silent_until = Some(now + stranger.silence);
+        *until = Some(now + stranger.silence);
         self.counters.silences += 1;
     }
 
@@ -367,29 +375,34 @@ mod tests {
         let (mut guard, now) = (guard(), Instant::now());
         let scan = invite("sip:100@192.0.2.1", "friendly-scanner");
         assert_eq!(check(&mut guard, "198.51.100.1", &scan, now), Verdict::Drop(Why::Scanner));
-        let good = invite("sip:desk:key@192.0.2.1", "Phone/1");
-        assert_eq!(check(&mut guard, "198.51.100.1", &good, now), Verdict::Drop(Why::Silenced));
+        let plain = invite("sip:desk@192.0.2.1", "Phone/1");
+        assert_eq!(check(&mut guard, "198.51.100.1", &plain, now), Verdict::Drop(Why::Silenced));
+        let keyed = invite("sip:desk:key@192.0.2.1", "Phone/1");
+        assert_eq!(check(&mut guard, "198.51.100.1", &keyed, now), Verdict::Pass, "a good caller beside it");
         let later = now + Duration::from_secs(60);
-        assert_eq!(check(&mut guard, "198.51.100.1", &good, later), Verdict::Pass);
+        assert_eq!(check(&mut guard, "198.51.100.1", &plain, later), Verdict::Pass);
         assert_eq!(check(&mut guard, "198.51.100.1", &scan, later), Verdict::Drop(Why::Scanner));
         let doubled = later + Duration::from_secs(119);
-        assert_eq!(check(&mut guard, "198.51.100.1", &good, doubled), Verdict::Drop(Why::Silenced));
+        assert_eq!(check(&mut guard, "198.51.100.1", &plain, doubled), Verdict::Drop(Why::Silenced));
     }
 
     #[test]
-    fn trunk_and_admitted_source_pass_whatever_comes_under_their_address() {
+    fn trunk_and_admitted_source_do_not_suffer_for_what_comes_under_their_address() {
         let (mut guard, now) = (guard(), Instant::now());
         guard.admitted("198.51.100.1".parse().unwrap(), now);
         for ip in ["203.0.113.5", "198.51.100.1"] {
             for _ in 0..1_000 {
                 guard.refused(ip.parse().unwrap(), Failure::Wrong, now);
                 let scan = invite("sip:100@192.0.2.1", "friendly-scanner");
-                assert_eq!(check(&mut guard, ip, &scan, now), Verdict::Pass);
+                assert_eq!(check(&mut guard, ip, &scan, now), Verdict::Drop(Why::Scanner));
+                let plain = invite("sip:100@192.0.2.1", "Phone/1");
+                assert_eq!(check(&mut guard, ip, &plain, now), Verdict::Pass);
             }
         }
-        let scan = invite("sip:100@192.0.2.1", "friendly-scanner");
+        let plain = invite("sip:100@192.0.2.1", "Phone/1");
         let expired = now + GOOD_FOR;
-        assert_eq!(check(&mut guard, "198.51.100.1", &scan, expired), Verdict::Drop(Why::Scanner));
+        let passed = (0..200).filter(|_| check(&mut guard, "198.51.100.1", &plain, expired) == Verdict::Pass);
+        assert_eq!(passed.count(), 60, "a stranger again");
     }
 
     #[test]

@@ -28,9 +28,11 @@ pub mod lru;
 pub mod outbound;
 pub mod policy;
 
+use crate::sip::TlsPeer;
 pub use credential::SipCredential;
 pub use inbound::{DidPattern, DidSource, Inbound, Route};
 pub use outbound::{NumberFormat, Outbound, Redirects, Template, TemplateValues};
+
 pub use policy::{
     Addresses, HeaderRules, Health, ReferIn, Registration, Reliable, SessionTimer, TlsIdentity,
     TransferPolicy,
@@ -139,14 +141,17 @@ impl Trunks {
         self.0.by_name.get(name)
     }
 
-    /// Trunks that let this source in, in the file's order: by its address, or by one of the names in the client
-    /// certificate that it has proved to hold (subject alternative names and common name; empty without TLS).
+    /// Trunks that let this source in, in the file's order: by its address, or by one of the names in a client certificate
+    /// that the trunk's own authority has signed.
     pub fn find_by_source<'a>(
         &'a self,
         ip: IpAddr,
-        certificate: &'a [Box<str>],
+        peer: Option<&'a TlsPeer>,
     ) -> impl Iterator<Item = &'a Arc<Trunk>> {
-        self.0.trunks.iter().filter(move |trunk| trunk.inbound.admits(ip, certificate))
+        self.0.trunks.iter().filter(move |trunk| {
+            let names = peer.map(|peer| peer.names_for(&trunk.name)).unwrap_or_default();
+            trunk.inbound.admits(ip, names)
+        })
     }
 
     /// The phone of this user.
@@ -192,7 +197,7 @@ mod tests {
         assert_eq!(&*trunks.find("b").unwrap().name, "b");
         let names = |ip: &str| -> Vec<String> {
             let ip = ip.parse().unwrap();
-            trunks.find_by_source(ip, &[]).map(|trunk| trunk.name.to_string()).collect()
+            trunks.find_by_source(ip, None).map(|trunk| trunk.name.to_string()).collect()
         };
         assert_eq!(names("192.0.2.7"), ["a", "b"]);
         assert_eq!(names("192.0.2.8"), ["a"]);

@@ -40,7 +40,6 @@ pub(crate) fn order(trunk: &Arc<Trunk>) -> Order {
         failover: Vec::new(),
         from: "+4930111".into(),
         to: Callee::Number("+4930222".into()),
-        contact: None,
         args: Default::default(),
         metadata: Default::default(),
         headers: Headers::new(),

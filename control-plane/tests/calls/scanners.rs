@@ -105,7 +105,8 @@ fn flood_under_the_carriers_own_address_does_not_silence_the_carrier() {
     bed.caller_at = addr("203.0.113.5:5060");
     let spoofed = |number: u32| {
         let from = SocketAddr::new([203, 0, 113, 5].into(), 1024 + (number % 60_000) as u16);
-        (scan(number, "sip:100:guess@192.0.2.1", "friendly-scanner"), from)
+        let agent = if number % 2 == 0 { "friendly-scanner" } else { "Phone/1" };
+        (scan(number, "sip:100:guess@192.0.2.1", agent), from)
     };
     let (good, _) = storm(&mut bed, spoofed, "sip:+493012345@192.0.2.1");
     assert_eq!(good, 50);

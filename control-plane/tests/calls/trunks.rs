@@ -65,9 +65,19 @@ fn number_of_a_trunk_is_answered_and_recorded_for_its_tenant() {
 #[test]
 fn certificate_opens_the_same_door_from_anywhere() {
     let mut bed = bed(Inbound::default());
-    bed.certificate = Some(TlsPeer { names: vec!["carrier.example".into()], trunks: vec!["carrier".into()] });
+    let trunks = vec!["carrier".into()];
+    bed.certificate = Some(TlsPeer { names: vec!["carrier.example".into()], trunks });
     bed.invite("sip:+493012345@192.0.2.1", Some(&sdp()));
     assert_eq!(status(&bed), 200);
+}
+
+#[test]
+fn certificate_that_another_trunks_authority_has_signed_opens_no_door() {
+    let mut bed = bed(Inbound::default());
+    bed.certificate =
+        Some(TlsPeer { names: vec!["carrier.example".into()], trunks: vec!["somebody-else".into()] });
+    bed.invite("sip:+493012345@192.0.2.1", Some(&sdp()));
+    assert_eq!(status(&bed), 403);
 }
 
 #[test]

@@ -75,12 +75,16 @@ pub enum ValueError {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Params {
     text: Box<str>,
+    /// Where the values of the two that every message is asked for more than once are.
+    tag: Option<(u32, u32)>,
+    branch: Option<(u32, u32)>,
 }
 
 impl Params {
     /// Checks `text`, which is empty or begins with `;` (white space is allowed around separators).
     fn parse(text: &str) -> Result<Params, ValueError> {
-        let params = Params { text: text.trim_matches([' ', '\t']).into() };
+        let mut params = Params { text: grammar::trim(text).into(), ..Params::default() };
+        let (mut tag, mut branch) = (None, None);
         let mut rest: &str = &params.text;
         while !rest.is_empty() {
             let Some(after) = rest.strip_prefix(';') else { return Err(ValueError::Parameter) };
@@ -98,14 +102,35 @@ impl Params {
             if name.is_empty() || !name.bytes().all(grammar::is_token) || !value_ok {
                 return Err(ValueError::Parameter);
             }
+            let place = match name.len() {
+                3 if name.eq_ignore_ascii_case("tag") => Some(&mut tag),
+                6 if name.eq_ignore_ascii_case("branch") => Some(&mut branch),
+                _ => None,
+            };
+            if let Some(place) = place.filter(|place| place.is_none()) {
+                let value = value.unwrap_or("");
+                // From the end, for an empty value may be anybody's.
+                let end = params.text.len() - tail.len();
+                let at = if value.is_empty() { end } else { offset_in(&params.text, value) };
+                *place = Some((at as u32, (at + value.len()) as u32));
+            }
             rest = tail;
         }
+        (params.tag, params.branch) = (tag, branch);
         Ok(params)
     }
 
     /// A parameter's value: `None` if absent, `Some("")` for a bare name. Quotes are removed.
     pub fn get(&self, name: &str) -> Option<Cow<'_, str>> {
-        self.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| grammar::unquote(value))
+        let known = match name {
+            "tag" => self.tag,
+            "branch" => self.branch,
+            _ => {
+                let mut found = self.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+                return found.next().map(|(_, value)| grammar::unquote(value));
+            }
+        };
+        known.map(|(start, end)| grammar::unquote(&self.text[start as usize..end as usize]))
     }
 
     /// All parameters in order; values as written.
@@ -125,21 +150,29 @@ impl Params {
     }
 }
 
+/// Where a part of a text begins in it.
+fn offset_in(text: &str, part: &str) -> usize {
+    part.as_ptr() as usize - text.as_ptr() as usize
+}
+
 /// Splits `a="x;y" ;b` after its first item; the tail begins with `;` or is empty.
 fn split_param(text: &str) -> Result<(&str, &str), ValueError> {
     let bytes = text.as_bytes();
     let mut at = 0;
-    while at < bytes.len() && bytes[at] != b';' {
-        at +=
-            if bytes[at] == b'"' { grammar::quoted_len(&bytes[at..]).ok_or(ValueError::Quote)? } else { 1 };
+    while let Some(offset) = memchr::memchr2(b';', b'"', &bytes[at..]) {
+        at += offset;
+        if bytes[at] == b';' {
+            return Ok((&text[..at], &text[at..]));
+        }
+        at += grammar::quoted_len(&bytes[at..]).ok_or(ValueError::Quote)?;
     }
-    Ok((&text[..at], &text[at..]))
+    Ok((text, ""))
 }
 
 fn name_and_value(item: &str) -> (&str, Option<&str>) {
-    match item.split_once('=') {
-        Some((name, value)) => (name.trim_matches([' ', '\t']), Some(value.trim_matches([' ', '\t']))),
-        None => (item.trim_matches([' ', '\t']), None),
+    match memchr::memchr(b'=', item.as_bytes()) {
+        Some(at) => (grammar::trim(&item[..at]), Some(grammar::trim(&item[at + 1..]))),
+        None => (grammar::trim(item), None),
     }
 }
 
@@ -169,23 +202,23 @@ impl Via {
         let (Some(name), Some(version), Some(rest)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(ValueError::Via);
         };
-        let version = version.trim_matches([' ', '\t']);
-        if !name.trim_matches([' ', '\t']).eq_ignore_ascii_case("SIP") {
+        let version = grammar::trim(version);
+        if !grammar::trim(name).eq_ignore_ascii_case("SIP") {
             return Err(ValueError::Via);
         }
-        let rest = rest.trim_start_matches([' ', '\t']);
+        let rest = grammar::trim_start(rest);
         let len = rest.bytes().take_while(|&b| grammar::is_token(b)).count();
         let (transport, after) = rest.split_at(len);
-        let sent_by = after.trim_start_matches([' ', '\t']);
+        let sent_by = grammar::trim_start(after);
         let host_len = grammar::host_len(sent_by.as_bytes()).ok_or(ValueError::Via)?;
         if transport.is_empty() || sent_by.len() == after.len() {
             return Err(ValueError::Via);
         }
         let (host, tail) = sent_by.split_at(host_len);
-        let mut tail = tail.trim_start_matches([' ', '\t']);
+        let mut tail = grammar::trim_start(tail);
         let mut port = None;
         if let Some(after) = tail.strip_prefix(':') {
-            let after = after.trim_start_matches([' ', '\t']);
+            let after = grammar::trim_start(after);
             let digits = after.bytes().take_while(u8::is_ascii_digit).count();
             port = Some(after[..digits].parse().ok().filter(|&port| port != 0).ok_or(ValueError::Via)?);
             tail = &after[digits..];
@@ -264,7 +297,7 @@ impl NameAddr {
 
     /// Reads one item.
     pub fn parse(text: &str) -> Result<NameAddr, ValueError> {
-        let text = text.trim_matches([' ', '\t']);
+        let text = grammar::trim(text);
         let (display, rest) = if text.starts_with('"') {
             let len = grammar::quoted_len(text.as_bytes()).ok_or(ValueError::Quote)?;
             let rest = text.get(len..).ok_or(ValueError::Quote)?.trim_start_matches([' ', '\t']);
@@ -273,7 +306,7 @@ impl NameAddr {
             }
             (Some(grammar::unquote(&text[..len])), rest)
         } else if let Some(angle) = text.find('<') {
-            let name = text[..angle].trim_matches([' ', '\t']);
+            let name = grammar::trim(&text[..angle]);
             // A non-ASCII octet is outside the grammar, but no separator: phones send such names without quotes.
             if name.contains('"') {
                 return Err(ValueError::Quote);
@@ -297,7 +330,7 @@ impl NameAddr {
     /// Without `<>` everything after `;` is the header's, and the URI has no `?` or comma.
     fn parse_addr_spec(text: &str) -> Result<NameAddr, ValueError> {
         let end = text.find(';').unwrap_or(text.len());
-        let spec = text[..end].trim_end_matches([' ', '\t']);
+        let spec = grammar::trim_end(&text[..end]);
         if spec.contains(['?', ',']) {
             return Err(ValueError::NeedsAngle);
         }
@@ -359,7 +392,7 @@ impl CSeq {
     pub fn parse(text: &str) -> Result<CSeq, ValueError> {
         let (number, method) = text.split_once([' ', '\t']).ok_or(ValueError::CSeq)?;
         let number = grammar::decimal(number).filter(|&n| n < 1 << 31).ok_or(ValueError::CSeq)?;
-        let method = Method::parse(method.trim_start_matches([' ', '\t'])).ok_or(ValueError::CSeq)?;
+        let method = Method::parse(grammar::trim_start(method)).ok_or(ValueError::CSeq)?;
         Ok(CSeq { number, method })
     }
 }

@@ -240,6 +240,13 @@ impl Headers {
     }
 }
 
+impl Headers {
+    /// All fields: known name, name as written, the value's octets.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = (HeaderName, &[u8], &[u8])> {
+        self.lines.iter().map(|line| (line.name, self.bytes(&line.name_at), self.bytes(&line.value_at)))
+    }
+}
+
 /// Same fields, same order, same octets; a compact name equals its long form.
 impl PartialEq for Headers {
     fn eq(&self, other: &Headers) -> bool {

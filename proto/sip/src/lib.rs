@@ -41,6 +41,11 @@
 //! A call's life in events. UAS: `IncomingInvite`, then (after our `answer`) `Acknowledged`, then `Ended`. UAC: any number
 //! of `Provisional`, then `Answered`, then `Ended`. Every call ends with exactly one `Ended`, whoever ended it and however.
 //!
+//! What runs by itself, and is only heard of when it fails: transactions and their timers, retransmitted 2xx and their ACK,
+//! session timers (RFC 4028), PRACK (RFC 3262) unless it must carry the user's answer, NOTIFYs of transfers (RFC 3515),
+//! hanging up forks that answer late and calls that were taken over (RFC 3891), answers to 401, 407 and 422, refusals of
+//! what no user need see ([`endpoint`]'s `checks.rs` has the table).
+//!
 //! What is lenient and what is strict: see [`parse`]. Bounds and what happens when they are reached: the constants of
 //! [`endpoint`], [`parse`] and `uac.rs`.
 //!

@@ -197,7 +197,7 @@ fn single(headers: &Headers, name: HeaderName) -> Result<std::borrow::Cow<'_, st
 
 fn lossy(headers: &Headers, name: HeaderName) -> Result<std::borrow::Cow<'_, str>, HeadError> {
     let value = headers.all_bytes(name).next().ok_or(HeadError::Missing(name))?;
-    Ok(String::from_utf8_lossy(value))
+    Ok(grammar::lossy(value))
 }
 
 fn name_addr(headers: &Headers, name: HeaderName) -> Result<NameAddr, HeadError> {

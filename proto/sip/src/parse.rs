@@ -132,7 +132,7 @@ fn skip_empty_lines(mut bytes: &[u8]) -> &[u8] {
 /// The line that begins at `at`, and where the next begins.
 fn line(bytes: &[u8], at: usize, number: usize) -> Result<(&[u8], usize), ParseError> {
     let rest = &bytes[at..];
-    let Some(end) = rest.iter().position(|&b| b == b'\r' || b == b'\n') else {
+    let Some(end) = memchr::memchr2(b'\r', b'\n', rest) else {
         return Err(if rest.len() > MAX_HEAD_LEN { ParseError::HeadTooLong } else { ParseError::Incomplete });
     };
     match (rest[end], rest.get(end + 1)) {
@@ -188,7 +188,7 @@ fn parse_headers(bytes: &[u8], mut at: usize) -> Result<(Headers, usize), ParseE
             Some(b' ' | b'\t') if headers.is_empty() => return Err(ParseError::HeaderLine(number)),
             Some(b' ' | b'\t') => headers.fold_raw(trim(text)),
             Some(_) => {
-                let colon = text.iter().position(|&b| b == b':').ok_or(ParseError::HeaderLine(number))?;
+                let colon = memchr::memchr(b':', text).ok_or(ParseError::HeaderLine(number))?;
                 let name = trim(&text[..colon]);
                 if name.is_empty() || !name.iter().all(|&b| grammar::is_token(b)) {
                     return Err(ParseError::HeaderLine(number));
@@ -273,7 +273,7 @@ fn is_media_type(value: &str) -> bool {
     let kind = value.split(';').next().unwrap_or_default();
     kind.split_once('/').is_some_and(|(main, sub)| {
         let is_token = |text: &str| {
-            let text = text.trim_matches([' ', '\t']);
+            let text = grammar::trim(text);
             !text.is_empty() && text.bytes().all(grammar::is_token)
         };
         is_token(main) && is_token(sub)

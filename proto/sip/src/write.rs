@@ -21,7 +21,9 @@ pub(crate) struct Writer {
 impl Writer {
     pub(crate) fn request(method: &Method, uri: &Uri) -> Writer {
         let mut writer = Writer { out: Vec::with_capacity(TYPICAL_LEN) };
-        let _ = write!(writer.out, "{method} {} SIP/2.0\r\n", uri.as_str());
+        for part in [method.as_str(), " ", uri.as_str(), " SIP/2.0\r\n"] {
+            writer.out.extend_from_slice(part.as_bytes());
+        }
         writer
     }
 
@@ -33,18 +35,23 @@ impl Writer {
 
     /// One header line of a checked value.
     pub(crate) fn header(&mut self, name: HeaderName, value: &str) {
-        self.line(name.as_str(), value.as_bytes());
+        self.line_of(name, &[], value.as_bytes());
     }
 
     /// One header line whose value is formatted in place.
     pub(crate) fn header_fmt(&mut self, name: HeaderName, value: std::fmt::Arguments<'_>) {
-        let _ = write!(self.out, "{}: {value}\r\n", name.as_str());
+        self.out.extend_from_slice(name.as_str().as_bytes());
+        let _ = write!(self.out, ": {value}\r\n");
     }
 
     /// One header line of octets that a peer sent; a known name in its long form.
     pub(crate) fn line(&mut self, name: &str, value: &[u8]) {
-        let known = HeaderName::from_bytes(name.as_bytes()).as_str();
-        self.out.extend_from_slice(if known.is_empty() { name } else { known }.as_bytes());
+        self.line_of(HeaderName::from_bytes(name.as_bytes()), name.as_bytes(), value);
+    }
+
+    fn line_of(&mut self, known: HeaderName, name: &[u8], value: &[u8]) {
+        let known = known.as_str();
+        self.out.extend_from_slice(if known.is_empty() { name } else { known.as_bytes() });
         self.out.extend_from_slice(b": ");
         self.out.extend_from_slice(value);
         self.out.extend_from_slice(b"\r\n");
@@ -52,9 +59,9 @@ impl Writer {
 
     /// All lines of `headers` but Content-Length.
     pub(crate) fn headers(&mut self, headers: &Headers) {
-        for (name, value) in headers.iter() {
-            if HeaderName::from_bytes(name.as_bytes()) != HeaderName::ContentLength {
-                self.line(name, value);
+        for (known, name, value) in headers.lines() {
+            if known != HeaderName::ContentLength {
+                self.line_of(known, name, value);
             }
         }
     }

@@ -227,6 +227,35 @@ fn reinvite_of_the_user_waits_for_a_refresh_that_is_under_way() {
     net.settle();
 }
 
+/// As some phones do: nothing of timers in the re-INVITE by which they hold the call.
+#[test]
+fn refresher_goes_on_when_the_peer_forgets_the_timer_in_a_reinvite() {
+    let mut net = network(150, Refresher::Uas, true);
+    let (caller, callee) = net.call();
+    let dialog = net.agents[1].endpoint.dialog(callee).unwrap();
+    let text = format!(
+        "INVITE sip:tandem@10.0.0.2 SIP/2.0\r\nVia: SIP/2.0/UDP 10.0.0.1:5060;branch=z9hG4bKhold\r\nMax-Forwards: 70\r\n\
+         From: <sip:me@10.0.0.1:5060>;tag={}\r\nTo: <sip:echo@10.0.0.2:5060>;tag={}\r\nCall-ID: {}\r\nCSeq: 7 INVITE\r\n\
+         Contact: <sip:tandem@10.0.0.1:5060>\r\nContent-Type: application/sdp\r\n\r\nhold",
+        dialog.remote_tag(),
+        dialog.local_tag(),
+        dialog.call_id()
+    );
+    net.send(net::addr(0), net::addr(1), text.clone().into_bytes());
+    net.until(1, |event| matches!(event, Event::Reinvite { .. }).then_some(()));
+    let now = net.now;
+    net.endpoint(1).answer(callee, Body::sdp("held"), now).unwrap();
+    let ack = text.replace("INVITE", "ACK").replace("z9hG4bKhold", "z9hG4bKheld").replace("hold", "");
+    net.send(net::addr(0), net::addr(1), ack.into_bytes());
+    net.acknowledged(1);
+    let before = net.sent(1, "UPDATE");
+    net.run(5 * MINUTE);
+    no_call_has_ended(&net);
+    assert!(net.sent(1, "UPDATE") - before >= 10);
+    net.bye(0, caller);
+    net.run(MINUTE);
+}
+
 #[test]
 fn call_without_a_timer_lives_as_long_as_it_likes() {
     let mut net = Network::seeded(142, 2);

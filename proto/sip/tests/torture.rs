@@ -346,6 +346,22 @@ const FLOWS: &[(&str, &[&str])] = &[
         "3.2-session-through-two-proxies",
         &["INVITE", "407", "ACK", "INVITE", "100", "INVITE", "INVITE", "180", "200", "ACK", "BYE", "200"],
     ),
+    (
+        "3.3-multiple-proxy-authentication",
+        &[
+            "INVITE", "407", "ACK", "INVITE", "100", "407", "ACK", "INVITE", "100", "180", "200", "ACK",
+            "BYE", "200",
+        ],
+    ),
+    (
+        "3.4-session-with-proxy-failure",
+        &["INVITE", "INVITE", "407", "ACK", "INVITE", "100", "180", "200", "ACK", "BYE", "200"],
+    ),
+    ("3.5-session-through-an-alg", &["INVITE", "100", "180", "200", "ACK", "BYE", "200"]),
+    (
+        "3.6-redirect-and-proxy-sdp-in-ack",
+        &["INVITE", "302", "ACK", "INVITE", "100", "180", "200", "ACK", "BYE", "200"],
+    ),
     ("3.7-reinvite-with-new-address", &["INVITE", "180", "200", "ACK", "INVITE", "200", "ACK", "BYE", "200"]),
     ("3.8-no-answer-cancelled", &["INVITE", "100", "180", "CANCEL", "200", "487", "ACK"]),
     ("3.9-unsuccessful-busy", &["INVITE", "100", "486", "ACK"]),
@@ -423,6 +439,26 @@ fn cancelled_and_busy_flows_are_played_as_written() {
         }
     };
     assert_eq!(play("3.9-unsuccessful-busy", busy), [100, 486]);
+}
+
+#[test]
+fn flow_with_two_challenges_is_played_as_written() {
+    let asked = std::cell::Cell::new(0);
+    let challenge_twice = |endpoint: &mut Endpoint, event: &Event, now: Instant| {
+        if let Event::IncomingInvite { call, request, .. } = event {
+            let given = request.head.headers().all(HeaderName::ProxyAuthorization).count();
+            assert_eq!(given, asked.get(), "one answer more each time");
+            asked.set(asked.get() + 1);
+            if given < 2 {
+                endpoint.reject(*call, tandem_sip::Reply::new(407), now).expect("it is challenged");
+            } else {
+                endpoint.ring(*call, now).expect("it rings");
+                endpoint.answer(*call, tandem_sip::Body::sdp("v=0\r\n"), now).expect("it is answered");
+            }
+        }
+    };
+    let statuses = play("3.3-multiple-proxy-authentication", challenge_twice);
+    assert_eq!(statuses, [100, 407, 100, 407, 100, 180, 200, 200]);
 }
 
 #[test]

@@ -93,8 +93,9 @@ impl Asked {
 }
 
 fn ask(gate: &mut Gate, request: &Request, source: &str, certificate: &[&str], now: Instant) -> Asked {
-    let certificate: Vec<Box<str>> = certificate.iter().map(|name| Box::from(*name)).collect();
-    let invite = Invite { request, source: source.parse().unwrap(), certificate: &certificate, now };
+    let trunks = gate.trunks().iter().map(|trunk| trunk.name.clone()).collect();
+    let peer = TlsPeer { names: certificate.iter().map(|name| Box::from(*name)).collect(), trunks };
+    let invite = Invite { request, source: source.parse().unwrap(), peer: Some(&peer), now };
     let mut trace = Trace::new();
     let result = credential(&invite, gate, &mut trace);
     Asked { result, trace }

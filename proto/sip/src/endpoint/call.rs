@@ -104,6 +104,8 @@ pub(crate) struct Call {
     pub(crate) remote_sdp: Option<u64>,
     /// A re-INVITE of the user's that waits for our refresh.
     pub(crate) reinvite_wanted: Option<Option<Body>>,
+    /// An UPDATE of ours with an offer that has no answer yet.
+    pub(crate) update_out: Option<Id>,
     pub(crate) transfers: Option<Box<Transfers>>,
     /// The call that this one takes over when it is answered.
     pub(crate) replaces: Option<Id>,
@@ -141,6 +143,7 @@ impl Call {
             offer_out: None,
             remote_sdp: None,
             reinvite_wanted: None,
+            update_out: None,
             transfers: None,
             replaces: None,
             why: None,
@@ -186,6 +189,9 @@ impl Call {
     /// Whether an offer may have no answer yet, so that there is no room for another (RFC 3311 §5.2). Before the answer only
     /// what went by a reliable response counts as agreed on.
     pub(crate) fn has_open_offer(&self) -> bool {
+        if self.update_out.is_some() {
+            return true;
+        }
         match self.phase {
             Phase::Incoming { .. } => {
                 self.local_sdp.is_none() || self.reliable.as_ref().is_none_or(|sent| sent.delays_the_answer())

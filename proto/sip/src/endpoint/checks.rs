@@ -29,7 +29,6 @@ impl Endpoint {
                 let package = request.header(HeaderName::Event).unwrap_or("no Event");
                 return Some(self.bad_event(package));
             }
-            // A refreshing UPDATE is ours even where the user wants no others.
             method if !listed(&self.allow, method.as_str()) => {
                 return Some(Refusal::new(405, "method_allowed", method).with_capabilities());
             }

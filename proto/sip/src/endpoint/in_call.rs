@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::call::{PendingUpdate, Phase};
 use super::event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
-use super::ledger::{Extras, Owner};
+use super::ledger::{Extras, Owner, Wake};
 use super::refusal::Refusal;
 use super::session::Ask;
 use super::uac::finish;
@@ -14,6 +14,7 @@ use crate::flow::Flow;
 use crate::headers::{HeaderName, Headers};
 use crate::message::{Body, Method, Reply, Request};
 use crate::table::Id;
+use crate::transaction::Machine;
 use crate::transaction::key::Key;
 
 impl Endpoint {
@@ -110,7 +111,10 @@ impl Endpoint {
         if method == Method::Update
             && let Some(exchange) = self.exchanges.get_mut(handle.into())
         {
-            let offer = body.filter(Body::is_sdp).map(|body| body.bytes.into());
+            let offer: Option<Box<[u8]>> = body.filter(Body::is_sdp).map(|body| body.bytes.into());
+            if let (true, Some(call)) = (offer.is_some(), self.calls.get_mut(id)) {
+                call.update_out = Some(handle.into());
+            }
             exchange.update = Some(Box::new(PendingUpdate { offer, ..PendingUpdate::default() }));
         }
         Ok(handle)
@@ -145,6 +149,7 @@ impl Endpoint {
     /// BYE now; its answer ends the call.
     pub(super) fn send_bye(&mut self, id: Id, headers: &Headers, now: Instant) {
         self.refuse_pending(id, now);
+        self.stop_waiting(id, now);
         let Some((branch, bytes, flow)) = self.write_in_call(id, &Method::Bye, headers, None) else { return };
         self.start_client(&Method::Bye, &branch, bytes, flow, Owner::Call(id), now);
         if let Some(call) = self.calls.get_mut(id) {
@@ -159,6 +164,24 @@ impl Endpoint {
         let pending = self.calls.get_mut(id).and_then(|call| call.invite_in.take());
         if let Some(invite) = pending {
             self.respond_on(invite, &Reply::new(487), Extras::Plain, now);
+        }
+    }
+
+    /// A re-INVITE of ours does not outlive its call by more than 64·T1, whatever the peer says or does not say to it.
+    fn stop_waiting(&mut self, id: Id, now: Instant) {
+        let until = now + self.config.timers.t1_64();
+        if let Some(invite) = self.calls.get(id).and_then(|call| call.invite_out) {
+            self.limit_invite(invite, until);
+        }
+    }
+
+    /// The final response to an INVITE of ours is not waited for any longer than that.
+    pub(super) fn limit_invite(&mut self, invite: Id, until: Instant) {
+        if let Some(Machine::InviteClient(machine)) =
+            self.transactions.get_mut(invite).map(|invite| &mut invite.machine)
+        {
+            machine.limit(until);
+            self.arm(Wake::Transaction(invite));
         }
     }
 
@@ -220,10 +243,17 @@ impl Endpoint {
         let Some(call) = self.calls.get(id) else { return };
         let reason = bye.header(HeaderName::Reason).map(str::to_owned);
         match call.phase {
-            Phase::Incoming { .. } => self.end_call(id, EndReason::Cancelled { reason }),
+            Phase::Incoming { .. } => self.end_call(id, EndReason::Cancelled { reason }, now),
             // Both hung up at once: the answer to our own BYE ends the call.
             Phase::Closing => {}
-            Phase::Outgoing { .. } | Phase::Confirmed => self.end_call(id, EndReason::RemoteBye { reason }),
+            // Not allowed to who was called (§15); one fork's end is not the call's.
+            Phase::Outgoing { .. } => {
+                let tag = bye.head.from().tag().unwrap_or_default();
+                if let Some(call) = self.calls.get_mut(id) {
+                    call.early.retain(|early| *early.dialog.remote_tag() != *tag);
+                }
+            }
+            Phase::Confirmed => self.end_call(id, EndReason::RemoteBye { reason }, now),
         }
     }
 
@@ -239,7 +269,8 @@ impl Endpoint {
         // Who sends the next re-INVITE has given the one before up, and its ACK will not come. If that one only refreshed, there
         // is nobody to tell.
         call.unacked.take_if(|unacked| unacked.is_hidden);
-        if call.invite_out.is_some() || call.unacked.is_some() || call.ack_wanted.is_some() {
+        let is_busy = call.invite_out.is_some() || call.update_out.is_some();
+        if is_busy || call.unacked.is_some() || call.ack_wanted.is_some() {
             return self.refuse(&request, key, flow, Refusal::new(491, "one_offer", "INVITE"), now);
         }
         if let Some(dialog) = &mut call.dialog {
@@ -272,7 +303,7 @@ impl Endpoint {
             return self.send_bye(id, &headers, now);
         }
         self.bye_and_forget(id, now);
-        self.end_call(id, EndReason::NoAck);
+        self.end_call(id, EndReason::NoAck, now);
     }
 
     /// A request of ours in the call had no answer.
@@ -288,10 +319,10 @@ impl Endpoint {
             return self.refresh_is_over(id, now);
         }
         match (&call.phase, why) {
-            (Phase::Outgoing { .. }, _) if is_invite => self.end_call(id, EndReason::NoResponse(why)),
+            (Phase::Outgoing { .. }, _) if is_invite => self.end_call(id, EndReason::NoResponse(why), now),
             (Phase::Confirmed, NoResponse::Timeout) if is_invite => self.dialog_lost(id, 408, now),
             (Phase::Confirmed, NoResponse::Transport) if is_invite => self.reinvite_refused(id, 503),
-            (Phase::Closing, _) => self.end_call(id, EndReason::LocalBye { status: None }),
+            (Phase::Closing, _) => self.end_call(id, EndReason::LocalBye { status: None }, now),
             _ => {}
         }
     }
@@ -318,7 +349,7 @@ impl Endpoint {
         if status != 481 {
             self.bye_and_forget(id, now);
         }
-        self.end_call(id, EndReason::DialogLost { status });
+        self.end_call(id, EndReason::DialogLost { status }, now);
     }
 
     /// A BYE whose answer nobody waits for.
@@ -329,7 +360,9 @@ impl Endpoint {
     }
 
     /// The one place where a call ends.
-    pub(super) fn end_call(&mut self, id: Id, why: EndReason) {
+    pub(super) fn end_call(&mut self, id: Id, why: EndReason, now: Instant) {
+        self.refuse_pending(id, now);
+        self.stop_waiting(id, now);
         let Some(call) = self.calls.remove(id) else { return };
         self.tags.remove(&call.local_tag);
         let why = call.why.unwrap_or(why);

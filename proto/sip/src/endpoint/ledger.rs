@@ -413,6 +413,7 @@ impl Endpoint {
             Owner::Notify(call) => self.notify_answered(call, 408, now),
             Owner::Exchange(exchange) => {
                 let Some(exchange_value) = self.exchanges.remove(exchange) else { return };
+                self.update_is_over(exchange_value.call, exchange);
                 if is_client {
                     let call = exchange_value.call.filter(|&call| self.calls.get(call).is_some());
                     self.events.push_back(Event::Response {

@@ -29,8 +29,10 @@ mod stream;
 mod uac;
 mod uas;
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::Instant;
 
 pub use config::{
@@ -55,7 +57,11 @@ use crate::message::{Message, Method, Reply};
 use crate::parse::{ParseError, parse, salvage};
 use crate::random::Random;
 use crate::table::{Id, Table};
+use crate::transaction::Machine;
 use crate::transaction::key::Key;
+
+/// Local addresses kept as text: more than a host has listeners. Full: begun anew.
+const MAX_LOCAL_NAMES: usize = 32;
 
 /// One SIP user agent, UAS and UAC: all transactions and dialogs behind any number of sockets.
 #[derive(Debug)]
@@ -79,6 +85,8 @@ pub struct Endpoint {
     exchanges: Table<Exchange>,
     streams: HashMap<ConnectionId, Stream>,
     wakes: BinaryHeap<Reverse<(Instant, Wake)>>,
+    /// Our addresses as text: see `name_local`.
+    local_names: Vec<(SocketAddr, Box<str>)>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
 }
@@ -125,6 +133,7 @@ impl Endpoint {
             exchanges: Table::new(),
             streams: HashMap::new(),
             wakes: BinaryHeap::new(),
+            local_names: Vec::new(),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -187,9 +196,23 @@ impl Endpoint {
         }
     }
 
-    /// A connection is gone. Calls survive: their next request asks for a new one, to the peer's own address.
-    pub fn handle_closed(&mut self, connection: ConnectionId, _now: Instant) {
+    /// A connection is gone. Calls survive: their next request asks for a new one, to the peer's own address. A request of
+    /// ours fails that was under way on it, unless the peer has shown by a provisional response that it works on it: then
+    /// the final one may come by another connection.
+    pub fn handle_closed(&mut self, connection: ConnectionId, now: Instant) {
         self.streams.remove(&connection);
+        let unheard = |(id, transaction): (Id, &mut Transaction)| {
+            let is_unheard = match &transaction.machine {
+                Machine::InviteClient(machine) => machine.is_calling(),
+                Machine::Client(machine) => machine.awaits_response(),
+                Machine::InviteServer(_) | Machine::Server(_) => false,
+            };
+            (is_unheard && transaction.flow.connection == Some(connection)).then_some(id)
+        };
+        let unheard: Vec<Id> = self.transactions.iter_mut().filter_map(unheard).collect();
+        for id in unheard {
+            self.fail(id, NoResponse::Transport, now);
+        }
         for (_, call) in self.calls.iter_mut() {
             call.connection_closed(connection);
         }
@@ -253,6 +276,7 @@ impl Endpoint {
             }
             return;
         }
+        self.name_local(flow.local);
         match parse(bytes) {
             Ok(Message::Request(request)) => {
                 self.counters.requests_in += 1;
@@ -286,11 +310,24 @@ impl Endpoint {
     // --- our addresses ---
 
     /// Host and port by which the peers of this flow know us: `host` if the call has its own, else the endpoint's.
-    fn sent_by(&self, flow: Flow, host: Option<&str>) -> String {
+    fn sent_by<'a>(&'a self, flow: Flow, host: Option<&'a str>) -> Cow<'a, str> {
         match host.or(self.config.advertised_host.as_deref()) {
-            Some(host) if has_port(host) => host.to_owned(),
-            Some(host) => format!("{host}:{}", flow.local.port()),
-            None => flow.local.to_string(),
+            Some(host) if has_port(host) => Cow::Borrowed(host),
+            Some(host) => format!("{host}:{}", flow.local.port()).into(),
+            None => match self.local_names.iter().find(|(addr, _)| *addr == flow.local) {
+                Some((_, name)) => Cow::Borrowed(name),
+                None => flow.local.to_string().into(),
+            },
+        }
+    }
+
+    /// Writing an address costs as much as reading a header: ours are few, and written once.
+    fn name_local(&mut self, local: SocketAddr) {
+        if self.local_names.iter().all(|(addr, _)| *addr != local) {
+            if self.local_names.len() >= MAX_LOCAL_NAMES {
+                self.local_names.clear();
+            }
+            self.local_names.push((local, local.to_string().into()));
         }
     }
 
@@ -303,15 +340,17 @@ impl Endpoint {
         // `sips:` says TLS by itself (RFC 3261 §26.2.2).
         let named =
             flow.transport.uri_param().filter(|_| !(own.is_secure && flow.transport == Transport::Tls));
-        let transport = named.map(|name| format!(";transport={name}")).unwrap_or_default();
-        format!("<{scheme}:{user}{at}{}{transport}>", self.sent_by(flow, own.host.as_deref()))
+        let (param, name) = named.map_or(("", ""), |name| (";transport=", name));
+        let sent_by = self.sent_by(flow, own.host.as_deref());
+        ["<", scheme, ":", &user, at, &sent_by, param, name, ">"].concat()
     }
 
     /// A new branch, and a Via with it.
     fn new_via(&mut self, flow: Flow, host: Option<&str>) -> (String, String) {
         let branch = self.random.token(crate::header::BRANCH_COOKIE);
-        let via =
-            format!("SIP/2.0/{} {};branch={branch};rport", flow.transport.token(), self.sent_by(flow, host));
+        self.name_local(flow.local);
+        let sent_by = self.sent_by(flow, host);
+        let via = ["SIP/2.0/", flow.transport.token(), " ", &sent_by, ";branch=", &branch, ";rport"].concat();
         (branch, via)
     }
 }

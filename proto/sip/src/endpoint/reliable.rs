@@ -237,7 +237,7 @@ impl Endpoint {
             Due::TimedOut => {
                 call.invite_in = None;
                 self.respond_on(invite, &Reply::new(504), Extras::Plain, now);
-                self.end_call(id, EndReason::NoPrack);
+                self.end_call(id, EndReason::NoPrack, now);
             }
             Due::Nothing | Due::Done => {}
         }

@@ -45,7 +45,7 @@ impl Endpoint {
         match call.phase {
             Phase::Confirmed => {
                 self.bye_and_forget(old, now);
-                self.end_call(old, why);
+                self.end_call(old, why, now);
             }
             Phase::Outgoing { .. } => {
                 call.why = Some(why);

@@ -27,8 +27,7 @@ impl Template {
     pub(crate) fn new(headers: &Headers, via: &Via, has_to_tag: bool, source: SocketAddr) -> Template {
         let mut template = Template { lines: Vec::with_capacity(512), routes: Vec::new(), to: None };
         let mut top = true;
-        for (name, value) in headers.iter() {
-            let name = HeaderName::from_bytes(name.as_bytes());
+        for (name, _, value) in headers.lines() {
             match name {
                 HeaderName::Via if top => {
                     top = false;

@@ -189,10 +189,13 @@ impl Session {
         });
     }
 
-    /// The same after our own 2xx, with the grant that it carried.
+    /// The same after our own 2xx, with the grant that it carried. Without one the timer is off (§7.2), but a refresher goes on:
+    /// the peer may only have forgotten to say it again in the middle of a call, and would hang up.
     pub(crate) fn start_granted(&mut self, granted: Option<SessionExpires>, now: Instant) {
+        let as_before =
+            self.running.filter(|running| running.we_refresh).map(|running| (running.interval_s, true));
         let granted = granted.map(|granted| (granted.interval_s, granted.refresher == Some(Refresher::Uas)));
-        self.start(granted, now);
+        self.start(granted.or(as_before), now);
     }
 
     /// What is too short for us in a request: Min-SE of the 422 (§9). Only for who can read it.
@@ -288,7 +291,7 @@ impl Endpoint {
 
     fn session_expired(&mut self, id: Id, now: Instant) {
         self.bye_and_forget(id, now);
-        self.end_call(id, EndReason::SessionExpired);
+        self.end_call(id, EndReason::SessionExpired, now);
     }
 
     fn refresh_session(&mut self, id: Id, now: Instant) {

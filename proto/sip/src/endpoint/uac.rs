@@ -295,17 +295,20 @@ impl Endpoint {
                 self.invite_refused(id, owner, response, now);
             }
             OnResponse::Pass if !is_invite => self.request_answered(id, owner, response, now),
-            OnResponse::Pass if response.status < 200 => self.invite_progress(owner, response, now),
+            OnResponse::Pass if response.status < 200 => self.invite_progress(id, owner, response, now),
             OnResponse::Pass => self.invite_answered(id, owner, response, now),
         }
         self.arm(Wake::Transaction(id));
     }
 
-    fn invite_progress(&mut self, owner: Owner, response: Response, now: Instant) {
+    fn invite_progress(&mut self, transaction: Id, owner: Owner, response: Response, now: Instant) {
         let Owner::Call(id) = owner else { return };
-        let Some(call) = self.calls.get(id) else { return };
-        if !matches!(call.phase, Phase::Outgoing { .. }) {
-            return;
+        let phase = self.calls.get(id).map(|call| &call.phase);
+        if !matches!(phase, Some(Phase::Outgoing { .. })) {
+            // A re-INVITE: nobody rings, and nobody gives it up but us.
+            let is_up = phase == Some(&Phase::Confirmed);
+            let patience = if is_up { self.config.ring_timeout } else { self.config.timers.t1_64() };
+            return self.limit_invite(transaction, now + patience);
         }
         if response.status > 100
             && let OnProvisional::Surface { wants_prack } = self.note_provisional(id, &response, now)
@@ -449,7 +452,9 @@ impl Endpoint {
             return self.refresh_is_over(id, now);
         }
         match call.phase {
-            Phase::Outgoing { .. } => self.end_call(id, EndReason::Failed { response: Box::new(response) }),
+            Phase::Outgoing { .. } => {
+                self.end_call(id, EndReason::Failed { response: Box::new(response) }, now)
+            }
             Phase::Confirmed if status == 481 || status == 408 => self.dialog_lost(id, status, now),
             Phase::Confirmed => self.reinvite_refused(id, status),
             Phase::Incoming { .. } | Phase::Closing => {}
@@ -471,11 +476,12 @@ impl Endpoint {
             Owner::Call(id) => {
                 let status = Some(response.status);
                 if self.calls.get(id).is_some_and(|call| call.phase == Phase::Closing) {
-                    self.end_call(id, EndReason::LocalBye { status });
+                    self.end_call(id, EndReason::LocalBye { status }, now);
                 }
             }
             Owner::Exchange(exchange) => {
                 let Some(value) = self.exchanges.remove(exchange) else { return };
+                self.update_is_over(value.call, exchange);
                 let call = value.call.filter(|&call| self.calls.get(call).is_some());
                 let status = response.status;
                 if let (Some(id), Some(update), 200..=299) = (call, value.update, status) {
@@ -490,6 +496,13 @@ impl Endpoint {
                     self.dialog_lost(call, status, now);
                 }
             }
+        }
+    }
+
+    /// There is room for another offer.
+    pub(super) fn update_is_over(&mut self, call: Option<Id>, exchange: Id) {
+        if let Some(call) = call.and_then(|id| self.calls.get_mut(id)) {
+            call.update_out.take_if(|update| *update == exchange);
         }
     }
 

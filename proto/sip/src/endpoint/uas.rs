@@ -106,7 +106,7 @@ impl Endpoint {
                 state.session.start_granted(granted, now);
                 replaced = state.replaces.take();
             }
-            (300.., Phase::Incoming { .. }) => self.end_call(id, EndReason::Rejected { status }),
+            (300.., Phase::Incoming { .. }) => self.end_call(id, EndReason::Rejected { status }, now),
             _ => {}
         }
         self.arm(Wake::Call(id));
@@ -252,7 +252,7 @@ impl Endpoint {
         self.respond_on(invite, &Reply::new(487), Extras::Plain, now);
         if was_incoming {
             let reason = cancel.header(HeaderName::Reason).map(str::to_owned);
-            self.end_call(id, EndReason::Cancelled { reason });
+            self.end_call(id, EndReason::Cancelled { reason }, now);
         } else {
             self.events.push_back(Event::ReinviteCancelled { call: id.into() });
         }

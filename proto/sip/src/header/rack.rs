@@ -19,7 +19,7 @@ impl RAck {
     pub fn parse(text: &str) -> Result<RAck, ValueError> {
         let (rseq, cseq) = text.split_once([' ', '\t']).ok_or(ValueError::Number)?;
         let rseq = grammar::decimal(rseq).ok_or(ValueError::Number)?;
-        Ok(RAck { rseq, cseq: CSeq::parse(cseq.trim_start_matches([' ', '\t']))? })
+        Ok(RAck { rseq, cseq: CSeq::parse(grammar::trim_start(cseq))? })
     }
 }
 

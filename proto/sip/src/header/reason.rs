@@ -40,7 +40,7 @@ impl Reason {
     /// Reads one item. A cause that is no number counts as absent.
     pub fn parse(text: &str) -> Result<Reason, ValueError> {
         let end = text.find(';').unwrap_or(text.len());
-        let protocol = text[..end].trim_matches([' ', '\t']);
+        let protocol = grammar::trim(&text[..end]);
         if protocol.is_empty() || !protocol.bytes().all(grammar::is_token) {
             return Err(ValueError::Token);
         }

@@ -82,7 +82,7 @@ impl Replaces {
     /// Reads a field's value: one dialog, each tag once. A tag `0` stands for none (RFC 3891 §6.1).
     pub fn parse(text: &str) -> Result<Replaces, ValueError> {
         let end = text.find(';').unwrap_or(text.len());
-        let call_id = text[..end].trim_matches([' ', '\t']);
+        let call_id = grammar::trim(&text[..end]);
         if call_id.is_empty() || !call_id.bytes().all(|b| grammar::is_word(b) || b == b'@') {
             return Err(ValueError::Replaces);
         }

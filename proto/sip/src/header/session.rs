@@ -61,7 +61,7 @@ pub fn parse_min_se(text: &str) -> Result<u32, ValueError> {
 
 fn seconds_and_params(text: &str) -> Result<(u32, Params), ValueError> {
     let end = text.find(';').unwrap_or(text.len());
-    let seconds = grammar::decimal(text[..end].trim_matches([' ', '\t'])).ok_or(ValueError::Number)?;
+    let seconds = grammar::decimal(grammar::trim(&text[..end])).ok_or(ValueError::Number)?;
     Ok((seconds, Params::parse(&text[end..])?))
 }
 

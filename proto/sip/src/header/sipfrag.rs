@@ -50,7 +50,7 @@ impl SubscriptionState {
     /// Reads a field's value; a state of an unknown name counts as active.
     pub fn parse(text: &str) -> Result<SubscriptionState, ValueError> {
         let end = text.find(';').unwrap_or(text.len());
-        let state = text[..end].trim_matches([' ', '\t']);
+        let state = grammar::trim(&text[..end]);
         if state.is_empty() || !state.bytes().all(grammar::is_token) {
             return Err(ValueError::Token);
         }

@@ -55,6 +55,13 @@ impl InviteClient {
         }
     }
 
+    /// The final response is waited for until then at the longest: whoever would give up by hand is not there.
+    pub(crate) fn limit(&mut self, until: Instant) {
+        if let State::Proceeding { give_up } = &mut self.state {
+            *give_up = Some(give_up.map_or(until, |at| at.min(until)));
+        }
+    }
+
     pub(crate) fn handle_response(&mut self, status: u16, now: Instant) -> OnResponse {
         match (self.state, status) {
             (State::Calling { .. }, 100..=199) => {

@@ -3,6 +3,8 @@
 //! A key is one short text that only a message of the same transaction yields. `|` separates the parts: it is in no
 //! token, host or Call-ID.
 
+use std::fmt::Write as _;
+
 use crate::message::{Head, Method, Request};
 
 /// Key of a transaction, or of a request that merged ones share.
@@ -30,8 +32,12 @@ impl Key {
         let via = head.via();
         if via.has_rfc3261_branch() {
             let branch = via.branch().unwrap_or_default();
-            let host = via.host.to_ascii_lowercase();
-            return Key(join(["s", &branch, method.as_str(), &host, &via.port_or_default().to_string()]));
+            let method = method.as_str();
+            let mut key = String::with_capacity(branch.len() + method.len() + via.host.len() + 12);
+            let _ = write!(key, "s|{branch}|{method}|");
+            key.extend(via.host.chars().map(|c| c.to_ascii_lowercase()));
+            let _ = write!(key, "|{}|", via.port_or_default());
+            return Key(key.into_boxed_str());
         }
         // RFC 2543 branches are not unique: everything that an INVITE and its ACK share.
         let via = format!("{}/{}/{}", via.host, via.port_or_default(), via.branch().unwrap_or_default());
