@@ -130,7 +130,7 @@ causes! {
     Unreachable      = Carrier, "unreachable",         404,  1, false, "the number cannot be reached";
     TrunkUnreachable = Carrier, "trunk_unreachable",   503, 38, true,  "the trunk does not answer";
     Failed           = Carrier, "failed",              500, 41, true,  "the carrier could not place the call";
-    Redirected       = Carrier, "redirected",          302, 23, false, "the call was sent elsewhere, where the trunk's policy does not follow";
+    Redirected       = Carrier, "redirected",          480, 23, false, "the call was sent elsewhere, where the trunk's policy does not follow";
     // --- outbound: ourselves ---
     QueueTimeout     = Us,     "queue_timeout",        503, 42, true,  "the call waited too long for its turn";
     QueueCancelled   = Us,     "queue_cancelled",      487, 31, true,  "the call was taken out of the queue";
