@@ -109,6 +109,8 @@ impl App {
             .map_err(|source| StartError::Http { address: config.http_listen, source })?;
 
         let endpoint = EndpointConfig {
+            // Calls are transferred: one that has no hop left gets 483.
+            forwards: true,
             advertised_host: config.sip_public.clone(),
             seed: rand::random(),
             // INFO brings keys; a REFER is answered by policy.

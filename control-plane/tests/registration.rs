@@ -11,6 +11,8 @@ use control_plane::registration::check::{self, Step, Verdict};
 use control_plane::registration::registrant::State;
 use control_plane::trunk::health;
 use control_plane::trunk::{Phone, Registration, SipCredential, Trunk, Trunks};
+use tandem_api::v1 as api;
+use tandem_api::v1::trunk_service_client::TrunkServiceClient;
 use tandem_sip::Uri;
 use tokio::sync::mpsc;
 
@@ -222,6 +224,47 @@ mod carrier {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn api_shows_a_tenants_trunks_and_streams_their_check() {
+    let pbx = pbx().await;
+    let node = node(&pbx, "secret", "udp").await;
+    until(|| async { state(&node) == Some(State::Registered) }).await;
+    let url = format!("http://{}", node.http_addr());
+    let mut client = TrunkServiceClient::connect(url).await.unwrap();
+    let trunks = client.list_trunks(with_key(api::ListTrunksRequest {})).await.unwrap().into_inner().trunks;
+    assert_eq!((trunks.len(), &*trunks[0].name), (1, "pbx"));
+    let registration = trunks[0].registration.clone().unwrap();
+    assert_eq!(registration.state, "registered");
+    assert!(registration.next_ms > 0 && registration.next_ms < registration.registered_until_ms);
+    let shown =
+        client.get_trunk(with_key(api::GetTrunkRequest { name: "pbx".into() })).await.unwrap().into_inner();
+    assert!(shown.account.starts_with("sip:42@") && !format!("{shown:?}").contains("secret"));
+
+    let check = api::CheckTrunkRequest { name: "pbx".into(), to: String::new() };
+    let mut steps = client.check_trunk(with_key(check)).await.unwrap().into_inner();
+    let mut verdicts = Vec::new();
+    while let Some(step) = steps.message().await.unwrap() {
+        verdicts.push((step.name, step.verdict));
+    }
+    assert!(verdicts.contains(&("auth".to_owned(), "pass".to_owned())), "{verdicts:?}");
+
+    for name in ["other", ""] {
+        let unknown =
+            client.get_trunk(with_key(api::GetTrunkRequest { name: name.into() })).await.unwrap_err();
+        assert_eq!(unknown.code(), tonic::Code::NotFound);
+    }
+    let without_key = client.list_trunks(api::ListTrunksRequest {}).await.unwrap_err();
+    assert_eq!(without_key.code(), tonic::Code::Unauthenticated);
+    node.shutdown().await;
+    pbx.shutdown().await;
+}
+
+fn with_key<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("x-api-key", "demo-key".parse().unwrap());
+    request
 }
 
 async fn node_of(carrier: std::net::SocketAddr) -> App {

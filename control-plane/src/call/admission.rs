@@ -24,7 +24,8 @@ use super::ending::{Cause, Ending};
 use super::gate::{Gate, Owner, Wrong};
 use crate::sip::TlsPeer;
 use crate::store::accounts::{Found, KeyHash, Principal};
-use crate::trunk::{DidSource, Phone, Trunk, Trunks};
+use crate::trunk::inbound::Weight;
+use crate::trunk::{DidSource, Phone, Route, Trunk, Trunks};
 
 /// The steps that were asked, in order; the last one of a refused call refused it.
 pub type Trace = Vec<DecisionStep>;
@@ -68,6 +69,15 @@ impl Credential {
         match &self.proof {
             Proof::Trunk(trunk) => Some(trunk),
             Proof::Key(_) | Proof::Phone(_) => None,
+        }
+    }
+
+    /// Whose call it would be, as far as that is known without the store.
+    pub fn owner(&self) -> Owner {
+        match &self.proof {
+            Proof::Key(_) => Owner::default(),
+            Proof::Phone(phone) => Owner::of_phone(phone),
+            Proof::Trunk(trunk) => Owner::of_trunk(trunk),
         }
     }
 
@@ -213,18 +223,18 @@ fn by_trunk(
     let names: Vec<&str> = candidates.iter().map(|trunk| &*trunk.name).collect();
     let got = format!("{}: {}", invite.source.ip().to_canonical(), names.join(", "));
     trace.push(step("credential", "trunk_source", "source", "a source of a trunk", &got, true));
-    let mut best: Option<(&Arc<Trunk>, Arc<str>, (usize, bool))> = None;
+    let mut best: Option<(&Arc<Trunk>, &Route, Weight)> = None;
     for trunk in candidates {
         let dialled = dialled_number(invite.request, trunk.inbound.did_from);
         let Some((route, weight)) = trunk.inbound.route_of(&dialled) else { continue };
         if best.as_ref().is_none_or(|(.., most)| weight > *most) {
-            best = Some((trunk, route.assistant_id.clone(), weight));
+            best = Some((trunk, route, weight));
         }
     }
     let first = candidates.first();
     let dialled =
         first.map(|trunk| dialled_number(invite.request, trunk.inbound.did_from)).unwrap_or_default();
-    let Some((trunk, assistant_id, _)) = best else {
+    let Some((trunk, route, _)) = best else {
         let got = format!("{}, which none of them routes", shown(&dialled));
         let owner = match candidates {
             [only] => {
@@ -254,6 +264,7 @@ fn by_trunk(
     trace.push(step("principal", "trunk", "source", "one trunk", &name, true));
     let refused = |ending| Turned::Refused(ending, Owner::of_trunk(trunk));
     gate.check_trunk(trunk, invite.now, trace).map_err(refused)?;
+    let assistant_id = route.assistant_id.clone();
     let got = format!("{} to {assistant_id}", shown(&dialled));
     trace.push(step("assistant", "did_route", "number", "a number of the trunk", &got, true));
     Ok(Credential { assistant_id, proof: Proof::Trunk(trunk.clone()) })

@@ -167,10 +167,9 @@ impl Dispatcher {
             }
         }
         if let Some((trunk, from)) = self.active.remove(&call_id) {
-            for gate in [self.trunks.get_mut(&trunk), self.numbers.get_mut(&(trunk.clone(), from.clone()))] {
-                if let Some(gate) = gate {
-                    gate.active = gate.active.saturating_sub(1);
-                }
+            let gates = [self.trunks.get_mut(&trunk), self.numbers.get_mut(&(trunk.clone(), from.clone()))];
+            for gate in gates.into_iter().flatten() {
+                gate.active = gate.active.saturating_sub(1);
             }
             // A gate that limits nothing now is as good as a new one.
             self.trunks.retain(|name, gate| *name != trunk || !gate.is_idle(now));

@@ -130,7 +130,7 @@ causes! {
     Unreachable      = Carrier, "unreachable",         404,  1, false, "the number cannot be reached";
     TrunkUnreachable = Carrier, "trunk_unreachable",   503, 38, true,  "the trunk does not answer";
     Failed           = Carrier, "failed",              500, 41, true,  "the carrier could not place the call";
-    Redirected       = Carrier, "redirected",          302, 23, false, "the call was sent elsewhere, where the trunk's policy does not follow";
+    Redirected       = Carrier, "redirected",          480, 23, false, "the call was sent elsewhere, where the trunk's policy does not follow";
     // --- outbound: ourselves ---
     QueueTimeout     = Us,     "queue_timeout",        503, 42, true,  "the call waited too long for its turn";
     QueueCancelled   = Us,     "queue_cancelled",      487, 31, true,  "the call was taken out of the queue";
@@ -218,7 +218,7 @@ impl Ending {
     pub fn to_reply(&self) -> Reply {
         let row = self.cause.row();
         // A normal end before the answer is nobody's fault and no success either.
-        let status = if row.sip_status < 300 { 480 } else { row.sip_status };
+        let status = if row.sip_status < 400 { 480 } else { row.sip_status };
         let mut reply = Reply::new(status).reason(reason_phrase(status));
         if let Ok(with_reason) = reply.clone().header(HeaderName::Reason.as_str(), &self.reason_value()) {
             reply = with_reason;

@@ -180,6 +180,16 @@ impl Order {
         }
     }
 
+    /// A trunk that is known to be down is asked last: the first that is not, in the order of the failover, comes first.
+    pub fn prefer(&mut self, is_down: impl Fn(&Trunk) -> bool) {
+        let mut all = vec![self.trunk.clone()];
+        all.append(&mut self.failover);
+        // Stable: among equals the configuration's order stays.
+        all.sort_by_key(|trunk| is_down(trunk));
+        self.trunk = all.remove(0);
+        self.failover = all;
+    }
+
     /// As the queue sees it.
     pub fn queued(&self, call_id: Uuid) -> Queued {
         let outbound = &self.trunk.outbound;
@@ -520,6 +530,15 @@ mod tests {
         given.headers.insert("Contact".into(), "<sip:me@evil>".into());
         given.headers.insert("X-Bad".into(), "a\r\nVia: evil".into());
         assert_eq!(fields(&given), ["headers.Contact", "headers.X-Bad"]);
+    }
+
+    #[test]
+    fn trunk_that_is_down_is_asked_last() {
+        let mut order = read(&request()).unwrap();
+        order.prefer(|trunk| &*trunk.name == "first");
+        assert_eq!((&*order.trunk.name, &*order.failover[0].name), ("second", "first"));
+        order.prefer(|_| true);
+        assert_eq!(&*order.trunk.name, "second");
     }
 
     #[test]

@@ -345,11 +345,13 @@ impl Calls {
         let call_id = self.new_call_id(now);
         let mut trace = Trace::new();
         let invite = admission::Invite { request, source: flow.remote, peer, now };
-        let credential = match self.check_capacity(&mut trace) {
-            Ok(()) => admission::credential(&invite, &mut self.gate, &mut trace),
-            Err(ending) => Err(ending.into()),
-        };
-        let credential = match credential {
+        // First who it is: how full we are is nothing that a stranger need know.
+        let credential = admission::credential(&invite, &mut self.gate, &mut trace);
+        let admitted = credential.and_then(|credential| match self.check_capacity(&mut trace) {
+            Ok(()) => Ok(credential),
+            Err(ending) => Err(Turned::Refused(ending, credential.owner())),
+        });
+        let credential = match admitted {
             Ok(credential) => credential,
             Err(Turned::Challenged(reply)) => {
                 return self.actions.push_back(Action::Sip(Verb::Reject(sip, reply)));

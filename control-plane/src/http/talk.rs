@@ -12,6 +12,7 @@ use crate::call::machine::{Asked, TransferTo};
 use crate::call::order::{FieldError, Order};
 use crate::call::registry::placing::PlaceError;
 use crate::store::accounts::Principal;
+use crate::trunk::health;
 
 /// The body of `POST /v1/calls`.
 #[derive(Debug, Deserialize)]
@@ -93,7 +94,10 @@ impl Shared {
             Some(id) => self.accounts.assistant(&principal.tenant_id, id).await?,
             None => None,
         };
-        Order::read(request, &principal.tenant_id, &self.trunks, assistant.as_ref()).map_err(ApiError::Fields)
+        let read = Order::read(request, &principal.tenant_id, &self.trunks, assistant.as_ref());
+        let mut order = read.map_err(ApiError::Fields)?;
+        order.prefer(|trunk| self.office.board.health(&trunk.name) == health::State::Down);
+        Ok(order)
     }
 
     /// Queues one call.

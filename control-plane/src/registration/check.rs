@@ -92,7 +92,9 @@ impl Report {
     }
 
     async fn skip(&mut self, names: &[&'static str], detail: &str, advice: &str) -> Result<(), Unread> {
-        for name in names {
+        for (index, name) in names.iter().enumerate() {
+            // What to do is said once.
+            let advice = if index == 0 { advice } else { "" };
             self.say(name, Verdict::Skipped, detail, advice).await?;
         }
         Ok(())
@@ -191,9 +193,8 @@ async fn seen(response: &Response, from: &str, user: &str, report: &mut Report) 
     let rport = via.params.get("rport").filter(|port| !port.is_empty());
     let source_host = received.as_deref().unwrap_or(&via.host).to_owned();
     let source = format!("{source_host}{}", rport.map(|port| format!(":{port}")).unwrap_or_default());
-    let is_same = via.host_ip().is_none()
-        || source_host.trim_matches(['[', ']']).parse()
-            == Ok(via.host_ip().unwrap_or(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)));
+    let source_ip = source_host.trim_matches(['[', ']']).parse().ok();
+    let is_same = via.host_ip().is_none() || source_ip == via.host_ip();
     let detail = format!("our packets come from {source}, as the trunk sees it");
     let advice = if is_same {
         String::new()

@@ -429,7 +429,7 @@ impl Driver {
                 let user = &phone.user;
                 let done = self.registrar.register(user, phone.contacts_max, request, flow, now_ms).await;
                 if let Some(contacts) = done.changed {
-                    tracing::info!(%user, contacts, source = %flow.remote, "phone registered");
+                    tracing::info!(%user, contacts, source = %flow.remote, "contacts of a phone");
                 }
                 (done.reply, done.word)
             }
@@ -449,7 +449,7 @@ impl Driver {
         match self.registrar.handle_closed(connection).await {
             Ok(losers) => {
                 for user in losers {
-                    tracing::info!(%user, "phone gone with its connection");
+                    tracing::info!(%user, "contact of a phone gone with its connection");
                 }
             }
             Err(error) => tracing::warn!(%error, "contacts of a closed connection stay until they expire"),

@@ -115,8 +115,18 @@ pub(super) enum Handle {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hop {
     pub(super) target: Target,
-    /// The same address by UDP, after TCP for a large request: only if that could not be had.
-    is_fallback: bool,
+    why: Why,
+}
+
+/// Why a place is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// DNS says so, or the URI.
+    Target,
+    /// By UDP after TCP, for a large request: only if that could not be had.
+    Datagram,
+    /// By a new connection, after one that was open already: only if that one was dead.
+    Reconnect,
 }
 
 /// A request with its targets.
@@ -138,6 +148,20 @@ impl Attempt {
         let hop = self.hops.pop_front();
         self.current = hop.map(|hop| hop.target);
         hop
+    }
+
+    /// The hop goes by a connection that was open already: if that turns out to be dead, a new one is tried.
+    pub(super) fn goes_by_old_connection(&mut self, hop: Hop) {
+        if hop.why != Why::Reconnect {
+            self.hops.push_front(Hop { why: Why::Reconnect, ..hop });
+        }
+    }
+
+    /// The host is there: what would lead to it once more is left out.
+    fn leave_host(&mut self) {
+        while self.hops.front().is_some_and(|hop| hop.why != Why::Target) {
+            self.hops.pop_front();
+        }
     }
 }
 
@@ -181,12 +205,13 @@ impl Outgoing {
         let is_large = wanted.len() > DATAGRAM_REQUEST_MAX;
         let mut hops = VecDeque::with_capacity(targets.len());
         for target in targets {
-            let is_fallback = is_large && target.transport == Transport::Udp;
-            if is_fallback {
-                let target = Target { transport: Transport::Tcp, ..target };
-                hops.push_back(Hop { target, is_fallback: false });
+            if is_large && target.transport == Transport::Udp {
+                let by_tcp = Target { transport: Transport::Tcp, ..target };
+                hops.push_back(Hop { target: by_tcp, why: Why::Target });
+                hops.push_back(Hop { target, why: Why::Datagram });
+            } else {
+                hops.push_back(Hop { target, why: Why::Target });
             }
-            hops.push_back(Hop { target, is_fallback });
         }
         Attempt { token, wanted, identity, hops, current: None, before: None }
     }
@@ -204,7 +229,10 @@ impl Outgoing {
         if attempt.hops.is_empty() {
             return;
         }
-        self.silences.insert((now + SILENCE_MAX, handle));
+        // A silent host is not asked again by another connection.
+        if attempt.hops.iter().any(|hop| hop.why != Why::Reconnect) {
+            self.silences.insert((now + SILENCE_MAX, handle));
+        }
         self.under_way.insert(handle, attempt);
     }
 
@@ -255,15 +283,12 @@ impl Outgoing {
                 self.end_names(handle);
                 return Verdict::Pass;
             }
-            // The host is there and has said no: by a datagram it would say the same.
-            Outcome::Busy => {
-                while attempt.hops.front().is_some_and(|hop| hop.is_fallback) {
-                    attempt.hops.pop_front();
-                }
-            }
+            // By another way it would say the same.
+            Outcome::Busy => attempt.leave_host(),
             Outcome::Lost => {}
         }
-        if let Some(target) = attempt.current {
+        let reconnects = attempt.hops.front().is_some_and(|hop| hop.why == Why::Reconnect);
+        if let Some(target) = attempt.current.filter(|_| !reconnects) {
             self.rest(target, now);
         }
         attempt.before = Some(handle);
@@ -307,6 +332,9 @@ impl Outgoing {
     pub(super) fn take(&mut self, handle: Handle, now: Instant) -> Option<Attempt> {
         let mut attempt = self.under_way.remove(&handle)?;
         attempt.before = Some(handle);
+        while attempt.hops.front().is_some_and(|hop| hop.why == Why::Reconnect) {
+            attempt.hops.pop_front();
+        }
         if let Some(target) = attempt.current {
             self.rest(target, now);
         }

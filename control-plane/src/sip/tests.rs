@@ -353,6 +353,25 @@ async fn server_that_hangs_up_at_once_is_a_failure_at_once_and_no_lost_registrat
 }
 
 #[tokio::test]
+async fn connection_that_dies_while_a_request_goes_by_it_is_replaced() {
+    let server = TcpListener::bind(LOOPBACK).await.unwrap();
+    let uri = format!("sip:a@{};transport=tcp", server.local_addr().unwrap());
+    let mut client = shell(&[SipTransport::Udp], SipSettings::default()).await;
+    client.options(&uri, None).await;
+    let (mut old, _) = server.accept().await.unwrap();
+    let mut buffer = [0; 2_000];
+    let len = old.read(&mut buffer).await.unwrap();
+    // The second goes by the connection that is there.
+    client.options(&uri, None).await;
+    let _ = old.read(&mut buffer).await.unwrap();
+    drop(old);
+    assert_eq!(client.status().await, Err(NoResponse::Transport), "the first had a connection of its own");
+    let (mut new, _) = timeout(SOON, server.accept()).await.unwrap().unwrap();
+    let again = new.read(&mut buffer).await.unwrap();
+    assert!(again.abs_diff(len) < 40 && buffer.starts_with(b"OPTIONS "));
+}
+
+#[tokio::test]
 async fn destination_without_an_address_is_not_sent_and_says_why() {
     let nobody = UdpSocket::bind(LOOPBACK).await.unwrap();
     let dns = Some(nobody.local_addr().unwrap());
@@ -426,4 +445,19 @@ async fn connection_that_stays_silent_is_counted_as_open_until_it_ends() {
     timeout(SOON, until(1)).await.unwrap();
     drop(stream);
     timeout(SOON, until(0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn trunk_is_told_the_address_that_it_knows_us_by() {
+    let mut server = shell(&[SipTransport::Udp], SipSettings::default()).await;
+    let advertised_host = Some("sip.tandem.example".into());
+    let trunks = vec![TrunkIdentity { advertised_host, ..TrunkIdentity::new("carrier".into()) }];
+    let client = shell(&[SipTransport::Udp], SipSettings { trunks, ..SipSettings::default() }).await;
+    let uri = format!("sip:a@{}", server.at(Transport::Udp));
+    client.invite(&uri, "v=0\r\n", Some("carrier")).await;
+    let (_, invite, ..) = server.incoming().await;
+    assert_eq!(&*invite.head.via().host, "sip.tandem.example");
+    assert_eq!(invite.head.contact().unwrap().uri.host(), "sip.tandem.example");
+    client.invite(&uri, "v=0\r\n", None).await;
+    assert_eq!(&*server.incoming().await.1.head.via().host, "127.0.0.1", "and others as ever");
 }

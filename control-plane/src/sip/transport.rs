@@ -254,13 +254,13 @@ impl Transports {
     }
 
     /// The way to an address for a new request of ours: an open connection, or one that is opened now; messages wait in
-    /// its channel until it is there.
+    /// its channel until it is there. And whether it was open already.
     pub fn flow_to(
         &mut self,
         transport: Transport,
         remote: SocketAddr,
         identity: Option<Identity>,
-    ) -> Result<Flow, NotSent> {
+    ) -> Result<(Flow, bool), NotSent> {
         let unreachable = |why| NotSent::Unreachable { transport: transport.token(), remote, why };
         if matches!(transport, Transport::Ws | Transport::Wss) {
             return Err(unreachable(
@@ -271,16 +271,16 @@ impl Transports {
             unreachable("there is no listener of that address family; see TANDEM_SIP_LISTEN")
         })?;
         if transport == Transport::Udp {
-            return Ok(Flow::udp(local, remote));
+            return Ok((Flow::udp(local, remote), false));
         }
         let identity = identity.filter(|_| transport == Transport::Tls);
         let way = (transport, remote, identity);
         let flow = Flow { transport, local, remote, connection: None };
         if let Some(id) = self.by_way.get(&way) {
-            return Ok(Flow { connection: Some(*id), ..flow });
+            return Ok((Flow { connection: Some(*id), ..flow }, true));
         }
         let id = self.connect(flow, way).ok_or(NotSent::Full("connections"))?;
-        Ok(Flow { connection: Some(id), ..flow })
+        Ok((Flow { connection: Some(id), ..flow }, false))
     }
 
     /// Sends one message, or gives it to its connection. `Err`: it can never leave.
@@ -296,7 +296,7 @@ impl Transports {
             None => {
                 let identity = self.names.get(&flow.remote).cloned();
                 let opened = self.flow_to(flow.transport, flow.remote, identity);
-                opened.ok().and_then(|flow| flow.connection).ok_or(Undeliverable)?
+                opened.ok().and_then(|(flow, _)| flow.connection).ok_or(Undeliverable)?
             }
         };
         let Some(connection) = self.connections.get(&id) else { return Err(Undeliverable) };

@@ -536,7 +536,7 @@ mod tests {
     /// What a document shows as a file of settings.
     fn mistakes_of(text: &str) -> Vec<String> {
         let mut tables: toml::Table = text.parse().unwrap();
-        tables.retain(|key, _| crate::settings::TABLES.iter().any(|table| key == *table));
+        tables.retain(|key, _| crate::settings::TABLES.contains(&key));
         let environment = |_: &str| Some("a-secret-of-some-length".to_owned());
         let source = Source::new(Path::new("tandem.toml"), &environment);
         {

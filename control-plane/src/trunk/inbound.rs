@@ -68,6 +68,9 @@ pub struct Route {
     pub assistant_id: Arc<str>,
 }
 
+/// How much of a number a pattern says, in digits, and whether it says all of it: the greater wins.
+pub type Weight = (usize, bool);
+
 /// Where a trunk writes the number that was dialled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DidSource {
@@ -103,7 +106,7 @@ impl DidPattern {
 
     /// How much of a number (already [`normal`]) the pattern says; `None`: it is another's. An exact number says more
     /// than a prefix of the same length.
-    fn matches(&self, number: &str) -> Option<(usize, bool)> {
+    fn matches(&self, number: &str) -> Option<Weight> {
         let fits = if self.is_prefix { number.starts_with(&*self.text) } else { number == &*self.text };
         fits.then_some((self.text.len(), !self.is_prefix))
     }
@@ -131,9 +134,9 @@ impl Inbound {
     }
 
     /// The same, with how much of the number its pattern says and whether it says all of it: to compare trunks.
-    pub fn route_of(&self, dialled: &str) -> Option<(&Route, (usize, bool))> {
+    pub fn route_of(&self, dialled: &str) -> Option<(&Route, Weight)> {
         let number = normal(dialled, self.country_code.as_deref());
-        let mut best: Option<(&Route, (usize, bool))> = None;
+        let mut best: Option<(&Route, Weight)> = None;
         for route in &self.routes {
             let Some(weight) = route.did.matches(&number) else { continue };
             if best.is_none_or(|(_, most)| weight > most) {

@@ -205,6 +205,20 @@ mod tests {
     }
 
     #[test]
+    fn name_in_a_certificate_counts_only_where_its_authority_is_believed() {
+        let mut trunk = trunk("a", "192.0.2.0/24");
+        trunk.inbound.tls_client = vec!["sbc.carrier.example".into()];
+        let trunks = Trunks::new([trunk], []);
+        let stranger = "198.51.100.1".parse().unwrap();
+        let peer = |vouched: &str| TlsPeer {
+            names: vec!["sbc.carrier.example".into()],
+            trunks: vec![vouched.into()],
+        };
+        assert_eq!(trunks.find_by_source(stranger, Some(&peer("a"))).count(), 1);
+        assert_eq!(trunks.find_by_source(stranger, Some(&peer("b"))).count(), 0, "another trunk's authority");
+    }
+
+    #[test]
     fn phone_is_found_by_its_user_and_shows_no_password() {
         let phone = Phone { user: "200".into(), password: "hunter2".into(), ..Phone::default() };
         let trunks = Trunks::new([], [phone]);

@@ -37,7 +37,7 @@ fn storm(bed: &mut Bed, scan_of: impl Fn(u32) -> (String, SocketAddr), good_uri:
         bed.run();
         bed.pass(PACE);
         transactions_max = transactions_max.max(bed.ours.transaction_count());
-        if number % 200 == 0 {
+        if number.is_multiple_of(200) {
             good += 1;
             let call = bed.invite(good_uri, Some(&offer("sendrecv", "0")));
             answered += usize::from(matches!(bed.heard.last(), Some(Heard::Answered(_))));
@@ -105,7 +105,7 @@ fn flood_under_the_carriers_own_address_does_not_silence_the_carrier() {
     bed.caller_at = addr("203.0.113.5:5060");
     let spoofed = |number: u32| {
         let from = SocketAddr::new([203, 0, 113, 5].into(), 1024 + (number % 60_000) as u16);
-        let agent = if number % 2 == 0 { "friendly-scanner" } else { "Phone/1" };
+        let agent = if number.is_multiple_of(2) { "friendly-scanner" } else { "Phone/1" };
         (scan(number, "sip:100:guess@192.0.2.1", agent), from)
     };
     let (good, _) = storm(&mut bed, spoofed, "sip:+493012345@192.0.2.1");

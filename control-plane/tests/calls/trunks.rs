@@ -103,6 +103,17 @@ fn stranger_leaves_nothing_but_its_reasons() {
 }
 
 #[test]
+fn how_full_we_are_is_said_to_a_trunk_and_not_to_a_stranger() {
+    let mut bed = from_carrier(Inbound::default());
+    bed.calls.drain(bed.now);
+    bed.invite("sip:+493012345@192.0.2.1", Some(&sdp()));
+    assert_eq!((status(&bed), bed.refusals[0].trunk.as_deref()), (503, Some("carrier")));
+    bed.caller_at = addr("198.51.100.1:5060");
+    bed.invite("sip:+493012345@192.0.2.1", Some(&sdp()));
+    assert_eq!(status(&bed), 403);
+}
+
+#[test]
 fn trunk_over_its_limit_is_refused_as_it_is_agreed() {
     for (busy_when_full, expected) in [(false, 503), (true, 486)] {
         let mut bed = from_carrier(Inbound { calls_max: Some(1), busy_when_full, ..Inbound::default() });

@@ -121,7 +121,7 @@ async fn wrong_keys_and_names_are_refused_as_the_contract_says() {
     assert!(stage.engine().commands().is_empty());
     // Only the one with a valid key has an owner, and so a record.
     assert_eq!(stage.only_call().await["ending"]["reason"], "unknown_assistant");
-    assert_eq!(stage.metric("tandem_calls_refused_total{reason=\"wrong_key\"}").await, 2.0);
+    assert_eq!(stage.metric("tandem_calls_refused_total{reason=\"wrong_key\",rule=\"api_key\"}").await, 2.0);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod calls;
 mod doors;
 mod engine;
 mod lifecycle;
+mod phones;
 mod placing;
 mod stage;
 mod wire;

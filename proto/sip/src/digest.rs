@@ -452,7 +452,6 @@ mod tests {
         assert_eq!(nonces, ["1", "2"], "auth-int alone is refused");
     }
 
-    /// RFC 7616 §3.9.2 has SHA-512-256, but as its errata say with a wrong value: so only that it can be verified.
     #[test]
     fn session_answers_without_qop_carry_their_cnonce() {
         let challenge = Challenge { qop_auth: false, ..mufasa("MD5-sess") };

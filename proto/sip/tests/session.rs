@@ -257,6 +257,25 @@ fn refresher_goes_on_when_the_peer_forgets_the_timer_in_a_reinvite() {
 }
 
 #[test]
+fn refresh_that_finds_no_connection_is_tried_until_the_session_ends() {
+    let mut net = network(151, Refresher::Uac, true);
+    let (caller, _) = net.call();
+    let flow = net.flow(0, 1);
+    net.run(DUE - Duration::from_secs(1));
+    // Two tries, each once repeated before the shell says that nothing leaves.
+    net.eat("UPDATE", 4);
+    for _ in 0..25 {
+        net.run(Duration::from_secs(1));
+        let now = net.now;
+        net.endpoint(0).handle_transport_error(flow, now);
+    }
+    net.run(5 * MINUTE);
+    no_call_has_ended(&net);
+    net.bye(0, caller);
+    net.settle();
+}
+
+#[test]
 fn call_without_a_timer_lives_as_long_as_it_likes() {
     let mut net = Network::seeded(142, 2);
     let mut invite = net.invite(0, 1);

@@ -617,6 +617,17 @@ fn each_method_gets_its_status() {
 }
 
 #[test]
+fn call_without_a_hop_left_is_refused_only_where_calls_are_passed_on() {
+    for (forwards, status) in [(false, "SIP/2.0 100 Trying"), (true, "SIP/2.0 483 Too Many Hops")] {
+        let mut uas = Uas::new();
+        uas.endpoint = Endpoint::new(EndpointConfig { forwards, ..EndpointConfig::default() });
+        let spent = |text: String| text.replace("Max-Forwards: 69", "Max-Forwards: 0");
+        assert_eq!(first(&uas.hear(&spent(invite("1", "")))), status);
+        assert_eq!(first(&uas.hear(&spent(fresh("OPTIONS", "")))), "SIP/2.0 200 OK");
+    }
+}
+
+#[test]
 fn served_methods_and_packages_reach_the_user() {
     let mut uas = Uas::new();
     uas.endpoint = Endpoint::new(EndpointConfig {
@@ -641,11 +652,11 @@ fn served_methods_and_packages_reach_the_user() {
 #[test]
 fn caller_who_asks_for_a_timer_gets_it_with_the_refresher_named() {
     for (extra, expires, require) in [
-        ("Session-Expires: 600\r\nSupported: timer\r\n", Some("600;refresher=uas"), None),
+        ("Session-Expires: 600\r\nSupported: timer\r\n", Some("600;refresher=uas"), Some("timer")),
         ("x: 600;refresher=uac\r\nk: timer\r\n", Some("600;refresher=uac"), Some("timer")),
         ("Session-Expires: 600;refresher=uac\r\n", Some("600;refresher=uas"), None),
-        ("Session-Expires: 7200\r\nRequire: timer\r\n", Some("1800;refresher=uas"), None),
-        ("Supported: timer\r\n", Some("1800;refresher=uas"), None),
+        ("Session-Expires: 7200\r\nRequire: timer\r\n", Some("1800;refresher=uas"), Some("timer")),
+        ("Supported: timer\r\n", Some("1800;refresher=uas"), Some("timer")),
         ("", None, None),
     ] {
         let mut uas = Uas::new();

@@ -199,6 +199,25 @@ fn large_request_goes_by_tcp_and_by_a_datagram_only_if_there_is_none() {
 }
 
 #[test]
+fn dead_connection_is_replaced_once_and_its_host_does_not_rest() {
+    let mut bed = Bed::new();
+    let targets = [target(Transport::Tcp, A)];
+    let mut attempt = bed.plan(invite(10), &targets);
+    let hop = attempt.next_hop().unwrap();
+    attempt.goes_by_old_connection(hop);
+    attempt.hops.push_front(hop);
+    let (_, first) = bed.send(attempt);
+    assert_eq!(bed.outgoing.poll_timeout(), None, "silence is no reason to connect anew");
+    bed.endpoint.handle_transport_error(flow(first), bed.now);
+    let (_, Verdict::Again(mut attempt)) = bed.next_verdict() else { panic!("it goes on") };
+    assert!(bed.outgoing.resting.is_empty());
+    let again = attempt.next_hop().unwrap();
+    assert_eq!(again.target, targets[0]);
+    attempt.goes_by_old_connection(again);
+    assert!(attempt.next_hop().is_none(), "once");
+}
+
+#[test]
 fn length_is_never_underestimated() {
     let mut options = OutgoingRequest::new(
         Method::Options,

@@ -3,14 +3,16 @@
 //! | what | answer |
 //! |---|---|
 //! | method unknown to us, or not served | 501, 405 with Allow (SUBSCRIBE: 489 with Allow-Events) |
+//! | new call with Max-Forwards: 0, where calls are passed on | 483 |
 //! | Request-URI neither `sip:` nor `sips:` | 416 |
 //! | Require that we do not understand | 420 with Unsupported |
 //! | INVITE: coding or type of its body, Accept without SDP | 415, 406 |
 //! | INVITE or UPDATE: session interval malformed, too short | 400, 422 with Min-SE |
 //!
-//! **Max-Forwards: 0 is no error here.** It forbids to *forward* (§16.3), and a user agent forwards nothing: it is where the
-//! request has arrived, so OPTIONS gets its 200 and an INVITE its answer. Who calls on behalf of another call passes the
-//! smaller number on by [`super::InviteRequest::max_forwards`], and refuses with 483 when none is left.
+//! **Max-Forwards: 0 is no error to a user agent.** It forbids to *forward* (§16.3), and a user agent forwards nothing: it is
+//! where the request has arrived, so OPTIONS gets its 200 and an INVITE its answer. A user who places calls on behalf of those
+//! that come in (a B2BUA) sets [`super::EndpointConfig::forwards`]: then an INVITE with no hop left gets 483, as from a proxy
+//! (RFC 7332 asks for that), and the smaller number is passed on by [`super::InviteRequest::max_forwards`].
 
 use super::refusal::Refusal;
 use super::session::{Ask, Session};
@@ -33,6 +35,10 @@ impl Endpoint {
                 return Some(Refusal::new(405, "method_allowed", method).with_capabilities());
             }
             _ => {}
+        }
+        let is_new_call = request.method == Method::Invite && request.head.to().tag().is_none();
+        if self.config.forwards && is_new_call && request.head.max_forwards() == Some(0) {
+            return Some(Refusal::new(483, "max_forwards", "no hop left"));
         }
         if !matches!(request.uri.scheme(), Scheme::Sip | Scheme::Sips) {
             return Some(Refusal::new(416, "uri_scheme", "neither sip nor sips"));

@@ -125,6 +125,8 @@ pub struct EndpointConfig {
     pub session_timer: Option<SessionTimer>,
     /// Reliable provisional responses.
     pub reliable: Reliability,
+    /// Calls may be passed on (a B2BUA): one that may take no further hop is refused with 483.
+    pub forwards: bool,
     /// Event packages whose SUBSCRIBE becomes an [`super::Event::Request`] (if `accepted_methods` has SUBSCRIBE); others
     /// get 489.
     pub event_packages: Vec<String>,
@@ -146,6 +148,7 @@ impl Default for EndpointConfig {
             ring_timeout: Duration::from_secs(200),
             session_timer: Some(SessionTimer::default()),
             reliable: Reliability::default(),
+            forwards: false,
             event_packages: Vec::new(),
         }
     }

@@ -315,7 +315,7 @@ impl Endpoint {
             call.offer_out = None;
         }
         if is_invite && call.session.refresh == Some(transaction) {
-            self.refresh_failed(id, None, now);
+            self.refresh_failed(id, Err(why), now);
             return self.refresh_is_over(id, now);
         }
         match (&call.phase, why) {

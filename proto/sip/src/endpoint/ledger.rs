@@ -406,7 +406,7 @@ impl Endpoint {
         match transaction.owner {
             Owner::Call(call) if is_client => self.call_request_failed(call, id, why, now),
             Owner::Refresh(call) => {
-                self.refresh_failed(call, None, now);
+                self.refresh_failed(call, Err(why), now);
                 self.refresh_is_over(call, now);
             }
             Owner::Refer(call) => self.refer_failed(call),

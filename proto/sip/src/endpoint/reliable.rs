@@ -7,8 +7,8 @@
 //!                                └▶ carries an offer: Provisional { wants_prack }, and the user says prack(answer)
 //! ```
 //!
-//! One response is unconfirmed at a time; the next waits for the PRACK. A 2xx waits too while one with a description is
-//! unconfirmed (§3), so that both sides have agreed on the session before it begins.
+//! One response is unconfirmed at a time; the next waits for the PRACK, and so does a 2xx: it must while one with a
+//! description is unconfirmed (§3), and after any other the caller hears things in their order.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -85,8 +85,7 @@ impl Provisionals {
 
     /// Whether a 2xx has to wait.
     pub(crate) fn delays_the_answer(&self) -> bool {
-        self.unconfirmed.as_ref().is_some_and(|unconfirmed| unconfirmed.has_description)
-            || self.waiting.iter().any(|reply| reply.body.is_some())
+        self.unconfirmed.is_some() || !self.waiting.is_empty()
     }
 
     /// Keeps a 2xx until the PRACK comes; false if one is kept already.

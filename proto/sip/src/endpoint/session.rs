@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::auth::is_digest;
 use super::call::Phase;
-use super::event::{EndReason, Event};
+use super::event::{EndReason, Event, NoResponse};
 use super::ledger::{Owner, Wake};
 use super::{Endpoint, SessionTimer};
 use crate::header::session::{Refresher, SessionExpires, parse_min_se};
@@ -206,10 +206,10 @@ impl Session {
     }
 }
 
-/// Adds the grant to a 2xx.
-pub(crate) fn push_grant(headers: &mut Headers, granted: &SessionExpires) {
+/// Adds the grant to a 2xx. Require tells a peer that can do it that it must: refresh, or hang up when nobody does (§9).
+pub(crate) fn push_grant(headers: &mut Headers, granted: &SessionExpires, ask: &Ask) {
     headers.push_raw(b"Session-Expires", granted.to_string().as_bytes());
-    if granted.refresher == Some(Refresher::Uac) {
+    if ask.supports {
         headers.push_raw(b"Require", TAG.as_bytes());
     }
 }
@@ -336,19 +336,24 @@ impl Endpoint {
         } else if status == 481 {
             self.dialog_lost(id, status, now);
         } else {
-            self.refresh_failed(id, Some(response), now);
+            self.refresh_failed(id, Ok(response), now);
         }
         self.refresh_is_over(id, now);
     }
 
-    /// A refresh of ours was refused (`response`) or not answered: when to try again.
-    pub(super) fn refresh_failed(&mut self, id: Id, response: Option<&Response>, now: Instant) {
+    /// A refresh of ours was refused or not answered: when to try again.
+    pub(super) fn refresh_failed(&mut self, id: Id, response: Result<&Response, NoResponse>, now: Instant) {
         let glare = self.glare_wait(id);
         let Some(call) = self.calls.get_mut(id) else { return };
         let by_update = call.session.peer_updates;
         call.session.refresh = None;
         let Some(running) = &mut call.session.running else { return };
-        let status = response.map_or(408, |response| response.status);
+        let status = match response {
+            Ok(response) => response.status,
+            Err(NoResponse::Timeout) => 408,
+            // It was told at once, so it says nothing of the peer: a connection may come back.
+            Err(NoResponse::Transport) => 503,
+        };
         let retry = match status {
             405 | 501 if by_update => {
                 call.session.peer_updates = false;
@@ -363,7 +368,7 @@ impl Endpoint {
             }
             491 => glare,
             _ => {
-                let asked = response.and_then(|response| response.head.retry_after_s());
+                let asked = response.ok().and_then(|response| response.head.retry_after_s());
                 let tenth = Duration::from_secs(running.interval_s.into()) / 10;
                 asked.map_or(tenth, |s| Duration::from_secs(s.into())).clamp(RETRY, RETRY_MAX)
             }
@@ -402,7 +407,7 @@ impl Endpoint {
         let Some(call) = self.calls.get_mut(id) else { return headers };
         let granted = call.session.grant(ask);
         if let Some(granted) = &granted {
-            push_grant(&mut headers, granted);
+            push_grant(&mut headers, granted, ask);
         }
         // Before the answer there is no session to end.
         if call.phase == Phase::Confirmed {

@@ -448,7 +448,7 @@ impl Endpoint {
         call.invite_out = None;
         call.offer_out = None;
         if call.session.refresh == Some(transaction) && status != 481 {
-            self.refresh_failed(id, Some(&response), now);
+            self.refresh_failed(id, Ok(&response), now);
             return self.refresh_is_over(id, now);
         }
         match call.phase {

@@ -82,7 +82,7 @@ impl Endpoint {
         let granted =
             if (200..300).contains(&status) { state.session.grant(&state.session.asked) } else { None };
         if let Some(granted) = &granted {
-            push_grant(&mut reply.headers, granted);
+            push_grant(&mut reply.headers, granted, &state.session.asked);
         }
         let extras = if status > 100 && status < 300 { Extras::Dialog } else { Extras::Plain };
         let answered = self.respond_on(invite, &reply, extras, now);
