@@ -40,17 +40,16 @@ pub(super) enum Wanted {
 }
 
 impl Wanted {
-    /// About how many octets it will have; never less than it has.
+    /// About how many octets it will have, and never less, as long as nobody has challenged it: an answer to a challenge
+    /// goes by the way on which that came.
     fn len(&self) -> usize {
         /// Via, Max-Forwards, Call-ID, CSeq, tags, Contact, Allow, Supported, User-Agent, Content-*, session timers.
         const OWN: usize = 640;
-        /// An answer to a challenge.
-        const CREDENTIALS: usize = 320;
         let address = |addr: &NameAddr| addr.to_wire().len();
         let headers = |headers: &Headers| {
             headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>()
         };
-        let (target, from, to, headers, body, routes, has_credentials) = match self {
+        let (target, from, to, headers, body, routes) = match self {
             Self::Invite(invite) => (
                 &invite.target,
                 &invite.from,
@@ -58,7 +57,6 @@ impl Wanted {
                 headers(&invite.headers),
                 &invite.body,
                 &invite.route,
-                invite.credentials.is_some(),
             ),
             Self::Request(request) => (
                 &request.target,
@@ -67,13 +65,11 @@ impl Wanted {
                 headers(&request.headers),
                 &request.body,
                 &request.route,
-                request.credentials.is_some(),
             ),
         };
         let target = target.as_str().len();
         let body = body.as_ref().map_or(0, |body| body.bytes.len() + body.content_type.len());
-        OWN + if has_credentials { CREDENTIALS } else { 0 }
-            + target
+        OWN + target
             + address(from)
             + to.as_ref().map_or(target, address)
             + routes.iter().map(|route| address(route) + 9).sum::<usize>()

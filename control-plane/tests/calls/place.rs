@@ -274,6 +274,11 @@ fn redirection_is_followed_within_bounds_or_ends_the_call() {
     let call_id = bed.place(order(&follow));
     bed.callee_refuses(redirect("+491"));
     assert_eq!(bed.incoming[1].1.uri.user().as_deref(), Some("+491"));
+    let mut likeliest = Bed::new();
+    likeliest.place(order(&follow));
+    let two = "<sip:+492@192.0.2.9>;q=0.3, <sip:+493@192.0.2.9>;q=0.8";
+    likeliest.callee_refuses(Reply::new(302).header("Contact", two).unwrap());
+    assert_eq!(likeliest.incoming[1].1.uri.user().as_deref(), Some("+493"));
     // The same again is a loop.
     bed.callee_refuses(redirect("+491"));
     assert_eq!(bed.ending(call_id).reason, "redirected");

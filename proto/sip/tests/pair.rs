@@ -153,7 +153,7 @@ fn call_whose_ack_never_comes_is_hung_up_after_32_seconds() {
     net.endpoint(1).answer(callee, Body::sdp("answer"), now).unwrap();
     assert_eq!(net.ended(1), EndReason::NoAck);
     assert_eq!(net.now - now, Duration::from_secs(32));
-    assert_eq!(net.ended(0), EndReason::RemoteBye { reason: None });
+    assert_eq!(net.ended(0), EndReason::RemoteBye { reason: Some("Q.850;cause=102;text=\"no ACK\"".into()) });
     net.settle();
 }
 
@@ -321,7 +321,10 @@ fn reinvite_without_an_answer_ends_the_call() {
     let now = net.now;
     net.endpoint(0).reinvite(caller, Some(Body::sdp("offer")), now).unwrap();
     assert_eq!(net.ended(0), EndReason::DialogLost { status: 408 });
-    assert_eq!(net.ended(1), EndReason::RemoteBye { reason: None });
+    assert_eq!(
+        net.ended(1),
+        EndReason::RemoteBye { reason: Some("Q.850;cause=102;text=\"no response\"".into()) }
+    );
     net.settle();
 }
 

@@ -111,7 +111,10 @@ fn expired_session_of_a_peer_that_can_hear_is_ended_by_its_bye() {
     net.call();
     net.eat("UPDATE", usize::MAX);
     assert_eq!(net.ended(0), EndReason::SessionExpired);
-    assert_eq!(net.ended(1), EndReason::RemoteBye { reason: None });
+    assert_eq!(
+        net.ended(1),
+        EndReason::RemoteBye { reason: Some("Q.850;cause=102;text=\"session timer expired\"".into()) }
+    );
     net.settle();
 }
 

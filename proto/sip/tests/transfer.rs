@@ -326,7 +326,11 @@ fn attended_transfer_replaces_the_call() {
     let new_at_1 = net.answered(1);
     let now = net.now;
     net.endpoint(1).notify_refer(at_1, 200, "", now).unwrap();
-    assert_eq!(net.ended(0), EndReason::RemoteBye { reason: None }, "its call to 2 was replaced");
+    assert_eq!(
+        net.ended(0),
+        EndReason::RemoteBye { reason: Some("Q.850;cause=16;text=\"taken over by another call\"".into()) },
+        "its call to 2 was replaced"
+    );
     while progress(&mut net, 0) != (200, true) {}
     net.bye(0, first);
     assert_eq!(net.ended(1), EndReason::RemoteBye { reason: None });

@@ -9,12 +9,14 @@
 //! The agent is dialled with Open, so it is there when the callee answers, and what it said until then is played from
 //! the first packet on. A CANCEL that crosses the 200 is the endpoint's to turn into a BYE.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use tandem_api::v1::DecisionStep;
+use tandem_sip::header::contact::Contact;
 use tandem_sip::message::{Body, Response};
-use tandem_sip::{CallHandle, EndReason, Flow, HeaderName, Headers, NameAddr, Uri};
+use tandem_sip::{CallHandle, EndReason, Flow, HeaderName, Headers, Uri};
 use uuid::Uuid;
 
 use super::{Call, Negotiation, Session};
@@ -332,8 +334,11 @@ impl Call {
         let Some(own) = self.outbound.as_deref_mut() else { return false };
         if (300..400).contains(&response.status) && own.trunk.outbound.redirects == Redirects::Follow {
             let contacts = response.head.headers().items(HeaderName::Contact);
-            for contact in contacts.filter_map(|item| NameAddr::parse(item).ok()) {
-                let uri = contact.uri.without_password().without_headers();
+            let mut contacts: Vec<Contact> = contacts.filter_map(|item| Contact::parse(item).ok()).collect();
+            // The likeliest first (RFC 3261 §8.1.3.4); the order stays where nothing is said.
+            contacts.sort_by_key(|contact| Reverse(contact.priority));
+            for contact in contacts {
+                let uri = contact.addr.uri.without_password().without_headers();
                 let user = uri.user().unwrap_or_default();
                 let is_new = !own.redirected.contains(&uri) && own.redirected.len() < REDIRECTS_MAX;
                 if is_new && !user.is_empty() && own.trunk.outbound.allows_number(&user) {

@@ -11,11 +11,15 @@ use super::uac::finish;
 use super::{CallError, Endpoint};
 use crate::dialog;
 use crate::flow::Flow;
+use crate::header::reason::Reason;
 use crate::headers::{HeaderName, Headers};
 use crate::message::{Body, Method, Reply, Request};
 use crate::table::Id;
 use crate::transaction::Machine;
 use crate::transaction::key::Key;
+
+/// Recovery on timer expiry (Q.850): what we waited for did not come.
+pub(super) const TIMER_EXPIRY: u16 = 102;
 
 impl Endpoint {
     // --- verbs ---
@@ -302,7 +306,7 @@ impl Endpoint {
         if let Some(headers) = call.bye_wanted.take() {
             return self.send_bye(id, &headers, now);
         }
-        self.bye_and_forget(id, now);
+        self.bye_and_forget(id, &Reason::q850(TIMER_EXPIRY, "no ACK"), now);
         self.end_call(id, EndReason::NoAck, now);
     }
 
@@ -347,14 +351,16 @@ impl Endpoint {
         }
         self.refuse_pending(id, now);
         if status != 481 {
-            self.bye_and_forget(id, now);
+            self.bye_and_forget(id, &Reason::q850(TIMER_EXPIRY, "no response"), now);
         }
         self.end_call(id, EndReason::DialogLost { status }, now);
     }
 
-    /// A BYE whose answer nobody waits for.
-    pub(super) fn bye_and_forget(&mut self, id: Id, now: Instant) {
-        if let Some((branch, bytes, flow)) = self.write_in_call(id, &Method::Bye, &Headers::new(), None) {
+    /// A BYE whose answer nobody waits for; like every BYE of ours it says why.
+    pub(super) fn bye_and_forget(&mut self, id: Id, reason: &Reason, now: Instant) {
+        let mut headers = Headers::new();
+        headers.push_raw(HeaderName::Reason.as_str().as_bytes(), reason.to_string().as_bytes());
+        if let Some((branch, bytes, flow)) = self.write_in_call(id, &Method::Bye, &headers, None) {
             self.start_client(&Method::Bye, &branch, bytes, flow, Owner::Nobody, now);
         }
     }

@@ -6,10 +6,14 @@ use super::Endpoint;
 use super::call::Phase;
 use super::event::EndReason;
 use super::refusal::Refusal;
+use crate::header::reason::Reason;
 use crate::header::refer::Replaces;
 use crate::headers::{HeaderName, Headers};
 use crate::message::Request;
 use crate::table::Id;
+
+/// Normal call clearing (Q.850).
+const NORMAL_CLEARING: u16 = 16;
 
 impl Endpoint {
     /// The call that an INVITE wants to take over (§3): none if it has no Replaces.
@@ -44,7 +48,7 @@ impl Endpoint {
         let Some(call) = self.calls.get_mut(old) else { return };
         match call.phase {
             Phase::Confirmed => {
-                self.bye_and_forget(old, now);
+                self.bye_and_forget(old, &Reason::q850(NORMAL_CLEARING, "taken over by another call"), now);
                 self.end_call(old, why, now);
             }
             Phase::Outgoing { .. } => {

@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 use super::auth::is_digest;
 use super::call::Phase;
 use super::event::{EndReason, Event, NoResponse};
+use super::in_call::TIMER_EXPIRY;
 use super::ledger::{Owner, Wake};
 use super::{Endpoint, SessionTimer};
+use crate::header::reason::Reason;
 use crate::header::session::{Refresher, SessionExpires, parse_min_se};
 use crate::headers::{HeaderName, Headers};
 use crate::message::{Body, Head, Method, Request, Response};
@@ -290,7 +292,7 @@ impl Endpoint {
     }
 
     fn session_expired(&mut self, id: Id, now: Instant) {
-        self.bye_and_forget(id, now);
+        self.bye_and_forget(id, &Reason::q850(TIMER_EXPIRY, "session timer expired"), now);
         self.end_call(id, EndReason::SessionExpired, now);
     }
 
