@@ -10,14 +10,17 @@ use crate::config::Config;
 use crate::settings::Layers;
 use crate::telemetry;
 
-/// Threads of the control plane: one for SIP and calls, one so that a slow request does not stop them.
-const WORKER_THREADS: usize = 2;
+/// Threads of the control plane. One: the tasks of a call wake each other many times, and across threads each time costs two
+/// system calls. What takes long (the database, files) has threads of its own.
+const CONTROL_THREADS: usize = 1;
+/// Threads of the voice agent.
+const TALKER_THREADS: usize = 2;
 
 /// The control plane.
 pub(super) fn serve(layers: &Layers) -> Result<ExitCode, CliError> {
     let config = Config::from_layers(layers)?;
     start_logs(layers);
-    runtime()?.block_on(async {
+    runtime(CONTROL_THREADS)?.block_on(async {
         let stopped = stopped()?;
         let app = App::start(config).await?;
         println!("tandem serve: ready on http://{}", app.http_addr());
@@ -33,7 +36,7 @@ pub(super) fn talker(layers: &Layers) -> Result<ExitCode, CliError> {
     let config = voice_agent::Config::from_settings(|name| layers.variable(name))
         .map_err(|error| CliError::Talker(error.to_string()))?;
     start_logs(layers);
-    runtime()?.block_on(async {
+    runtime(TALKER_THREADS)?.block_on(async {
         let stopped = stopped()?;
         voice_agent::run(config, stopped).await.map_err(|error| CliError::Talker(error.to_string()))?;
         Ok(ExitCode::SUCCESS)
@@ -47,9 +50,9 @@ fn start_logs(layers: &Layers) {
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, CliError> {
+fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, CliError> {
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKER_THREADS)
+        .worker_threads(threads)
         .enable_all()
         .build()
         .map_err(CliError::Runtime)
