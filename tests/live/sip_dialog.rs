@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tandem_tests::bot::{self, Bot, Dialect};
+use tandem_tests::lossy::LossyLine;
 use tandem_tests::media::Media;
 use tandem_tests::sipp::Sipp;
 use tandem_tests::stack::Stack;
@@ -133,7 +134,10 @@ async fn caller_who_gives_up_gets_487_and_the_call_is_told_as_cancelled() -> any
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_succeed_where_three_of_ten_messages_are_lost() -> anyhow::Result<()> {
     let stack = Stack::start()?;
-    Sipp::scenario("lossy.xml").calls(20, 20).flag("-lost", "30").succeeds(stack.sip())?;
+    let line = LossyLine::to(stack.sip(), 30, 3)?;
+    Sipp::scenario("lossy.xml").calls(20, 20).succeeds(line.address())?;
+    let (lost, carried) = line.counts();
+    anyhow::ensure!(lost > 40 && carried > 100, "{lost} lost, {carried} carried");
     let calls = stack.calls_when_over().await?;
     anyhow::ensure!(calls.len() == 20, "{} calls", calls.len());
     anyhow::ensure!(calls.iter().all(|call| call.state == "ended"), "{calls:?}");

@@ -4,7 +4,7 @@
 //!   live/       real programs, real kernel, real peers          scenarios/   virtual time, one process
 //!     stack     `tandem up` on ports and a folder of its own
 //!     sipp, baresip, jssip, pjsua   callers of another family        bot          who is called: a WebSocket agent
-//!     kamailio, dns            between us and them               scanner      those whom nobody has asked
+//!     kamailio, dns, lossy     between us and them               scanner      those whom nobody has asked
 //!     caller (peer and media)  a caller written by hand
 //!     sound     is what was heard what was said?
 //! ```
@@ -19,6 +19,7 @@ pub mod certificates;
 pub mod dns;
 pub mod jssip;
 pub mod kamailio;
+pub mod lossy;
 pub mod media;
 pub mod network;
 pub mod peer;
