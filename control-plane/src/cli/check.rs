@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::print::say;
 use crate::config::{Config, ConfigError, Database, SipListen};
 use crate::settings::Layers;
 use crate::sip;
@@ -11,45 +12,45 @@ use crate::trunk::{Inbound, ReferIn, Trunk};
 /// Prints what was understood, or what is wrong; touches no socket and no database.
 pub(super) fn run(layers: &Layers) -> ExitCode {
     for (name, nearest) in layers.unknown_variables() {
-        println!("warning  {name} is read by no program; did you mean {nearest}?");
+        say!("warning  {name} is read by no program; did you mean {nearest}?");
     }
     let config = match Config::from_layers(layers) {
         Ok(config) => config,
         Err(ConfigError::Tables(errors)) => {
-            errors.iter().for_each(|error| println!("wrong    {error}"));
+            errors.iter().for_each(|error| say!("wrong    {error}"));
             return ExitCode::FAILURE;
         }
         Err(error) => {
-            println!("wrong    {error}");
+            say!("wrong    {error}");
             return ExitCode::FAILURE;
         }
     };
     if let Err(error) = sip::check(&config.sip(SharedGuard::default())) {
-        println!("wrong    {error}");
+        say!("wrong    {error}");
         return ExitCode::FAILURE;
     }
     match layers.path() {
-        Some(path) => println!("file     {}", path.display()),
-        None => println!("file     none: defaults, environment and flags"),
+        Some(path) => say!("file     {}", path.display()),
+        None => say!("file     none: defaults, environment and flags"),
     }
     let sip: Vec<String> = config.sip_listen.iter().map(SipListen::to_string).collect();
-    println!("sip      {} ({})", sip.join(", "), layers.origin("sip_listen"));
-    println!("http     {} ({})", config.http_listen, layers.origin("http_listen"));
+    say!("sip      {} ({})", sip.join(", "), layers.origin("sip_listen"));
+    say!("http     {} ({})", config.http_listen, layers.origin("http_listen"));
     match &config.database {
-        Database::File(path) => println!("database {} (sqlite)", path.display()),
-        Database::Memory => println!("database in memory: everything is forgotten at the end"),
+        Database::File(path) => say!("database {} (sqlite)", path.display()),
+        Database::Memory => say!("database in memory: everything is forgotten at the end"),
     }
-    println!("engines  {} ({})", config.engines.join(", "), layers.origin("engines"));
-    println!(
+    say!("engines  {} ({})", config.engines.join(", "), layers.origin("engines"));
+    say!(
         "limits   {} calls, {} s a call",
         config.limits.calls_max,
         config.limits.call_duration_max.as_secs()
     );
-    tables(&config).iter().for_each(|line| println!("{line}"));
+    tables(&config).iter().for_each(|line| say!("{line}"));
     if config.service_token.is_none() {
-        println!("note     no service token: only processes on this machine may write conversations");
+        say!("note     no service token: only processes on this machine may write conversations");
     }
-    println!("ok       this configuration would start");
+    say!("ok       this configuration would start");
     ExitCode::SUCCESS
 }
 

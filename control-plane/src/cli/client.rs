@@ -17,6 +17,7 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use super::print::say;
 use crate::http::view;
 use crate::settings::Layers;
 
@@ -416,7 +417,7 @@ impl CallArgs {
 }
 
 fn said(call_id: &str, what: &str, json: bool) {
-    if json { print_json(&json!({ "callId": call_id })) } else { println!("{call_id} {what}") }
+    if json { print_json(&json!({ "callId": call_id })) } else { say!("{call_id} {what}") }
 }
 
 async fn hold(service: &Service, call_id: String, resume: bool, json: bool) -> Result<(), ClientError> {
@@ -440,14 +441,14 @@ async fn place(service: &Service, args: PlaceArgs, json: bool) -> Result<(), Cli
         if json {
             print_json(&view::call(&call))
         } else {
-            println!("{}", call.call_id)
+            say!("{}", call.call_id)
         }
         return Ok(());
     }
     let mut shown = String::new();
     loop {
         if !json && call.state != shown {
-            println!("{} {}", call.call_id, call.state);
+            say!("{} {}", call.call_id, call.state);
             shown.clone_from(&call.state);
         }
         if call.ended_ms != 0 && matches!(call.state.as_str(), "ended" | "failed") {
@@ -487,17 +488,21 @@ impl ConversationArgs {
 }
 
 pub(super) fn print_json(value: &serde_json::Value) {
-    println!("{value:#}");
+    say!("{value:#}");
 }
 
 fn print_calls(calls: &[Call]) {
-    println!(
+    say!(
         "{:36}  {:12}  {:16}  {:20}  {:>8}  ended because",
-        "call", "state", "assistant", "started", "duration"
+        "call",
+        "state",
+        "assistant",
+        "started",
+        "duration"
     );
     for call in calls {
         let reason = call.ending.as_ref().map(|ending| ending.reason.as_str()).unwrap_or_default();
-        println!(
+        say!(
             "{:36}  {:12}  {:16}  {:20}  {:>8}  {reason}",
             call.call_id,
             call.state,
@@ -517,22 +522,22 @@ fn duration(call: &Call) -> String {
 }
 
 fn print_call(call: &Call) {
-    println!("call       {}", call.call_id);
-    println!("state      {}", call.state);
-    println!("assistant  {}", call.assistant_id);
-    println!("direction  {}", call.direction);
-    println!("from       {}", call.from);
-    println!("to         {}", call.to);
+    say!("call       {}", call.call_id);
+    say!("state      {}", call.state);
+    say!("assistant  {}", call.assistant_id);
+    say!("direction  {}", call.direction);
+    say!("from       {}", call.from);
+    say!("to         {}", call.to);
     if !call.trunk.is_empty() {
-        println!("trunk      {}", call.trunk);
+        say!("trunk      {}", call.trunk);
     }
     for (name, at_ms) in
         [("started", call.created_ms), ("answered", call.answered_ms), ("ended", call.ended_ms)]
     {
-        println!("{name:10} {}", view::timestamp(at_ms).unwrap_or_else(|| "-".to_owned()));
+        say!("{name:10} {}", view::timestamp(at_ms).unwrap_or_else(|| "-".to_owned()));
     }
     if let Some(media) = &call.media {
-        println!(
+        say!(
             "media      {} on {} port {}: {} sent, {} received, {} lost, jitter {:.1} ms",
             media.codec,
             media.engine,
@@ -544,42 +549,38 @@ fn print_call(call: &Call) {
         );
     }
     if let Some(ending) = &call.ending {
-        println!("ending     {} ({}): {}", ending.reason, ending.party, ending.detail);
+        say!("ending     {} ({}): {}", ending.reason, ending.party, ending.detail);
         if let Some(word) = &ending.carrier {
-            println!("carrier    {} {}", word.sip_status, word.reason_phrase);
+            say!("carrier    {} {}", word.sip_status, word.reason_phrase);
         }
     }
 }
 
 fn print_explanation(call: &Call) {
-    println!("call {} is {}", call.call_id, call.state);
-    println!("  from {} to {}", call.from, call.to);
-    steps_table(&call.decisions).iter().for_each(|line| println!("{line}"));
+    say!("call {} is {}", call.call_id, call.state);
+    say!("  from {} to {}", call.from, call.to);
+    steps_table(&call.decisions).iter().for_each(|line| say!("{line}"));
     match &call.ending {
         Some(ending) => print_ending(ending, "ended"),
-        None => println!("  it has not ended"),
+        None => say!("  it has not ended"),
     }
 }
 
 fn print_refusal(refused: &RefusedCall) {
-    println!(
-        "call {} was refused at {}",
-        refused.call_id,
-        view::timestamp(refused.at_ms).unwrap_or_default()
-    );
+    say!("call {} was refused at {}", refused.call_id, view::timestamp(refused.at_ms).unwrap_or_default());
     let trunk =
         if refused.trunk.is_empty() { String::new() } else { format!(" over trunk {}", refused.trunk) };
-    println!("  from {} to {}, sent by {}{trunk}", refused.from, refused.to, refused.source);
-    steps_table(&refused.decisions).iter().for_each(|line| println!("{line}"));
+    say!("  from {} to {}, sent by {}{trunk}", refused.from, refused.to, refused.source);
+    steps_table(&refused.decisions).iter().for_each(|line| say!("{line}"));
     if let Some(ending) = &refused.ending {
         print_ending(ending, "refused");
     }
 }
 
 fn print_ending(ending: &Ending, verb: &str) {
-    println!("  {verb} by {}: {} ({})", ending.party, ending.reason, ending.detail);
+    say!("  {verb} by {}: {} ({})", ending.party, ending.reason, ending.detail);
     let retry = if ending.retryable { "trying again may help" } else { "trying again will not help" };
-    println!("  SIP {}, Q.850 cause {}; {retry}", ending.sip_status, ending.q850_cause);
+    say!("  SIP {}, Q.850 cause {}; {retry}", ending.sip_status, ending.q850_cause);
 }
 
 /// The steps in columns that are as wide as they must be. What a step expected stands below it only when it refused, or
@@ -609,11 +610,11 @@ fn steps_table(steps: &[DecisionStep]) -> Vec<String> {
 }
 
 fn print_refusals(refusals: &[RefusedCall]) {
-    println!("{:36}  {:24}  {:22}  {:18}  {:22}  got", "call", "at", "source", "reason", "rule");
+    say!("{:36}  {:24}  {:22}  {:18}  {:22}  got", "call", "at", "source", "reason", "rule");
     for refused in refusals {
         let reason = refused.ending.as_ref().map(|ending| ending.reason.as_str()).unwrap_or_default();
         let step = refused.decisions.last();
-        println!(
+        say!(
             "{:36}  {:24}  {:22}  {reason:18}  {:22}  {}",
             refused.call_id,
             view::timestamp(refused.at_ms).unwrap_or_default(),
@@ -625,12 +626,12 @@ fn print_refusals(refusals: &[RefusedCall]) {
 }
 
 fn print_conversation(conversation: &Conversation) {
-    println!("call {}", conversation.call_id);
+    say!("call {}", conversation.call_id);
     for message in &conversation.messages {
         let cut = if message.interrupted { " (interrupted)" } else { "" };
-        println!("  {:6}  {}{cut}", message.role, message.text);
+        say!("  {:6}  {}{cut}", message.role, message.text);
         if let Some(timing) = &message.timing {
-            println!(
+            say!(
                 "          first audio {} ms after the caller: speech end {}, text {}, words {}, voice {}",
                 timing.first_audio_sent_ms,
                 timing.end_of_speech_ms,

@@ -20,6 +20,7 @@ use crate::up;
 
 mod check;
 mod client;
+mod print;
 mod service;
 mod trunk;
 

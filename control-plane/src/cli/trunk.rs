@@ -6,6 +6,7 @@ use tandem_api::v1::trunk_service_client::TrunkServiceClient;
 use tandem_api::v1::{CheckStep, CheckTrunkRequest, GetTrunkRequest, ListTrunksRequest, Trunk};
 
 use super::client::{ClientError, Service, ServiceArgs, print_json};
+use super::print::say;
 use crate::http::view;
 use crate::settings::Layers;
 
@@ -100,55 +101,55 @@ fn no_trunk(service: &Service, status: tonic::Status) -> ClientError {
 }
 
 fn print_list(trunks: &[Trunk]) {
-    println!("{:20}  {:9}  {:>7}  {:13}  address", "trunk", "state", "rtt", "registration");
+    say!("{:20}  {:9}  {:>7}  {:13}  address", "trunk", "state", "rtt", "registration");
     for trunk in trunks {
         let health = trunk.health.clone().unwrap_or_default();
         let registration =
             trunk.registration.as_ref().map_or("-", |registration| registration.state.as_str());
         let rtt = if health.rtt_ms > 0.0 { format!("{:.0} ms", health.rtt_ms) } else { "-".to_owned() };
         let address = if trunk.address.is_empty() { "(it only calls us)" } else { &trunk.address };
-        println!("{:20}  {:9}  {rtt:>7}  {registration:13}  {address}", trunk.name, health.state);
+        say!("{:20}  {:9}  {rtt:>7}  {registration:13}  {address}", trunk.name, health.state);
     }
 }
 
 fn print_trunk(trunk: &Trunk) {
-    println!("trunk         {}", trunk.name);
-    println!("address       {}", if trunk.address.is_empty() { "-" } else { &trunk.address });
-    println!("account       {}", if trunk.account.is_empty() { "-" } else { &trunk.account });
-    println!(
+    say!("trunk         {}", trunk.name);
+    say!("address       {}", if trunk.address.is_empty() { "-" } else { &trunk.address });
+    say!("account       {}", if trunk.account.is_empty() { "-" } else { &trunk.account });
+    say!(
         "failover      {}",
         if trunk.failover.is_empty() { "-".to_owned() } else { trunk.failover.join(", ") }
     );
     if let Some(health) = &trunk.health {
         let since =
             view::timestamp(health.since_ms).map(|since| format!(" since {since}")).unwrap_or_default();
-        println!("state         {}{since}", health.state);
+        say!("state         {}{since}", health.state);
         if health.rtt_ms > 0.0 {
-            println!("answers in    {:.1} ms", health.rtt_ms);
+            say!("answers in    {:.1} ms", health.rtt_ms);
         }
         if !health.detail.is_empty() {
-            println!("trouble       {}", health.detail);
+            say!("trouble       {}", health.detail);
         }
     }
     let Some(registration) = &trunk.registration else {
-        println!("registration  none: it has no [trunk.registration] table");
+        say!("registration  none: it has no [trunk.registration] table");
         return;
     };
-    println!("registration  {}", registration.state);
+    say!("registration  {}", registration.state);
     if !registration.detail.is_empty() {
-        println!("trouble       {}", registration.detail);
+        say!("trouble       {}", registration.detail);
     }
     for (name, at_ms) in [("until", registration.registered_until_ms), ("next", registration.next_ms)] {
         if let Some(at) = view::timestamp(at_ms) {
-            println!("{name:13} {at}");
+            say!("{name:13} {at}");
         }
     }
 }
 
 fn print_step(step: &CheckStep) {
-    println!("{:7}  {:14}  {} ({} ms)", step.verdict, step.name, step.detail, step.took_ms);
+    say!("{:7}  {:14}  {} ({} ms)", step.verdict, step.name, step.detail, step.took_ms);
     if !step.advice.is_empty() {
-        println!("{:7}  {:14}  → {}", "", "", step.advice);
+        say!("{:7}  {:14}  → {}", "", "", step.advice);
     }
 }
 

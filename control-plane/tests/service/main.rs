@@ -4,6 +4,7 @@
 
 mod api;
 mod calls;
+mod cli;
 mod doors;
 mod engine;
 mod lifecycle;
