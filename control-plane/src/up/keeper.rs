@@ -195,6 +195,7 @@ mod tests {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script.into()],
             settings: Default::default(),
+            files: Vec::new(),
             listeners: Vec::new(),
             ready: crate::up::spec::Ready::Running,
         })

@@ -73,6 +73,7 @@ impl Plan {
             name: "engine",
             program: program.to_owned(),
             args: Vec::new(),
+            files: Vec::new(),
             settings: given(layers, |key| ENGINE_KEYS.iter().any(|prefix| key.starts_with(prefix))),
             listeners: vec![
                 tcp(grpc, "TANDEM_ENGINE_GRPC_LISTEN"),
@@ -92,6 +93,7 @@ impl Plan {
             name: "talker",
             program: tandem.to_owned(),
             args: vec!["talker".to_owned()],
+            files: Vec::new(),
             settings: given(layers, wanted),
             listeners: vec![tcp(listen, "TANDEM_TALKER_LISTEN")],
             ready: Ready::Http(reachable(listen), "/healthz"),
@@ -110,6 +112,7 @@ impl Plan {
             name: "control",
             program: tandem.to_owned(),
             args: control_args(layers),
+            files: tables_file(layers).map(Path::to_path_buf).into_iter().collect(),
             settings: given(layers, |key| !others(key)),
             listeners: std::iter::once(tcp(config.http_listen, "TANDEM_HTTP_LISTEN")).chain(sip).collect(),
             ready: Ready::Http(reachable(config.http_listen), "/readyz"),
@@ -140,9 +143,14 @@ impl Plan {
 }
 
 /// Settings go to the control plane as variables; the tables of the file can only be read there.
+/// The settings file, if it has tables, which no variable can carry.
+fn tables_file(layers: &Layers) -> Option<&Path> {
+    layers.path().filter(|_| !layers.tables().is_empty())
+}
+
 fn control_args(layers: &Layers) -> Vec<String> {
     let mut args = vec!["serve".to_owned()];
-    if let Some(path) = layers.path().filter(|_| !layers.tables().is_empty()) {
+    if let Some(path) = tables_file(layers) {
         args.extend(["--config".to_owned(), path.display().to_string()]);
     }
     args

@@ -20,6 +20,8 @@ pub struct Spec {
     pub args: Vec<String>,
     /// Its `TANDEM_*` variables, secrets among them; it inherits the rest of the environment.
     pub settings: BTreeMap<String, String>,
+    /// Files that it reads at its start, beside its settings.
+    pub files: Vec<PathBuf>,
     /// What it will bind.
     pub listeners: Vec<Listener>,
     /// How one sees that it serves.
@@ -66,6 +68,11 @@ impl Spec {
             put(name);
             put(value);
         }
+        for path in &self.files {
+            put(&path.to_string_lossy());
+            // One that cannot be read is told by the child, which wants to read it.
+            put(&fs::read_to_string(path).unwrap_or_default());
+        }
         Ok(hex::encode(digest.finalize()))
     }
 
@@ -93,6 +100,7 @@ mod tests {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), "true".into()],
             settings: BTreeMap::from([("TANDEM_SERVICE_TOKEN".into(), "s3cret".into())]),
+            files: Vec::new(),
             listeners: Vec::new(),
             ready: Ready::Running,
         }
@@ -111,6 +119,18 @@ mod tests {
         let mut other = spec();
         other.program = "/bin/cat".into();
         assert_ne!(other.fingerprint().unwrap(), same);
+    }
+
+    #[test]
+    fn fingerprint_changes_with_the_tables_of_the_settings_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spec = spec();
+        spec.files = vec![folder.path().join("tandem.toml")];
+        fs::write(&spec.files[0], "[[trunk]]\nid = \"a\"\n").unwrap();
+        let before = spec.fingerprint().unwrap();
+        assert_eq!(spec.fingerprint().unwrap(), before);
+        fs::write(&spec.files[0], "[[trunk]]\nid = \"b\"\n").unwrap();
+        assert_ne!(spec.fingerprint().unwrap(), before);
     }
 
     #[test]
