@@ -1,7 +1,7 @@
 //! gRPC to one engine: commands, and the event stream with its reconnect.
 //!
 //! ```text
-//!   call/driver ──perform(command)──▶ unary call, COMMAND_TIMEOUT ──▶ EngineReply
+//!   call/driver ──perform(command)──▶ commands: one stream, COMMAND_TIMEOUT ──▶ EngineReply
 //!   run(): connect ─▶ Events ─▶ Snapshot = News::Up ─▶ events … silence or error = News::Down ─▶ again
 //! ```
 //!
@@ -11,6 +11,8 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use tandem_api::engine::v1 as engine;
+use tandem_api::engine::v1::command_request::Command;
+use tandem_api::engine::v1::command_response::Outcome;
 use tandem_api::engine::v1::engine_service_client::EngineServiceClient;
 use tandem_api::engine::v1::event::Event as Body;
 use tokio::sync::mpsc;
@@ -18,13 +20,12 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use super::commands::{COMMAND_TIMEOUT, Commands};
 use super::{EngineId, Listed, News, SessionEvent};
 use crate::call::action::{EngineCommand, EngineRefusal, EngineReply};
 
 /// An engine sends a heartbeat each second: three missing are a dead stream.
 pub const HEARTBEAT_SILENCE_MAX: Duration = Duration::from_secs(3);
-/// A command takes a millisecond; opening a port on a busy node tens. More means that nobody is there.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a TCP connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two attempts to get the event stream: short, since callers wait for an engine that restarts.
@@ -39,6 +40,7 @@ pub struct EngineClient {
     id: EngineId,
     url: String,
     client: EngineServiceClient<Channel>,
+    commands: Commands,
 }
 
 /// The address of an engine is no URL.
@@ -56,38 +58,55 @@ impl EngineClient {
             .map_err(|source| AddressError { url: url.to_owned(), source })?
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true);
-        Ok(Self { id, url: url.to_owned(), client: EngineServiceClient::new(endpoint.connect_lazy()) })
+        let client = EngineServiceClient::new(endpoint.connect_lazy());
+        let commands = Commands::new(client.clone());
+        Ok(Self { id, url: url.to_owned(), client, commands })
     }
 
     /// Performs one command and gives what the engine said to it.
     pub async fn perform(&self, call_id: Uuid, command: EngineCommand) -> EngineReply {
-        let mut client = self.client.clone();
         let session_id = call_id.to_string();
         match command {
             EngineCommand::Open(request) => EngineReply::Opened(
-                within(client.open_session(*request)).await.map(|answer| Box::new(answer.into_inner())),
+                self.ask(Command::Open(*request), |outcome| match outcome {
+                    Outcome::Opened(opened) => Some(Box::new(opened)),
+                    _ => None,
+                })
+                .await,
             ),
             EngineCommand::Start | EngineCommand::Listen => {
                 let early = command == EngineCommand::Listen;
                 let request = engine::StartSessionRequest { session_id, early };
-                EngineReply::Started(within(client.start_session(request)).await.map(drop))
+                EngineReply::Started(self.ask(Command::Start(request), |_| Some(())).await)
             }
             EngineCommand::Tell(what) => {
                 let request = engine::TellAgentRequest { session_id, what: Some(*what) };
-                EngineReply::Told(within(client.tell_agent(request)).await.map(drop))
+                EngineReply::Told(self.ask(Command::Tell(request), |_| Some(())).await)
             }
             EngineCommand::Update(rtp) => {
                 let request = engine::UpdateSessionRequest { session_id, rtp: Some(*rtp) };
-                EngineReply::Updated(within(client.update_session(request)).await.map(drop))
+                EngineReply::Updated(self.ask(Command::Update(request), |_| Some(())).await)
             }
             EngineCommand::Close { reason } => {
                 let request = engine::CloseSessionRequest { session_id, reason: reason.to_owned() };
-                let answer = within(client.close_session(request)).await;
                 EngineReply::Closed(
-                    answer.map(|answer| Box::new(answer.into_inner().stats.unwrap_or_default())),
+                    self.ask(Command::Close(request), |outcome| match outcome {
+                        Outcome::Closed(closed) => Some(Box::new(closed.stats.unwrap_or_default())),
+                        _ => None,
+                    })
+                    .await,
                 )
             }
         }
+    }
+
+    async fn ask<T>(
+        &self,
+        command: Command,
+        read: impl FnOnce(Outcome) -> Option<T>,
+    ) -> Result<T, EngineRefusal> {
+        let outcome = self.commands.perform(command).await.map_err(|status| refusal(&status))?;
+        read(outcome).ok_or_else(|| EngineRefusal::Invalid("an answer to another command".to_owned()))
     }
 
     /// Holds the event stream for ever and tells what it says. Ends when nobody listens.
@@ -138,14 +157,6 @@ impl EngineClient {
         // Nobody listens: we are going down.
         let _ = news.send((self.id, News::Down)).await;
         Ok(())
-    }
-}
-
-async fn within<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, EngineRefusal> {
-    match tokio::time::timeout(COMMAND_TIMEOUT, call).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(status)) => Err(refusal(&status)),
-        Err(_) => Err(EngineRefusal::Unreachable("no answer in time".to_owned())),
     }
 }
 

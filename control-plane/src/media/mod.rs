@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 pub mod client;
+mod commands;
 
 /// How long an engine's event stream may be gone before its calls are given up. With the silence that is needed to
 /// notice ([`client::HEARTBEAT_SILENCE_MAX`]) a caller hears of it within 8 s.

@@ -123,6 +123,36 @@ impl Engine {
         }
     }
 
+    async fn answer(&self, request: api::CommandRequest) -> api::CommandResponse {
+        use api::command_request::Command;
+        use api::command_response::Outcome;
+        let done = match request.command.unwrap() {
+            Command::Open(given) => {
+                self.open_session(Request::new(given)).await.map(|done| Outcome::Opened(done.into_inner()))
+            }
+            Command::Start(given) => {
+                self.start_session(Request::new(given)).await.map(|done| Outcome::Started(done.into_inner()))
+            }
+            Command::Update(given) => {
+                self.update_session(Request::new(given)).await.map(|done| Outcome::Updated(done.into_inner()))
+            }
+            Command::Tell(given) => {
+                self.tell_agent(Request::new(given)).await.map(|done| Outcome::Told(done.into_inner()))
+            }
+            Command::Close(given) => {
+                self.close_session(Request::new(given)).await.map(|done| Outcome::Closed(done.into_inner()))
+            }
+            _ => Err(Status::unimplemented("a second leg")),
+        };
+        let outcome = done.unwrap_or_else(|status| {
+            Outcome::Refused(api::CommandRefusal {
+                code: status.code() as u32,
+                message: status.message().to_owned(),
+            })
+        });
+        api::CommandResponse { number: request.number, outcome: Some(outcome) }
+    }
+
     fn summaries(&self) -> Vec<api::SessionSummary> {
         let ids = self.sessions().into_iter();
         ids.map(|session_id| api::SessionSummary { session_id, ..Default::default() }).collect()
@@ -201,6 +231,43 @@ impl EngineService for Engine {
         };
         let stats = api::SessionStats { rtp_sent: 50, rtp_received: 49, rtp_lost: 1, ..Default::default() };
         Ok(Response::new(api::CloseSessionResponse { stats: Some(stats) }))
+    }
+
+    async fn add_leg(&self, _: Request<api::AddLegRequest>) -> Result<Response<api::AddLegResponse>, Status> {
+        Err(Status::unimplemented("a second leg"))
+    }
+
+    async fn update_leg(
+        &self,
+        _: Request<api::UpdateLegRequest>,
+    ) -> Result<Response<api::UpdateLegResponse>, Status> {
+        Err(Status::unimplemented("a second leg"))
+    }
+
+    async fn remove_leg(
+        &self,
+        _: Request<api::RemoveLegRequest>,
+    ) -> Result<Response<api::RemoveLegResponse>, Status> {
+        Err(Status::unimplemented("a second leg"))
+    }
+
+    type CommandsStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<api::CommandResponse, Status>> + Send>>;
+
+    async fn commands(
+        &self,
+        request: Request<tonic::Streaming<api::CommandRequest>>,
+    ) -> Result<Response<Self::CommandsStream>, Status> {
+        let (out, stream) = mpsc::channel(64);
+        let (engine, mut commands) = (self.clone(), request.into_inner());
+        tokio::spawn(async move {
+            while let Ok(Some(request)) = commands.message().await {
+                if out.send(Ok(engine.answer(request).await)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
     async fn list_sessions(

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use tandem_api::engine::v1 as proto;
 use tandem_api::engine::v1::engine_service_server::EngineService;
-use tonic::{Request, Response, Status};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
 
 use super::events::{self, EventStream};
 use super::{Control, Entry};
 use crate::contract::{self, Invalid, Target};
 use crate::leg::agent::{AgentParameters, CallInfo, WebSocketParameters};
 use crate::leg::rtp::RtpParameters;
-use crate::mailbox::{Command, Open, OpenError, Opened, SessionKey};
+use crate::mailbox::{Command, LegError, Open, OpenError, Opened, SessionKey};
 use crate::ports::owner;
 use crate::recording;
 use crate::session::SessionParameters;
@@ -22,8 +24,11 @@ use crate::session::SessionParameters;
 /// A name that does not resolve in this time is a dead agent: the caller is ringing.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(2);
 
+/// Commands of one stream that are carried out at once. More wait in the connection, whose window then closes.
+const STREAM_COMMANDS_MAX: usize = 1_024;
+
 /// The service.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Service {
     control: Arc<Control>,
 }
@@ -212,9 +217,189 @@ async fn opened_to_close(control: &Control, id: &str) -> Result<(Arc<Entry>, Ses
     Ok((entry, key))
 }
 
+/// What the calls do, and the commands of a stream.
+impl Service {
+    async fn open(&self, request: proto::OpenSessionRequest) -> Result<proto::OpenSessionResponse, Status> {
+        let known = self.control.entry(&request.session_id).is_some();
+        if self.control.is_draining() && !known {
+            return Err(Status::unavailable("the engine is draining"));
+        }
+        let checked = check(&self.control, request)?;
+        // In a task of its own: a caller that goes away in the middle must not leave a session that nobody knows.
+        let (entry, opened) = tokio::spawn(open(Arc::clone(&self.control), checked))
+            .await
+            .map_err(|error| Status::internal(error.to_string()))??;
+        Ok(proto::OpenSessionResponse {
+            instance_id: self.control.instance_id.clone(),
+            local_address: self.control.config.rtp_public.to_string(),
+            local_port: u32::from(opened.port),
+            core: self.control.cores[entry.core].number() as u32,
+            agent_ready: entry.is_agent_ready.load(Ordering::Relaxed),
+        })
+    }
+
+    async fn start(
+        &self,
+        request: proto::StartSessionRequest,
+    ) -> Result<proto::StartSessionResponse, Status> {
+        let proto::StartSessionRequest { session_id: id, early: is_early } = request;
+        let (entry, key) = self.find(&id)?;
+        match self.control.cores[entry.core].ask(|reply| Command::Start { key, is_early, reply }).await? {
+            true => Ok(proto::StartSessionResponse {}),
+            false => Err(Status::not_found(format!("no session {id}"))),
+        }
+    }
+
+    async fn tell(&self, request: proto::TellAgentRequest) -> Result<proto::TellAgentResponse, Status> {
+        let proto::TellAgentRequest { session_id: id, what } = request;
+        let notice = contract::notice(what)?;
+        let (entry, key) = self.find(&id)?;
+        match self.control.cores[entry.core].ask(|reply| Command::Tell { key, notice, reply }).await? {
+            true => Ok(proto::TellAgentResponse {}),
+            false => Err(Status::not_found(format!("no session {id}"))),
+        }
+    }
+
+    async fn update(
+        &self,
+        request: proto::UpdateSessionRequest,
+    ) -> Result<proto::UpdateSessionResponse, Status> {
+        let proto::UpdateSessionRequest { session_id: id, rtp } = request;
+        let (rtp, _) = contract::rtp(rtp)?;
+        check_family(&self.control, &rtp)?;
+        let (entry, key) = self.find(&id)?;
+        match self.control.cores[entry.core].ask(|reply| Command::Update { key, rtp, reply }).await? {
+            true => Ok(proto::UpdateSessionResponse {}),
+            false => Err(Status::not_found(format!("no session {id}"))),
+        }
+    }
+
+    async fn close(
+        &self,
+        request: proto::CloseSessionRequest,
+    ) -> Result<proto::CloseSessionResponse, Status> {
+        let proto::CloseSessionRequest { session_id: id, reason } = request;
+        let (entry, key) = opened_to_close(&self.control, &id).await?;
+        let core = &self.control.cores[entry.core];
+        let stats = core.ask(|reply| Command::Close { key, reason: reason.clone(), reply }).await?;
+        self.control.forget(&id);
+        let Some(stats) = stats else {
+            return Err(Status::not_found(format!("no session {id}")));
+        };
+        tracing::info!(
+            session_id = id,
+            reason,
+            duration_ms = stats.duration_ms,
+            rtp_sent = stats.rtp_sent,
+            rtp_received = stats.rtp_received,
+            "session closed"
+        );
+        Ok(proto::CloseSessionResponse { stats: Some(contract::stats(&stats)) })
+    }
+
+    async fn add_leg(&self, request: proto::AddLegRequest) -> Result<proto::AddLegResponse, Status> {
+        let role = contract::role(request.role(), request.caller_rings)
+            .ok_or_else(|| Status::invalid_argument("role: is missing"))?;
+        let proto::AddLegRequest { session_id: id, rtp, .. } = request;
+        let (rtp, local_port) = contract::rtp(rtp)?;
+        check_family(&self.control, &rtp)?;
+        let (entry, key) = self.find(&id)?;
+        let config = &self.control.config;
+        if let Some(port) = local_port
+            && owner(config.rtp_ports, port, self.control.cores.len()) != Some(entry.core)
+        {
+            let what = format!("rtp.local_port: {port} is not of the core that has session {id}");
+            return Err(Status::invalid_argument(what));
+        }
+        let local_address = config.rtp_address;
+        let seed = rand::random();
+        let core = &self.control.cores[entry.core];
+        let added = core
+            .ask(|reply| Command::AddLeg { key, rtp, role, local_address, local_port, seed, reply })
+            .await?;
+        let port = added.map_err(|error| match error {
+            LegError::NoSession => Status::not_found(format!("no session {id}")),
+            LegError::Taken => Status::already_exists(error.to_string()),
+            LegError::Port(error) => error.into(),
+        })?;
+        tracing::info!(session_id = id, port, ?role, "second leg added");
+        let local_address = config.rtp_public.to_string();
+        Ok(proto::AddLegResponse { local_address, local_port: port.into() })
+    }
+
+    async fn update_leg(&self, request: proto::UpdateLegRequest) -> Result<proto::UpdateLegResponse, Status> {
+        let role = contract::role(request.role(), request.caller_rings);
+        let proto::UpdateLegRequest { session_id: id, rtp, .. } = request;
+        let rtp = match rtp {
+            Some(rtp) => Some(contract::rtp(Some(rtp))?.0),
+            None => None,
+        };
+        if let Some(rtp) = &rtp {
+            check_family(&self.control, rtp)?;
+        }
+        let (entry, key) = self.find(&id)?;
+        let core = &self.control.cores[entry.core];
+        match core.ask(|reply| Command::UpdateLeg { key, rtp, role, reply }).await? {
+            true => Ok(proto::UpdateLegResponse {}),
+            false => Err(Status::not_found(format!("no second leg in session {id}"))),
+        }
+    }
+
+    async fn remove_leg(&self, request: proto::RemoveLegRequest) -> Result<proto::RemoveLegResponse, Status> {
+        let proto::RemoveLegRequest { session_id: id } = request;
+        let (entry, key) = self.find(&id)?;
+        let removed = self.control.cores[entry.core].ask(|reply| Command::RemoveLeg { key, reply }).await?;
+        let stats = removed.ok_or_else(|| Status::not_found(format!("no second leg in session {id}")))?;
+        tracing::info!(session_id = id, "second leg removed");
+        Ok(proto::RemoveLegResponse { stats: Some(contract::stats(&stats)) })
+    }
+
+    /// One command of a stream.
+    async fn perform(&self, request: proto::CommandRequest) -> proto::CommandResponse {
+        use proto::command_request::Command as Given;
+        use proto::command_response::Outcome;
+        let done = match request.command {
+            Some(Given::Open(open)) => self.open(open).await.map(Outcome::Opened),
+            Some(Given::Start(start)) => self.start(start).await.map(Outcome::Started),
+            Some(Given::Update(update)) => self.update(update).await.map(Outcome::Updated),
+            Some(Given::Tell(tell)) => self.tell(tell).await.map(Outcome::Told),
+            Some(Given::Close(close)) => self.close(close).await.map(Outcome::Closed),
+            Some(Given::AddLeg(add)) => self.add_leg(add).await.map(Outcome::LegAdded),
+            Some(Given::UpdateLeg(update)) => self.update_leg(update).await.map(Outcome::LegUpdated),
+            Some(Given::RemoveLeg(remove)) => self.remove_leg(remove).await.map(Outcome::LegRemoved),
+            None => Err(Status::unimplemented("a command that this engine does not know")),
+        };
+        let refused = |status: Status| {
+            let (code, message) = (status.code() as u32, status.message().to_owned());
+            Outcome::Refused(proto::CommandRefusal { code, message })
+        };
+        let outcome = Some(done.unwrap_or_else(refused));
+        proto::CommandResponse { number: request.number, outcome }
+    }
+}
+
+/// Carries out what comes on one stream, side by side, until it ends or nobody wants the answers any more.
+async fn carry_out(
+    service: Service,
+    mut commands: Streaming<proto::CommandRequest>,
+    answers: mpsc::Sender<Result<proto::CommandResponse, Status>>,
+) {
+    let places = Arc::new(Semaphore::new(STREAM_COMMANDS_MAX));
+    while let Ok(Some(request)) = commands.message().await {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let (service, answers) = (service.clone(), answers.clone());
+        tokio::spawn(async move {
+            // Its sender may be gone; the command is carried out all the same, as a lost answer would be.
+            let _ = answers.send(Ok(service.perform(request).await)).await;
+            drop(place);
+        });
+    }
+}
+
 #[tonic::async_trait]
 impl EngineService for Service {
     type EventsStream = EventStream;
+    type CommandsStream = ReceiverStream<Result<proto::CommandResponse, Status>>;
 
     async fn describe(
         &self,
@@ -239,85 +424,65 @@ impl EngineService for Service {
         &self,
         request: Request<proto::OpenSessionRequest>,
     ) -> Result<Response<proto::OpenSessionResponse>, Status> {
-        let request = request.into_inner();
-        let known = self.control.entry(&request.session_id).is_some();
-        if self.control.is_draining() && !known {
-            return Err(Status::unavailable("the engine is draining"));
-        }
-        let checked = check(&self.control, request)?;
-        // In a task of its own: a caller that goes away in the middle must not leave a session that nobody knows.
-        let (entry, opened) = tokio::spawn(open(Arc::clone(&self.control), checked))
-            .await
-            .map_err(|error| Status::internal(error.to_string()))??;
-        Ok(Response::new(proto::OpenSessionResponse {
-            instance_id: self.control.instance_id.clone(),
-            local_address: self.control.config.rtp_public.to_string(),
-            local_port: u32::from(opened.port),
-            core: self.control.cores[entry.core].number() as u32,
-            agent_ready: entry.is_agent_ready.load(Ordering::Relaxed),
-        }))
+        self.open(request.into_inner()).await.map(Response::new)
     }
 
     async fn start_session(
         &self,
         request: Request<proto::StartSessionRequest>,
     ) -> Result<Response<proto::StartSessionResponse>, Status> {
-        let proto::StartSessionRequest { session_id: id, early: is_early } = request.into_inner();
-        let (entry, key) = self.find(&id)?;
-        match self.control.cores[entry.core].ask(|reply| Command::Start { key, is_early, reply }).await? {
-            true => Ok(Response::new(proto::StartSessionResponse {})),
-            false => Err(Status::not_found(format!("no session {id}"))),
-        }
+        self.start(request.into_inner()).await.map(Response::new)
     }
 
     async fn tell_agent(
         &self,
         request: Request<proto::TellAgentRequest>,
     ) -> Result<Response<proto::TellAgentResponse>, Status> {
-        let proto::TellAgentRequest { session_id: id, what } = request.into_inner();
-        let notice = contract::notice(what)?;
-        let (entry, key) = self.find(&id)?;
-        match self.control.cores[entry.core].ask(|reply| Command::Tell { key, notice, reply }).await? {
-            true => Ok(Response::new(proto::TellAgentResponse {})),
-            false => Err(Status::not_found(format!("no session {id}"))),
-        }
+        self.tell(request.into_inner()).await.map(Response::new)
     }
 
     async fn update_session(
         &self,
         request: Request<proto::UpdateSessionRequest>,
     ) -> Result<Response<proto::UpdateSessionResponse>, Status> {
-        let proto::UpdateSessionRequest { session_id: id, rtp } = request.into_inner();
-        let (rtp, _) = contract::rtp(rtp)?;
-        check_family(&self.control, &rtp)?;
-        let (entry, key) = self.find(&id)?;
-        match self.control.cores[entry.core].ask(|reply| Command::Update { key, rtp, reply }).await? {
-            true => Ok(Response::new(proto::UpdateSessionResponse {})),
-            false => Err(Status::not_found(format!("no session {id}"))),
-        }
+        self.update(request.into_inner()).await.map(Response::new)
     }
 
     async fn close_session(
         &self,
         request: Request<proto::CloseSessionRequest>,
     ) -> Result<Response<proto::CloseSessionResponse>, Status> {
-        let proto::CloseSessionRequest { session_id: id, reason } = request.into_inner();
-        let (entry, key) = opened_to_close(&self.control, &id).await?;
-        let core = &self.control.cores[entry.core];
-        let stats = core.ask(|reply| Command::Close { key, reason: reason.clone(), reply }).await?;
-        self.control.forget(&id);
-        let Some(stats) = stats else {
-            return Err(Status::not_found(format!("no session {id}")));
-        };
-        tracing::info!(
-            session_id = id,
-            reason,
-            duration_ms = stats.duration_ms,
-            rtp_sent = stats.rtp_sent,
-            rtp_received = stats.rtp_received,
-            "session closed"
-        );
-        Ok(Response::new(proto::CloseSessionResponse { stats: Some(contract::stats(&stats)) }))
+        self.close(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn add_leg(
+        &self,
+        request: Request<proto::AddLegRequest>,
+    ) -> Result<Response<proto::AddLegResponse>, Status> {
+        Service::add_leg(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn update_leg(
+        &self,
+        request: Request<proto::UpdateLegRequest>,
+    ) -> Result<Response<proto::UpdateLegResponse>, Status> {
+        Service::update_leg(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn remove_leg(
+        &self,
+        request: Request<proto::RemoveLegRequest>,
+    ) -> Result<Response<proto::RemoveLegResponse>, Status> {
+        Service::remove_leg(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn commands(
+        &self,
+        request: Request<Streaming<proto::CommandRequest>>,
+    ) -> Result<Response<Self::CommandsStream>, Status> {
+        let (answers, stream) = mpsc::channel(STREAM_COMMANDS_MAX);
+        tokio::spawn(carry_out(self.clone(), request.into_inner(), answers));
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 
     async fn list_sessions(
