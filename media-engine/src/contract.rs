@@ -15,6 +15,7 @@ use crate::leg::agent::{CallInfo, WebSocketParameters};
 use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::{Direction, RtpParameters};
 use crate::session::Notice;
+use crate::session::second::Role;
 
 /// A session id, and any other name, is no longer than this.
 pub const NAME_MAX: usize = 128;
@@ -125,6 +126,18 @@ pub fn rtp(given: Option<proto::RtpParameters>) -> Result<(RtpParameters, Option
         },
     };
     Ok((parameters, local_port))
+}
+
+/// What a second leg is there for.
+pub fn role(given: proto::LegRole, caller_rings: bool) -> Option<Role> {
+    match given {
+        proto::LegRole::Unspecified => None,
+        proto::LegRole::Bridge => Some(Role::Bridge),
+        proto::LegRole::Conference => Some(Role::Conference),
+        proto::LegRole::Consult => Some(Role::Consult { rings: caller_rings }),
+        proto::LegRole::Whisper => Some(Role::Whisper),
+        proto::LegRole::Listen => Some(Role::Listen),
+    }
 }
 
 /// What the agent is told about the call.

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::RtpParameters;
 use crate::ring::Waker;
+use crate::session::second::Role;
 use crate::session::{Notice, SessionParameters};
 
 /// Commands that may wait for a worker: a burst of call set-ups between two of its turns.
@@ -60,6 +61,20 @@ pub enum OpenError {
     /// The agent cannot be asked so.
     #[error("{0}")]
     Agent(String),
+}
+
+/// Why a second leg cannot be added.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LegError {
+    /// No such session.
+    #[error("there is no such session")]
+    NoSession,
+    /// One at a time.
+    #[error("the session has a second leg already")]
+    Taken,
+    /// No port.
+    #[error(transparent)]
+    Port(#[from] OpenError),
 }
 
 /// What a worker did to open a session.
@@ -136,6 +151,41 @@ pub enum Command {
         rtp: RtpParameters,
         /// The answer.
         reply: oneshot::Sender<bool>,
+    },
+    /// A second leg for a session.
+    AddLeg {
+        /// Which session.
+        key: SessionKey,
+        /// What was negotiated.
+        rtp: RtpParameters,
+        /// What it is there for.
+        role: Role,
+        /// Bind here,
+        local_address: IpAddr,
+        /// to this port, if one was leased.
+        local_port: Option<u16>,
+        /// Random; SSRC and first numbers come from it.
+        seed: [u32; 3],
+        /// The answer: its port.
+        reply: oneshot::Sender<Result<u16, LegError>>,
+    },
+    /// A re-INVITE of the second leg, or another role. False: there is none.
+    UpdateLeg {
+        /// Which session.
+        key: SessionKey,
+        /// From now on; `None`: as it was.
+        rtp: Option<RtpParameters>,
+        /// From now on; `None`: as it was.
+        role: Option<Role>,
+        /// The answer.
+        reply: oneshot::Sender<bool>,
+    },
+    /// The second leg goes. `None`: there is none.
+    RemoveLeg {
+        /// Which session.
+        key: SessionKey,
+        /// The answer: its counters.
+        reply: oneshot::Sender<Option<Stats>>,
     },
     /// Something for the agent. False: there is no such session.
     Tell {

@@ -23,20 +23,21 @@
 //! something came, and packets of one millisecond are handled together. With many, every millisecond has somebody due.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rtrb::Consumer;
 use slab::Slab;
 
-use crate::leg::event::{EndReason, Event};
+use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::RtpParameters;
-use crate::mailbox::{Command, Open, OpenError, Opened, Outbox, SessionKey, Summary};
+use crate::mailbox::{Command, LegError, Open, OpenError, Opened, Outbox, SessionKey, Summary};
 use crate::metrics::{CoreMetrics, PUBLISH_EVERY, Tally};
 use crate::ports::{BUSY_PORTS_MAX, Ports};
 use crate::ring::{Completion, Owner, Ring, RingError, SocketId, Wait, bind_udp, prefetch};
 use crate::session::Session;
+use crate::session::second::Role;
 use crate::wheel::{Phase, Phases, Wheel};
 
 /// Packets of so long are handled together while the core is quiet: a turn costs more than a packet.
@@ -74,12 +75,22 @@ struct Slot {
     stream: Option<SocketId>,
     port: u16,
     phase: Option<Phase>,
+    /// The second leg's.
+    second: Option<SecondSocket>,
     /// Its place in the wheel.
     deadline: Option<Instant>,
     /// It is in `touched`.
     is_touched: bool,
     /// Closed, but its stream still has something to write: until then.
     leaving: Option<Instant>,
+}
+
+/// What the core holds for a second leg.
+#[derive(Debug)]
+struct SecondSocket {
+    udp: SocketId,
+    port: u16,
+    phase: Phase,
 }
 
 /// See the module.
@@ -114,17 +125,22 @@ pub struct Worker {
 enum Leg {
     Rtp,
     Agent,
+    Second,
 }
 
-const GENERATION_MASK: u32 = 0x7FFF_FFFF;
+const GENERATION_MASK: u32 = 0x3FFF_FFFF;
+const LEG_SHIFT: u32 = 62;
 
 fn owner(key: SessionKey, leg: Leg) -> Owner {
-    let leg = u64::from(leg == Leg::Agent);
-    Owner(leg << 63 | u64::from(key.generation) << 32 | u64::from(key.index))
+    Owner((leg as u64) << LEG_SHIFT | u64::from(key.generation) << 32 | u64::from(key.index))
 }
 
 fn owned(owner: Owner) -> (SessionKey, Leg) {
-    let leg = if owner.0 >> 63 == 0 { Leg::Rtp } else { Leg::Agent };
+    let leg = match owner.0 >> LEG_SHIFT {
+        0 => Leg::Rtp,
+        1 => Leg::Agent,
+        _ => Leg::Second,
+    };
     let generation = (owner.0 >> 32) as u32 & GENERATION_MASK;
     (SessionKey { index: owner.0 as u32, generation }, leg)
 }
@@ -269,6 +285,19 @@ impl Worker {
             Command::Update { key, rtp, reply } => {
                 let _ = reply.send(self.update(key, rtp, now));
             }
+            Command::AddLeg { key, rtp, role, local_address, local_port, seed, reply } => {
+                // Nobody waits for it any more: nobody will ever remove it.
+                let added = self.add_leg(key, rtp, role, (local_address, local_port), seed, now);
+                if let Err(Ok(_)) = reply.send(added) {
+                    self.remove_leg(key, now);
+                }
+            }
+            Command::UpdateLeg { key, rtp, role, reply } => {
+                let _ = reply.send(self.update_leg(key, rtp, role, now));
+            }
+            Command::RemoveLeg { key, reply } => {
+                let _ = reply.send(self.remove_leg(key, now));
+            }
             Command::Close { key, reason, reply } => {
                 let stats = self.live(key).map(|slot| slot.session.stats(now));
                 if stats.is_some() {
@@ -331,6 +360,7 @@ impl Worker {
             stream: None,
             port,
             phase: None,
+            second: None,
             deadline: None,
             is_touched: false,
             leaving: None,
@@ -359,7 +389,7 @@ impl Worker {
     /// Binds the leased port, or the next free one that nobody else has.
     fn bind(
         &mut self,
-        address: &std::net::IpAddr,
+        address: &IpAddr,
         leased: Option<u16>,
         now: Instant,
     ) -> Result<(u16, std::os::fd::OwnedFd), OpenError> {
@@ -427,6 +457,76 @@ impl Worker {
         true
     }
 
+    fn add_leg(
+        &mut self,
+        key: SessionKey,
+        rtp: RtpParameters,
+        role: Role,
+        (address, leased): (IpAddr, Option<u16>),
+        seed: [u32; 3],
+        now: Instant,
+    ) -> Result<u16, LegError> {
+        let slot = self.live(key).ok_or(LegError::NoSession)?;
+        if slot.second.is_some() {
+            return Err(LegError::Taken);
+        }
+        let (port, socket) = self.bind(&address, leased, now)?;
+        let udp = match self.ring.add_udp(socket, owner(key, Leg::Second)) {
+            Ok(udp) => udp,
+            Err(error) => {
+                self.ports.give_back(port, now);
+                return Err(OpenError::Socket(error.to_string()).into());
+            }
+        };
+        let phase = self.phases.assign(self.wheel.tick(now), rtp.ptime);
+        let first_packet = self.wheel.instant(phase.first);
+        let slot = &mut self.sessions[key.index as usize];
+        slot.second = Some(SecondSocket { udp, port, phase });
+        slot.session.add_second(rtp, role, seed, first_packet);
+        self.touch(key.index);
+        Ok(port)
+    }
+
+    fn update_leg(
+        &mut self,
+        key: SessionKey,
+        rtp: Option<RtpParameters>,
+        role: Option<Role>,
+        now: Instant,
+    ) -> bool {
+        let Some(slot) = self.live(key) else { return false };
+        let (Some(second), Some(before)) = (&slot.second, slot.session.second()) else { return false };
+        let (phase, ptime) = (second.phase, before.rtp().parameters().ptime);
+        let mut first_packet = now;
+        if let Some(rtp) = rtp.filter(|rtp| rtp.ptime != ptime) {
+            self.phases.release(phase);
+            let phase = self.phases.assign(self.wheel.tick(now), rtp.ptime);
+            first_packet = self.wheel.instant(phase.first);
+            if let Some(second) = &mut self.sessions[key.index as usize].second {
+                second.phase = phase;
+            }
+        }
+        self.touch(key.index);
+        self.sessions[key.index as usize].session.update_second(rtp, role, first_packet)
+    }
+
+    fn remove_leg(&mut self, key: SessionKey, now: Instant) -> Option<Stats> {
+        let slot = self.live(key)?;
+        let stats = slot.session.remove_second();
+        self.let_second_go(key.index, now);
+        self.touch(key.index);
+        stats
+    }
+
+    /// Gives back what a second leg holds.
+    fn let_second_go(&mut self, index: u32, now: Instant) {
+        if let Some(second) = self.sessions[index as usize].second.take() {
+            self.ring.close(second.udp);
+            self.ports.give_back(second.port, now);
+            self.phases.release(second.phase);
+        }
+    }
+
     /// Ends a session: its port and place in the ptime are free at once; its stream may still say good-bye.
     fn close(&mut self, index: u32, reason: &str, now: Instant) {
         let slot = &mut self.sessions[index as usize];
@@ -437,6 +537,7 @@ impl Worker {
 
     /// Gives back what a session that is over holds for RTP.
     fn let_go(&mut self, index: u32, now: Instant) {
+        self.let_second_go(index, now);
         let slot = &mut self.sessions[index as usize];
         if let Some(udp) = slot.udp.take() {
             self.ring.close(udp);
@@ -492,12 +593,16 @@ impl Worker {
     fn handle(&mut self, completion: Completion, now: Instant) {
         match completion {
             Completion::Datagram { owner, from, data } => {
-                let (key, _) = owned(owner);
+                let (key, leg) = owned(owner);
                 self.tally.rtp_received_total += 1;
                 if let Some(slot) = self.sessions.get_mut(key.index as usize)
                     && slot.generation == key.generation
                 {
-                    slot.session.handle_datagram(from, self.ring.bytes(&data), now);
+                    let bytes = self.ring.bytes(&data);
+                    match leg {
+                        Leg::Second => slot.session.handle_second_datagram(from, bytes, now),
+                        Leg::Rtp | Leg::Agent => slot.session.handle_datagram(from, bytes, now),
+                    }
                     self.touch(key.index);
                 }
                 self.ring.give_back(data);
@@ -563,22 +668,28 @@ impl Worker {
         for &index in &due {
             let Some(slot) = self.sessions.get_mut(index as usize) else { continue };
             let deadline = slot.deadline.take().unwrap_or(now);
-            let Slot { session, udp, peer, .. } = slot;
+            let Slot { session, udp, peer, second, .. } = slot;
+            let mut sent = 0;
+            if let Some(second) = second {
+                while let Some(transmit) = session.poll_second(now, self.ring.datagram()) {
+                    self.ring.send_datagram(second.udp, transmit.to, transmit.len);
+                    sent += 1;
+                }
+            }
             if let Some(udp) = *udp {
                 let exclusive = session.exclusive_peer(now);
                 if exclusive != *peer {
                     *peer = exclusive;
                     self.ring.connect_udp(udp, exclusive);
                 }
-                let mut sent = 0;
                 while let Some(transmit) = session.poll_transmit(now, self.ring.datagram()) {
                     self.ring.send_datagram(udp, transmit.to, transmit.len);
                     sent += 1;
                 }
-                if sent > 0 {
-                    self.tally.rtp_sent_total += sent;
-                    oldest = Some(oldest.map_or(deadline, |oldest| oldest.min(deadline)));
-                }
+            }
+            if sent > 0 {
+                self.tally.rtp_sent_total += sent;
+                oldest = Some(oldest.map_or(deadline, |oldest| oldest.min(deadline)));
             }
             if session.poll_timeout().is_some_and(|deadline| deadline <= now) {
                 session.handle_timeout(now);

@@ -12,18 +12,23 @@
 //! [`Session::poll_transmit`], then [`Session::poll_stream`], then [`Session::poll_event`]; and ask
 //! [`Session::poll_timeout`] when to come back. The buffers are the caller's; the packet path allocates nothing.
 //!
+//! A second RTP leg may join ([`second`]): consulted by the agent, listening, whispering, or bridged to the caller.
+//!
 //! Upstream is immediate: what the caller says goes to the agent in the call that brought it. Downstream is paced: the
 //! agent's sound waits in the playout queue and leaves one frame a ptime.
 
 pub mod bridge;
 pub mod digits;
+pub mod paced;
 pub mod playout;
+pub mod second;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tandem_audio::format::{Codec, SampleRate};
+use tandem_audio::format::{Codec, Ptime, SampleRate};
+use tandem_audio::tone::{Cadence, ProgressTone};
 use tandem_audio::vad::VadEvent;
 use tandem_stream::Dialect;
 use tandem_stream::websocket::HandshakeError;
@@ -34,6 +39,7 @@ use crate::leg::rtp::{RtpLeg, RtpParameters};
 use bridge::Bridge;
 use digits::{Digits, Source};
 use playout::{Playout, Policy, PtimeClock};
+use second::{Party, Role, SecondLeg};
 
 /// Events that wait between two drains. An agent that asks for more at once is not listened to.
 pub const EVENTS_MAX: usize = 64;
@@ -50,6 +56,15 @@ pub const UNSTARTED_MAX: Duration = Duration::from_mins(5);
 /// While a call is on hold nobody owes us RTP; one of which neither caller nor control plane has been heard for so long
 /// is over all the same.
 pub const HELD_MAX: Duration = Duration::from_hours(1);
+
+/// While the caller has said something in so long, his packets drive what the agent hears of the second leg.
+const CALLER_DRIVES: Duration = Duration::from_millis(60);
+
+/// Samples of 20 ms at the highest rate an agent has.
+const FRAME_SAMPLES: usize = SampleRate::Hz16000.samples(Ptime::MS_20);
+
+/// Samples of the longest packet at the highest rate an agent has.
+const PACKET_SAMPLES: usize = SampleRate::Hz16000.samples(Ptime::MS_60);
 
 /// Everything needed to open a session.
 #[derive(Debug, Clone)]
@@ -139,6 +154,10 @@ pub struct Session {
     bridge: Option<Bridge>,
     playout: Playout,
     clock: Option<PtimeClock>,
+    /// Beside the caller; at most one.
+    second: Option<Box<SecondLeg>>,
+    /// What a caller hears while the agent consults.
+    ringing: Option<Box<ProgressTone>>,
     opened: Instant,
     started: Option<Instant>,
     /// The other side is heard but has not answered: what the agent says waits.
@@ -182,6 +201,8 @@ impl Session {
             bridge: None,
             playout,
             clock: None,
+            second: None,
+            ringing: None,
             opened: now,
             started: None,
             is_early: false,
@@ -340,6 +361,10 @@ impl Session {
         if self.agent.rate().is_none() && playout_rate(&self.agent, parameters.codec) != self.playout.rate() {
             // Only the echo follows the carrier's rate, and a fraction of a second of it is nothing to keep.
             self.playout = Playout::new(playout_rate(&self.agent, parameters.codec), Policy::Live);
+            if let Some(second) = &mut self.second {
+                second.set_rate(self.playout.rate());
+            }
+            self.set_ringing();
         }
         let on_hold = !parameters.direction.sends();
         if on_hold != std::mem::replace(&mut self.on_hold, on_hold)
@@ -353,12 +378,68 @@ impl Session {
         }
     }
 
+    /// Adds a second leg, whose first packet leaves at `first_packet`. False: there is one already, or the call is over.
+    pub fn add_second(
+        &mut self,
+        parameters: RtpParameters,
+        role: Role,
+        seed: [u32; 3],
+        first_packet: Instant,
+    ) -> bool {
+        if self.second.is_some() || self.ended {
+            return false;
+        }
+        let leg = SecondLeg::new(parameters, role, self.playout.rate(), seed, first_packet);
+        self.second = Some(Box::new(leg));
+        self.set_ringing();
+        true
+    }
+
+    /// The second leg, if there is one.
+    pub fn second(&self) -> Option<&SecondLeg> {
+        self.second.as_deref()
+    }
+
+    /// A re-INVITE of the second leg, or another role for it. False: there is none.
+    pub fn update_second(
+        &mut self,
+        parameters: Option<RtpParameters>,
+        role: Option<Role>,
+        first_packet: Instant,
+    ) -> bool {
+        let Some(second) = &mut self.second else { return false };
+        if let Some(parameters) = parameters {
+            second.update(parameters, first_packet);
+        }
+        if let Some(role) = role {
+            second.set_role(role);
+        }
+        self.set_ringing();
+        true
+    }
+
+    /// Removes the second leg; caller and agent talk as before.
+    pub fn remove_second(&mut self) -> Option<Stats> {
+        let second = self.second.take()?;
+        self.ringing = None;
+        let mut stats = Stats { playout_dropped_ms: second.dropped_ms(), ..Stats::default() };
+        second.rtp().count(&mut stats);
+        Some(stats)
+    }
+
+    fn set_ringing(&mut self) {
+        let rings = matches!(self.second(), Some(second) if second.role() == Role::Consult { rings: true });
+        let rate = self.playout.rate();
+        self.ringing = rings.then(|| Box::new(ProgressTone::new(Cadence::RINGBACK_US, rate)));
+    }
+
     /// The call is over: tells the agent, sends no more RTP. Only [`Session::poll_stream`] may have something left.
     pub fn close(&mut self, reason: &str) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
         self.clock = None;
+        self.second = None;
         if let Some(stream) = self.agent.stream_mut() {
             stream.stop(reason);
         }
@@ -396,23 +477,70 @@ impl Session {
 
     /// Runs a method of the RTP leg and lets the agent hear what comes of it.
     fn hear<T>(&mut self, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>)) -> T) -> T {
-        let Self { rtp, agent, bridge, playout, .. } = self;
+        let Self { rtp, agent, bridge, playout, second, .. } = self;
         let listening = self.started.is_some() && !self.on_hold && rtp.parameters().direction.accepts();
+        let is_deaf = matches!(agent, Agent::Tone(_) | Agent::File { .. });
         let mut speech = None;
         let outcome = run(rtp, &mut |heard| {
             let (true, Some(bridge)) = (listening, bridge.as_mut()) else { return };
-            match agent {
-                Agent::Echo => drop(bridge.up(heard, |samples| playout.push(samples))),
-                Agent::WebSocket(stream) => {
-                    speech = bridge.up(heard, |samples| stream.hear(samples)).or(speech);
-                }
-                Agent::Tone(_) | Agent::File { .. } => {}
+            if is_deaf && second.is_none() {
+                return;
             }
+            let change = bridge.up(heard, |samples| match second.as_deref_mut() {
+                None => tell_agent(agent, playout, samples),
+                Some(second) => {
+                    second.push(Party::Caller, samples);
+                    if second.role().hears(Party::Agent, Party::Caller) {
+                        let mut frame = [0; FRAME_SAMPLES];
+                        let frame = &mut frame[..samples.len()];
+                        frame.copy_from_slice(samples);
+                        second.mix_into(Party::Agent, frame);
+                        tell_agent(agent, playout, frame);
+                    }
+                }
+            });
+            speech = change.or(speech);
         });
         if let (Some(change), Some(stream)) = (speech, self.agent.stream_mut()) {
             stream.tell(&Tell::Speech { active: change == VadEvent::SpeechStarted });
         }
         outcome
+    }
+
+    /// A datagram came on the second leg's port.
+    pub fn handle_second_datagram(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) {
+        self.hear_second(now, |rtp, hear| {
+            let _ = rtp.handle_datagram(source, bytes, now, hear);
+        });
+    }
+
+    /// Runs a method of the second leg. What it says waits for the caller's next packet to be mixed with; an agent that
+    /// hears the second leg alone, because the caller is silent or not heard, hears it at once.
+    fn hear_second(&mut self, now: Instant, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>))) {
+        let Self { rtp, agent, playout, second, started, on_hold, .. } = self;
+        let Some(second) = second else { return };
+        second.hear(run);
+        let role = second.role();
+        let speaks =
+            |at: Instant| now.saturating_duration_since(at) < CALLER_DRIVES && started.is_some() && !*on_hold;
+        if role.hears(Party::Agent, Party::Caller) && rtp.last_arrival().is_some_and(speaks) {
+            return;
+        }
+        let mut frame = [0; FRAME_SAMPLES];
+        let frame = &mut frame[..playout.rate().samples(Ptime::MS_20)];
+        loop {
+            frame.fill(0);
+            let len = second.mix_into(Party::Agent, frame);
+            if len == 0 {
+                break;
+            }
+            tell_agent(agent, playout, &frame[..len]);
+        }
+        while let Some((digit, duration_ms)) = second.poll_digit() {
+            if let (true, Some(stream)) = (role.hears(Party::Agent, Party::Second), agent.stream_mut()) {
+                stream.tell(&Tell::Dtmf { digit, duration_ms });
+            }
+        }
     }
 
     fn handle_digits(&mut self, now: Instant) {
@@ -572,6 +700,10 @@ impl Session {
             self.hear(|rtp, hear| rtp.handle_timeout(now, hear));
             self.handle_digits(now);
         }
+        if self.second.as_ref().is_some_and(|second| second.rtp().poll_timeout().is_some_and(|at| at <= now))
+        {
+            self.hear_second(now, |rtp, hear| rtp.handle_timeout(now, hear));
+        }
         if let Some(stream) = self.agent.stream_mut() {
             stream.connection_mut().handle_timeout(now);
             self.handle_loss();
@@ -609,23 +741,36 @@ impl Session {
             for _ in 0..lost {
                 self.rtp.skip();
             }
-            let (Some(to), Some(bridge)) = (self.rtp.destination(), self.bridge.as_mut()) else {
-                self.rtp.skip();
+            let ptime = self.rtp.parameters().ptime;
+            let Self { agent, playout, second, ringing, is_early, bridge, rtp, .. } = self;
+            let mut voice = |frame: &mut [i16]| match *is_early {
+                true => 0,
+                false => say(agent, playout, second.as_deref_mut(), ringing.as_deref_mut(), frame),
+            };
+            let (Some(to), Some(bridge)) = (rtp.destination(), bridge.as_mut()) else {
+                rtp.skip();
+                // The caller is on hold; whom the agent consults hears it all the same.
+                if matches!(self.second(), Some(second) if second.role().hears(Party::Second, Party::Agent)) {
+                    let samples = self.playout.rate().samples(ptime).min(PACKET_SAMPLES);
+                    let mut frame = [0; PACKET_SAMPLES];
+                    let Self { agent, playout, second, .. } = self;
+                    say(agent, playout, second.as_deref_mut(), None, &mut frame[..samples]);
+                    self.handle_played();
+                }
                 continue;
             };
-            let Self { agent, playout, is_early, .. } = self;
-            let written = self.rtp.write_packet(out, |_, payload| {
-                bridge.down(payload, |frame| match *is_early || agent.make_frame(frame) {
-                    true if *is_early => 0,
-                    true => frame.len(),
-                    false => playout.take(frame),
-                });
-            });
+            let written = rtp.write_packet(out, |_, payload| bridge.down(payload, &mut voice));
             self.handle_played();
             if let Some(len) = written {
                 return Some(Transmit { to, len });
             }
         }
+    }
+
+    /// The same for the second leg.
+    pub fn poll_second(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
+        let (to, len) = self.second.as_mut()?.poll_transmit(now, out)?;
+        Some(Transmit { to, len })
     }
 
     /// Whether [`Session::poll_stream`] has something.
@@ -653,7 +798,8 @@ impl Session {
         }
         let agent = self.agent.stream().and_then(|stream| stream.connection().poll_timeout());
         let clock = self.clock.as_ref().map(PtimeClock::next);
-        [clock, self.rtp.poll_timeout(), agent, Some(self.media_deadline), self.end]
+        let second = self.second.as_ref().map(|second| second.poll_timeout());
+        [clock, self.rtp.poll_timeout(), agent, second, Some(self.media_deadline), self.end]
             .into_iter()
             .flatten()
             .min()
@@ -683,6 +829,45 @@ impl Session {
     fn push_event(&mut self, event: Event) {
         push(&mut self.events, &mut self.budget, event);
     }
+}
+
+/// The agent hears this.
+fn tell_agent(agent: &mut Agent, playout: &mut Playout, samples: &[i16]) {
+    match agent {
+        Agent::Echo => playout.push(samples),
+        Agent::WebSocket(stream) => stream.hear(samples),
+        Agent::Tone(_) | Agent::File { .. } => {}
+    }
+}
+
+/// What the caller hears next, and how many samples of it: the agent, and the second leg as its role says, which
+/// gets the agent's words at the same time.
+fn say(
+    agent: &mut Agent,
+    playout: &mut Playout,
+    second: Option<&mut SecondLeg>,
+    ringing: Option<&mut ProgressTone>,
+    frame: &mut [i16],
+) -> usize {
+    let mut from_agent = |frame: &mut [i16]| match agent.make_frame(frame) {
+        true => frame.len(),
+        false => playout.take(frame),
+    };
+    let Some(second) = second else { return from_agent(frame) };
+    let role = second.role();
+    let (caller_hears, second_hears) =
+        (role.hears(Party::Caller, Party::Agent), role.hears(Party::Second, Party::Agent));
+    let mut len = if caller_hears || second_hears { from_agent(frame) } else { 0 };
+    second.push(Party::Agent, &frame[..len]);
+    if !caller_hears {
+        frame[..len].fill(0);
+        len = 0;
+        if let Some(ringing) = ringing {
+            ringing.fill(frame);
+            len = frame.len();
+        }
+    }
+    len.max(second.mix_into(Party::Caller, frame))
 }
 
 /// Queues an event, or counts it when too many wait.

@@ -13,6 +13,7 @@ use tandem_stream::websocket::{FrameReader, Message, Opcode, Role, UpgradeReques
 
 mod lifetime;
 mod outbound;
+mod second;
 
 use super::*;
 use crate::leg::agent::{Recording, WebSocketParameters};

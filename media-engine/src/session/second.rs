@@ -1,0 +1,271 @@
+//! A second RTP leg in a caller's session: whom the agent consults, a supervisor who whispers or listens in, or the
+//! other side of a bridged call.
+//!
+//! ```text
+//!                       caller      agent       second          who hears whom is a table: [`Role::hears`]
+//!   Bridge              ◀───────────────────────▶
+//!   Conference          ◀──────────▶◀───────────▶ (all three)
+//!   Consult                         ◀───────────▶              the caller hears a ringing tone, or nothing
+//!   Whisper             ◀──────────▶◀───────────▶ but the caller does not hear the second leg
+//!   Listen              ◀──────────▶ both ─────▶
+//! ```
+//!
+//! The leg has a ptime clock and an SSRC of its own. What goes to it waits in a [`Paced`] queue for each voice; what comes
+//! from it waits in one for the caller and one for the agent, whose frames are driven by the caller's packets.
+
+use std::time::Instant;
+
+use tandem_audio::format::SampleRate;
+
+use super::bridge::Bridge;
+use super::paced::Paced;
+use super::playout::PtimeClock;
+use crate::leg::event::Heard;
+use crate::leg::rtp::{RtpLeg, RtpParameters};
+
+/// What the second leg is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Caller and second leg talk; the agent neither hears nor is heard, and what it says waits.
+    Bridge,
+    /// Everybody hears everybody.
+    Conference,
+    /// Agent and second leg talk; the caller hears a ringing tone, or nothing.
+    Consult {
+        /// The caller hears the tone.
+        rings: bool,
+    },
+    /// The second leg hears both and is heard by the agent alone.
+    Whisper,
+    /// The second leg hears both and is heard by nobody.
+    Listen,
+}
+
+/// One of the three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Party {
+    /// Of the session's first RTP leg.
+    Caller,
+    /// Of the agent leg.
+    Agent,
+    /// Of the second RTP leg.
+    Second,
+}
+
+impl Role {
+    /// Whether `who` hears `whom`.
+    pub const fn hears(self, who: Party, whom: Party) -> bool {
+        use Party::{Agent, Caller, Second};
+        match self {
+            Self::Bridge => matches!((who, whom), (Caller, Second) | (Second, Caller)),
+            Self::Conference => !matches!((who, whom), (Caller, Caller) | (Agent, Agent) | (Second, Second)),
+            Self::Consult { .. } => matches!((who, whom), (Agent, Second) | (Second, Agent)),
+            Self::Whisper => {
+                matches!((who, whom), (Caller, Agent) | (Agent, Caller | Second) | (Second, Caller | Agent))
+            }
+            Self::Listen => {
+                matches!((who, whom), (Caller, Agent) | (Agent, Caller) | (Second, Caller | Agent))
+            }
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct SecondLeg {
+    role: Role,
+    rtp: RtpLeg,
+    /// `None` while the codec is not known.
+    bridge: Option<Bridge>,
+    rate: SampleRate,
+    clock: PtimeClock,
+    /// Towards this leg, by voice.
+    caller: Paced,
+    agent: Paced,
+    /// From this leg.
+    to_caller: Paced,
+    to_agent: Paced,
+}
+
+impl SecondLeg {
+    /// A leg that sends its first packet at `first_packet`. Its sound is mixed at `rate`, that of the session's agent.
+    pub fn new(
+        parameters: RtpParameters,
+        role: Role,
+        rate: SampleRate,
+        seed: [u32; 3],
+        first_packet: Instant,
+    ) -> Self {
+        let mut this = Self {
+            role,
+            bridge: None,
+            rate,
+            clock: PtimeClock::new(first_packet, parameters.ptime),
+            rtp: RtpLeg::new(parameters, seed),
+            caller: Paced::new(rate),
+            agent: Paced::new(rate),
+            to_caller: Paced::new(rate),
+            to_agent: Paced::new(rate),
+        };
+        this.build_bridge();
+        this
+    }
+
+    fn build_bridge(&mut self) {
+        let parameters = self.rtp.parameters();
+        self.bridge = parameters.codec.map(|codec| Bridge::new(codec, parameters.ptime, self.rate, false));
+    }
+
+    /// What it is there for.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Its RTP.
+    pub fn rtp(&self) -> &RtpLeg {
+        &self.rtp
+    }
+
+    /// Another role from now on; nothing of the old one is heard in it.
+    pub fn set_role(&mut self, role: Role) {
+        if std::mem::replace(&mut self.role, role) != role {
+            [&mut self.caller, &mut self.agent, &mut self.to_caller, &mut self.to_agent]
+                .into_iter()
+                .for_each(Paced::clear);
+        }
+    }
+
+    /// A re-INVITE of this leg. `first_packet` is when its next packet leaves if the ptime is another.
+    pub fn update(&mut self, parameters: RtpParameters, first_packet: Instant) {
+        let before = *self.rtp.parameters();
+        self.rtp.update(parameters);
+        if before.ptime != parameters.ptime {
+            self.clock = PtimeClock::new(first_packet, parameters.ptime);
+        }
+        if before.codec != parameters.codec || before.ptime != parameters.ptime {
+            self.build_bridge();
+        }
+    }
+
+    /// The session's agent has another rate (the echo follows the caller's codec).
+    pub fn set_rate(&mut self, rate: SampleRate) {
+        if std::mem::replace(&mut self.rate, rate) != rate {
+            self.caller = Paced::new(rate);
+            self.agent = Paced::new(rate);
+            self.to_caller = Paced::new(rate);
+            self.to_agent = Paced::new(rate);
+            self.build_bridge();
+        }
+    }
+
+    /// Runs a method of its RTP leg; what is heard waits for the caller and for the agent.
+    pub fn hear<T>(&mut self, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>)) -> T) -> T {
+        let Self { role, rtp, bridge, to_caller, to_agent, .. } = self;
+        let accepts = rtp.parameters().direction.accepts();
+        run(rtp, &mut |heard| {
+            let (true, Some(bridge)) = (accepts, bridge.as_mut()) else { return };
+            bridge.up(heard, |samples| {
+                if role.hears(Party::Caller, Party::Second) {
+                    to_caller.push(samples);
+                }
+                if role.hears(Party::Agent, Party::Second) {
+                    to_agent.push(samples);
+                }
+            });
+        })
+    }
+
+    /// Takes what the caller said, or the agent.
+    pub fn push(&mut self, whose: Party, samples: &[i16]) {
+        if self.role.hears(Party::Second, whose) {
+            match whose {
+                Party::Caller => self.caller.push(samples),
+                Party::Agent => self.agent.push(samples),
+                Party::Second => {}
+            }
+        }
+    }
+
+    /// Adds its sound to a frame for the caller, or the agent. Says how many samples were added.
+    pub fn mix_into(&mut self, who: Party, frame: &mut [i16]) -> usize {
+        match who {
+            Party::Caller => self.to_caller.mix_into(frame),
+            Party::Agent => self.to_agent.mix_into(frame),
+            Party::Second => 0,
+        }
+    }
+
+    /// Writes the packet that is due, with where it goes; `None` when none is due.
+    pub fn poll_transmit(&mut self, now: Instant, out: &mut [u8]) -> Option<(std::net::SocketAddr, usize)> {
+        loop {
+            let lost = self.clock.poll_due(now)?;
+            for _ in 0..lost {
+                self.rtp.skip();
+            }
+            let (Some(to), Some(bridge)) = (self.rtp.destination(), self.bridge.as_mut()) else {
+                self.rtp.skip();
+                continue;
+            };
+            let Self { caller, agent, .. } = self;
+            let written = self.rtp.write_packet(out, |_, payload| {
+                bridge.down(payload, |frame| caller.mix_into(frame).max(agent.mix_into(frame)));
+            });
+            if let Some(len) = written {
+                return Some((to, len));
+            }
+        }
+    }
+
+    /// When to come back.
+    pub fn poll_timeout(&self) -> Instant {
+        let next = self.clock.next();
+        self.rtp.poll_timeout().map_or(next, |deadline| deadline.min(next))
+    }
+
+    /// A deadline of its RTP leg has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.rtp.poll_timeout().is_some_and(|deadline| deadline <= now) {
+            self.hear(|rtp, hear| rtp.handle_timeout(now, hear));
+        }
+    }
+
+    /// A key that was pressed there.
+    pub fn poll_digit(&mut self) -> Option<(char, u32)> {
+        self.rtp.poll_digit()
+    }
+
+    /// Milliseconds that its queues have dropped.
+    pub fn dropped_ms(&self) -> u64 {
+        [&self.caller, &self.agent, &self.to_caller, &self.to_agent]
+            .iter()
+            .map(|queue| queue.dropped_ms())
+            .sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_hears_himself() {
+        let roles =
+            [Role::Bridge, Role::Conference, Role::Consult { rings: true }, Role::Whisper, Role::Listen];
+        for role in roles {
+            for party in [Party::Caller, Party::Agent, Party::Second] {
+                assert!(!role.hears(party, party), "{role:?} {party:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn caller_never_hears_who_whispers_or_listens() {
+        for role in [Role::Whisper, Role::Listen] {
+            assert!(!role.hears(Party::Caller, Party::Second));
+            assert!(role.hears(Party::Caller, Party::Agent));
+            assert!(role.hears(Party::Second, Party::Caller) && role.hears(Party::Second, Party::Agent));
+        }
+        assert!(Role::Whisper.hears(Party::Agent, Party::Second));
+        assert!(!Role::Listen.hears(Party::Agent, Party::Second));
+    }
+}
