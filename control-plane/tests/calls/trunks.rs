@@ -167,7 +167,7 @@ fn tenant_over_its_limit_is_refused_and_the_refusal_is_nobodys_bill() {
 #[test]
 fn phone_with_its_password_is_answered_and_the_challenge_leaves_no_line() {
     let mut bed = bed(Inbound::default());
-    let credentials = Credentials { username: "200".into(), password: "hunter22".into() };
+    let credentials = Credentials::new("200", "hunter22");
     bed.invite_as("sip:200@192.0.2.1", Some(credentials), "sip:anything@192.0.2.1", Some(&sdp()));
     assert_eq!(status(&bed), 200);
     assert!(bed.refusals.is_empty());
@@ -180,7 +180,7 @@ fn phone_with_its_password_is_answered_and_the_challenge_leaves_no_line() {
 #[test]
 fn wrong_password_is_asked_again_a_few_times_and_then_403() {
     let mut bed = bed(Inbound::default());
-    let wrong = || Credentials { username: "200".into(), password: "guess".into() };
+    let wrong = || Credentials::new("200", "guess");
     let mut statuses = Vec::new();
     for _ in 0..7 {
         bed.invite_as("sip:200@192.0.2.1", Some(wrong()), "sip:x@192.0.2.1", Some(&sdp()));

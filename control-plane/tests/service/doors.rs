@@ -106,7 +106,7 @@ async fn phone_is_let_in_by_its_password_and_by_nothing_else() {
     let stage = stage("192.0.2.1").await;
     let phone = Phone::bind(PhoneConfig { user: "200".into(), ..PhoneConfig::default() }).await.unwrap();
     let with = |password: &str| CallOptions {
-        credentials: Some(Credentials { username: "200".into(), password: password.into() }),
+        credentials: Some(Credentials::new("200", password)),
         ..CallOptions::default()
     };
     let uri = stage.uri("anything");
