@@ -18,7 +18,7 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 # COMMAND:PACKAGE, a pair for each program that is looked for on the PATH.
 RUN_TOOLS=(cc:gcc protoc:protobuf-compiler)
 TEST_TOOLS=(sipp:sip-tester baresip:baresip-core kamailio:kamailio dnsmasq:dnsmasq-base
-  svwar:sipvicious openssl:openssl node:nodejs npm:npm)
+  linphonec:linphone-cli svwar:sipvicious openssl:openssl node:nodejs npm:npm)
 # Packages without a program of their own, by a file of theirs. MODULES stands for Kamailio's folder of modules.
 TEST_FILES=(MODULES/tls.so:kamailio-tls-modules MODULES/websocket.so:kamailio-websocket-modules)
 JSSIP=tests/peers/jssip

@@ -15,6 +15,8 @@ use tandem_audio::format::Codec;
 use tandem_sdp::negotiate;
 use tandem_sdp::{Direction, LocalMedia, NegotiateError, Negotiated, ParseError, SessionDescription};
 
+use crate::trunk::HoldOffer;
+
 /// Codecs that we answer with; the offerer's order counts.
 const ANSWERED: [Codec; 4] = [Codec::Pcmu, Codec::Pcma, Codec::L16_16k, Codec::L16_8k];
 /// Where the engine's port will stand while nobody has opened one: `answer` must not refuse with port 0.
@@ -62,6 +64,15 @@ impl Negotiation {
     pub fn open_inactive(&mut self, address: IpAddr, session_id: u64) {
         let direction = Direction::Inactive;
         self.local = Some(LocalMedia { direction, ..local_media(address, PORT_UNKNOWN, session_id) });
+    }
+
+    /// For another dialog that is to have the same port: nothing is said in it yet, and nobody is held.
+    pub fn for_another_dialog(&self, has_media: bool) -> Self {
+        let mut other = Self { local: self.local.clone(), ..Self::default() };
+        if has_media {
+            other.hold(None);
+        }
+        other
     }
 
     /// What holds now.
@@ -160,10 +171,14 @@ impl Negotiation {
         (self.current, self.offered, self.proposed) = (None, None, None);
     }
 
-    /// We hold the other side, or do not any more: from the next description on.
-    pub fn hold(&mut self, is_held: bool) {
+    /// We hold the other side, and say it like this, or do not any more: from the next description on.
+    pub fn hold(&mut self, held: Option<HoldOffer>) {
         if let Some(local) = &mut self.local {
-            local.direction = if is_held { Direction::Inactive } else { Direction::SendRecv };
+            local.direction = match held {
+                Some(HoldOffer::SendOnly) => Direction::SendOnly,
+                Some(HoldOffer::Inactive) => Direction::Inactive,
+                None => Direction::SendRecv,
+            };
         }
     }
 
