@@ -111,7 +111,7 @@ async fn we_register_at_kamailio_with_md5_and_sha_256_and_are_called_through_it(
 /// says so at port 53, and every host has port 5060, as it is with a carrier: in a network of the test's own.
 #[test]
 fn trunk_is_found_by_naptr_and_srv_and_its_second_host_is_tried() -> anyhow::Result<()> {
-    let [server, down, up] = [53, 1, 2].map(|host| IpAddr::from([192, 0, 2, host]));
+    let [server, down, up] = [53, 11, 12].map(|host| IpAddr::from([127, 0, 0, host]));
     let test = "sip_register::trunk_is_found_by_naptr_and_srv_and_its_second_host_is_tried";
     if !namespace::entered(test, &[server, down, up], server)? {
         return Ok(());
@@ -126,9 +126,33 @@ fn trunk_is_found_by_naptr_and_srv_and_its_second_host_is_tried() -> anyhow::Res
         format!("host-record=up.carrier.test,{up}"),
     ];
     let _names = NameServer::start_at((server, 53).into(), &records)?;
-    // Not loopback: what is heard there can be sent nowhere else.
-    let listen = [("TANDEM_SIP_LISTEN", "udp:0.0.0.0:5070,tcp:0.0.0.0:5070")];
-    let stack = Stack::start_configured(&trunk("sip:tandem@carrier.test"), &listen)?;
+    let stack = Stack::start_configured(&trunk("sip:tandem@carrier.test"), &[])?;
     is_registered(&stack)?;
     registrar.succeeds(1)
+}
+
+/// Two phones of one user, which both answer at once: one has the call, the other is cancelled or hung up on, and at the end
+/// neither has one.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_phones_of_a_user_ring_and_one_has_the_call() -> anyhow::Result<()> {
+    let stack = Stack::start_configured(&phone(), &[])?;
+    let account = format!("<sip:alice@{}>;auth_pass=\"{PASSWORD}\";regint=60;answermode=auto", stack.sip());
+    let sound = sound::sweep(8_000, 60.0);
+    let phones = [Phone::start(&account, "", &sound)?, Phone::start(&account, "", &sound)?];
+    for phone in &phones {
+        phone.is_registered().map_err(|error| anyhow::anyhow!("{error}\n{}", stack.everything_said()))?;
+    }
+    let call_id = stack.places("tone", "phone:alice").await?;
+    for phone in &phones {
+        phone.event("CALL_INCOMING", 1)?;
+    }
+    let answered = || phones.iter().any(|phone| phone.event("CALL_ESTABLISHED", 1).is_ok());
+    anyhow::ensure!(answered(), "{}\n{}", phones[0].said(), phones[1].said());
+    stack.hangs_up(&call_id).await?;
+    for phone in &phones {
+        phone.event("CALL_CLOSED", 1)?;
+    }
+    let calls = stack.calls_when_over().await?;
+    anyhow::ensure!(calls.len() == 1 && calls[0].state == "ended", "{calls:?}");
+    Ok(())
 }

@@ -209,7 +209,7 @@ async fn linphone_joins_our_agent_and_another_phone() -> anyhow::Result<()> {
     first.command("pause")?;
     bot.event("hold", 1, SOON).await?;
     first.command(&format!("call sip:second@127.0.0.1:{port}"))?;
-    second.waits_for("Media streams established")?;
+    first.waits_for("Media streams established with sip:second")?;
     first.command("transfer 1 --to-call 2")?;
     is_the_seconds(&bot, &mut first, &mut second, &stack).await?;
     anyhow::ensure!(second.log().contains("Replaces:"), "{}", second.said());
@@ -224,7 +224,14 @@ async fn is_the_seconds(
     stack: &Stack,
 ) -> anyhow::Result<()> {
     let said = |first: &Linphone, second: &Linphone| {
-        format!("first:\n{}\nsecond:\n{}\n{}", first.said(), second.said(), stack.everything_said())
+        format!(
+            "first:\n{}\n{}\nsecond:\n{}\n{}\n{}",
+            first.said(),
+            first.messages(),
+            second.said(),
+            second.messages(),
+            stack.everything_said()
+        )
     };
     let moved = bot.event("transfer", 2, SOON).await;
     let moved = moved.map_err(|error| anyhow::anyhow!("{error}\n{}", said(first, second)))?;

@@ -70,6 +70,15 @@ impl Linphone {
         self.read("out")
     }
 
+    /// The first lines of its SIP messages, and their headers of authentication and transfer: for a failure's message.
+    pub fn messages(&self) -> String {
+        let log = self.log();
+        let told =
+            ["SIP/2.0", "Authorization:", "WWW-Authenticate:", "Refer-To:", "Replaces:", "m=audio", "c=IN"];
+        let is_told = |line: &&str| told.iter().any(|part| line.contains(part));
+        log.lines().filter(is_told).map(|line| format!("{line}\n")).collect()
+    }
+
     /// What its log holds: each SIP message, both ways.
     pub fn log(&self) -> String {
         self.read("log")
