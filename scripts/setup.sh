@@ -2,7 +2,7 @@
 # Installs what is missing and nothing else; a second run is over in a blink.
 #
 #   scripts/setup.sh run     what building and `make run` need: C compiler, protoc, the local voice's Python wheels
-#   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp, baresip, Kamailio, JsSIP, PJSIP,
+#   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp, baresip, linphone, Kamailio, JsSIP, PJSIP,
 #                            SIPVicious, and a name server
 #
 # Debian packages come through apt-get (as root, or by sudo); Python wheels go into .venv at the repository's root,

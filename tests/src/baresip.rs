@@ -140,6 +140,14 @@ impl Phone {
         .with_context(|| self.said())
     }
 
+    /// Waits until it was called and has answered by itself, as `answermode=auto` wants it. (That is no event.)
+    pub fn answers_by_itself(&self) -> anyhow::Result<()> {
+        crate::eventually("baresip answers", EVENT_WITHIN, || {
+            self.said().contains("answering call").then_some(())
+        })
+        .with_context(|| self.said())
+    }
+
     /// Waits for the nth event (from 1) of this type: `CALL_INCOMING`, `CALL_ESTABLISHED`, `CALL_CLOSED`,
     /// `CALL_REMOTE_SDP`, `TRANSFER_FAILED`, …
     pub fn event(&self, kind: &str, nth: usize) -> anyhow::Result<Value> {

@@ -65,6 +65,14 @@ impl Linphone {
         .with_context(|| self.said())
     }
 
+    /// Waits until a registrar has said 200: the console says nothing of it.
+    pub fn is_registered(&self) -> anyhow::Result<()> {
+        crate::eventually("linphonec is registered", SAID_WITHIN, || {
+            self.messages().contains("SIP/2.0 200 OK").then_some(())
+        })
+        .with_context(|| self.said())
+    }
+
     /// What its console has said.
     pub fn said(&self) -> String {
         self.read("out")

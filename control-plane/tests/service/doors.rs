@@ -89,7 +89,7 @@ async fn with_a_service_token_strangers_hear_nothing_and_a_tenant_its_own() {
         config.service_token = Some("a-token".into());
     })
     .await;
-    stage.call("desk").await.unwrap_err();
+    stage.call("desk:a-key-that-nobody-has").await.unwrap_err();
     let mut client = refusals(&stage).await;
     let list = || ListRefusalsRequest { limit: 0 };
     assert_eq!(client.list_refusals(list()).await.unwrap_err().code(), Code::Unauthenticated);
