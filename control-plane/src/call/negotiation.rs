@@ -348,6 +348,33 @@ mod tests {
     }
 
     #[test]
+    fn hold_of_ours_is_offered_as_the_trunk_wants_it_and_taken_back() {
+        let mut negotiation = negotiation();
+        negotiation.answer(&description("sendrecv", "0")).unwrap();
+        for (held, direction) in [
+            (Some(HoldOffer::default()), "a=sendonly"),
+            (None, "a=sendrecv"),
+            (Some(HoldOffer::Inactive), "a=inactive"),
+        ] {
+            negotiation.hold(held);
+            let text = negotiation.offer().unwrap();
+            assert!(text.contains(direction), "{held:?}: {text}");
+            negotiation.abandon();
+        }
+    }
+
+    #[test]
+    fn another_dialog_has_the_same_port_and_none_of_the_state() {
+        let mut negotiation = negotiation();
+        negotiation.answer(&description("sendrecv", "8")).unwrap();
+        negotiation.hold(Some(HoldOffer::Inactive));
+        let mut other = negotiation.for_another_dialog(true);
+        assert!(other.current().is_none() && !other.awaits_answer());
+        let offer = other.offer().unwrap();
+        assert!(offer.contains("m=audio 20000 RTP/AVP 0 8") && offer.contains("a=sendrecv"), "{offer}");
+    }
+
+    #[test]
     fn old_style_hold_keeps_the_address() {
         let mut negotiation = negotiation();
         negotiation.answer(&description("sendrecv", "0")).unwrap();
