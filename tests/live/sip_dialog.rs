@@ -170,10 +170,12 @@ async fn keys_in_info_reach_the_agent() -> anyhow::Result<()> {
 async fn caller_who_requires_100rel_gets_its_ringing_reliably() -> anyhow::Result<()> {
     let _bot = Bot::listen_late(Dialect::Pcm, Duration::from_secs(2)).await?;
     let stack = Stack::start()?;
-    for sipp in [Sipp::scenario("prack_required.xml"), Sipp::scenario("prack_required.xml").over_tcp()] {
-        sipp.key("to", "pcm:demo-key")
-            .succeeds(stack.sip())
-            .map_err(|error| anyhow::anyhow!("{error}\n{}", stack.everything_said()))?;
+    for scenario in ["prack_required.xml", "prack_delayed_offer.xml"] {
+        for sipp in [Sipp::scenario(scenario), Sipp::scenario(scenario).over_tcp()] {
+            sipp.key("to", "pcm:demo-key")
+                .succeeds(stack.sip())
+                .map_err(|error| anyhow::anyhow!("{scenario}: {error}\n{}", stack.everything_said()))?;
+        }
     }
     Ok(())
 }

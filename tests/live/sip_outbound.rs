@@ -148,6 +148,18 @@ async fn callee_is_transferred_and_a_transfer_that_fails_leaves_the_call() -> an
     Ok(())
 }
 
+/// Our INVITE has no offer, the 183 has one, and what we answer is in the PRACK (RFC 3262 §5).
+#[tokio::test(flavor = "multi_thread")]
+async fn offer_in_a_reliable_183_is_answered_in_the_prack() -> anyhow::Result<()> {
+    let (stack, port) = with_trunk("delayed_offer = true")?;
+    let phone = Sipp::scenario("called_reliable_offers.xml").listens_at(port)?;
+    let call_id = stack.places("tone", NUMBER).await?;
+    let call = stack.call_when_over(&call_id).await?;
+    phone.succeeds(1).map_err(|error| anyhow::anyhow!("{error}\n{}", stack.everything_said()))?;
+    anyhow::ensure!(call.ending.clone().unwrap_or_default().reason == "callee_hangup", "{call:?}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bulk_leaves_no_faster_than_its_trunk_may() -> anyhow::Result<()> {
     let (stack, port) = with_trunk("calls_per_second = 2")?;

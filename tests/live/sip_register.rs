@@ -1,5 +1,6 @@
 //! Registration: phones with us, we with a trunk, and both through Kamailio.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tandem_tests::baresip::Phone;
@@ -7,7 +8,7 @@ use tandem_tests::dns::NameServer;
 use tandem_tests::kamailio::Plan;
 use tandem_tests::sipp::Sipp;
 use tandem_tests::stack::{Stack, free_port};
-use tandem_tests::{eventually, pjsua, sound};
+use tandem_tests::{eventually, namespace, pjsua, sound};
 
 const SOON: Duration = Duration::from_secs(20);
 const PASSWORD: &str = "correct horse battery";
@@ -106,20 +107,52 @@ async fn we_register_at_kamailio_with_md5_and_sha_256_and_are_called_through_it(
     Ok(())
 }
 
-/// NAPTR says UDP, SRV names two hosts, and the first of them does not answer (RFC 3263 §4).
+/// NAPTR says UDP, SRV names two hosts, and the first of them does not answer (RFC 3263 §4). The system's own name server
+/// says so at port 53, and every host has port 5060, as it is with a carrier: in a network of the test's own.
 #[test]
 fn trunk_is_found_by_naptr_and_srv_and_its_second_host_is_tried() -> anyhow::Result<()> {
-    let registrar = Sipp::scenario("called_registrar.xml").listens()?;
+    let [server, down, up] = [53, 11, 12].map(|host| IpAddr::from([127, 0, 0, host]));
+    let test = "sip_register::trunk_is_found_by_naptr_and_srv_and_its_second_host_is_tried";
+    if !namespace::entered(test, &[server, down, up], server)? {
+        return Ok(());
+    }
+    let registrar = Sipp::scenario("called_registrar.xml").at(up).listens_at(5_060)?;
     let records = [
+        "naptr-record=carrier.test,20,10,s,SIP+D2T,,_sip._tcp.carrier.test".to_owned(),
         "naptr-record=carrier.test,10,10,s,SIP+D2U,,_sip._udp.carrier.test".to_owned(),
-        format!("srv-host=_sip._udp.carrier.test,down.carrier.test,{},1,1", free_port()?),
-        format!("srv-host=_sip._udp.carrier.test,up.carrier.test,{},2,1", registrar.address.port()),
-        "host-record=down.carrier.test,127.0.0.1".to_owned(),
-        "host-record=up.carrier.test,127.0.0.1".to_owned(),
+        "srv-host=_sip._udp.carrier.test,down.carrier.test,5060,1,1".to_owned(),
+        "srv-host=_sip._udp.carrier.test,up.carrier.test,5060,2,1".to_owned(),
+        format!("host-record=down.carrier.test,{down}"),
+        format!("host-record=up.carrier.test,{up}"),
     ];
-    let names = NameServer::start(&records)?;
-    let dns = names.address.to_string();
-    let stack = Stack::start_configured(&trunk("sip:tandem@carrier.test"), &[("TANDEM_SIP_DNS", &dns)])?;
+    let _names = NameServer::start_at((server, 53).into(), &records)?;
+    let stack = Stack::start_configured(&trunk("sip:tandem@carrier.test"), &[])?;
     is_registered(&stack)?;
     registrar.succeeds(1)
+}
+
+/// Two phones of one user, which both answer at once: one has the call, the other is cancelled or hung up on, and at the end
+/// neither has one.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_phones_of_a_user_ring_and_one_has_the_call() -> anyhow::Result<()> {
+    let stack = Stack::start_configured(&phone(), &[])?;
+    let account = format!("<sip:alice@{}>;auth_pass=\"{PASSWORD}\";regint=60;answermode=auto", stack.sip());
+    let sound = sound::sweep(8_000, 60.0);
+    let phones = [Phone::start(&account, "", &sound)?, Phone::start(&account, "", &sound)?];
+    for phone in &phones {
+        phone.is_registered().map_err(|error| anyhow::anyhow!("{error}\n{}", stack.everything_said()))?;
+    }
+    let call_id = stack.places("tone", "phone:alice").await?;
+    for phone in &phones {
+        phone.answers_by_itself()?;
+    }
+    let answered = || phones.iter().any(|phone| phone.event("CALL_ESTABLISHED", 1).is_ok());
+    anyhow::ensure!(answered(), "{}\n{}", phones[0].said(), phones[1].said());
+    stack.hangs_up(&call_id).await?;
+    for phone in &phones {
+        phone.event("CALL_CLOSED", 1)?;
+    }
+    let calls = stack.calls_when_over().await?;
+    anyhow::ensure!(calls.len() == 1 && calls[0].state == "ended", "{calls:?}");
+    Ok(())
 }

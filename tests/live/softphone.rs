@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tandem_tests::baresip::Phone;
 use tandem_tests::bot::{Bot, Dialect};
-use tandem_tests::stack::Stack;
+use tandem_tests::linphone::Linphone;
+use tandem_tests::stack::{Stack, free_port};
 use tandem_tests::{baresip, sound};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -49,5 +50,37 @@ async fn baresip_holds_resumes_presses_a_key_and_hangs_up() -> anyhow::Result<()
     bot.event("stop", 1, SOON).await?;
     let calls = stack.calls_when_over().await?;
     anyhow::ensure!(calls.len() == 1 && calls[0].state == "ended", "{calls:?}");
+    Ok(())
+}
+
+/// What somebody does who has a linphone: register (with SHA-256), call, hold, resume, press a key, hang up.
+#[tokio::test(flavor = "multi_thread")]
+async fn linphone_registers_calls_holds_resumes_and_presses_a_key() -> anyhow::Result<()> {
+    let bot = Bot::listen(Dialect::Pcm, false).await?;
+    let tables = "[[phone]]\nuser = \"alice\"\ntenant = \"demo\"\npassword = \"correct-horse-battery\"\nassistant = \"pcm\"\n";
+    let stack = Stack::start_configured(tables, &[("TANDEM_SIP_DIGEST", "sha-256")])?;
+    let mut phone = Linphone::start(free_port()?)?;
+    let sip = stack.sip();
+    phone.command(&format!("register sip:alice@{sip} sip:{sip} correct-horse-battery"))?;
+    phone
+        .is_registered()
+        .map_err(|error| anyhow::anyhow!("{error}\n{}\n{}", phone.messages(), stack.everything_said()))?;
+    phone.command(&format!("call sip:pcm@{sip}"))?;
+    phone.waits_for("Media streams established")?;
+    bot.event("start", 1, SOON).await?;
+    phone.command("pause")?;
+    bot.event("hold", 1, SOON).await?;
+    phone.waits_for("paused")?;
+    phone.command("resume")?;
+    bot.event("resume", 1, SOON).await?;
+    phone.command("5")?;
+    let key = bot.event("dtmf", 1, SOON).await?;
+    anyhow::ensure!(key["digit"] == "5", "{key}");
+    phone.command("terminate")?;
+    bot.event("stop", 1, SOON).await?;
+    let calls = stack.calls_when_over().await?;
+    anyhow::ensure!(calls.len() == 1 && calls[0].state == "ended", "{calls:?}");
+    let log = phone.log();
+    anyhow::ensure!(log.contains("algorithm=SHA-256"), "its digest was another");
     Ok(())
 }

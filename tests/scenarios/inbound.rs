@@ -71,3 +71,16 @@ fn caller_whose_agent_is_never_ready_rings_and_then_gets_480() {
     world.until("the call is forgotten", |world| world.planes.live_calls() == 0);
     assert_eq!(world.planes.ports_in_use(), 0);
 }
+
+#[test]
+fn after_a_delayed_offer_nothing_is_sent_before_the_answer_is_known() {
+    let mut world = World::new(Network::seeded(31));
+    world.dials_without_an_offer("tone:demo-key");
+    world.until("our offer comes", |world| world.caller.is_connected());
+    world.passes(Duration::from_secs(1));
+    assert_eq!(world.planes.rtp_sent(), 0, "its address is not known");
+    world.acknowledges();
+    world.passes(Duration::from_secs(1));
+    assert!(world.caller.packets() >= 45, "{} packets", world.caller.packets());
+    assert!(world.caller.heard().iter().all(|packet| packet.is_loud), "the agent's first word is not lost");
+}

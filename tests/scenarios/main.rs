@@ -4,3 +4,4 @@ mod ending;
 mod hold;
 mod inbound;
 mod outbound;
+mod takeover;

@@ -191,3 +191,81 @@ fn callee_whose_target_is_busy_stays_with_the_agent() {
     assert_eq!(world.planes.state(call), "connected");
     assert!(world.caller.packets() - before >= 95, "the agent is still heard");
 }
+
+#[test]
+fn phone_with_two_contacts_rings_at_both_and_the_first_to_answer_has_the_call() {
+    let mut world = World::new(Network::seeded(12));
+    let call = world.places_to_both("tone");
+    world.until("both ring", |world| {
+        !world.caller.incoming().is_empty() && !world.other.incoming().is_empty()
+    });
+    world.rings();
+    world.other_rings();
+    world.until("we hear it", |world| world.planes.state(call) == "ringing");
+    world.other_answers();
+    world.until("the first rings no more", |world| world.caller.was_cancelled());
+    world.passes(Duration::from_secs(1));
+    assert!(world.other.packets() >= 45 && world.caller.packets() == 0, "{}", world.other.packets());
+    assert_eq!(world.planes.state(call), "connected");
+    world.other_hangs_up();
+    world.until("the call is over", |world| world.planes.live_calls() == 0);
+    assert_eq!((world.planes.ending(call).as_str(), world.planes.ports_in_use()), ("callee_hangup", 0));
+}
+
+/// Whatever the network loses and delays: one has the call, and the other was hung up on or cancelled.
+#[test]
+fn two_contacts_that_answer_at_once_get_one_call_and_one_bye() {
+    for seed in 1..=20 {
+        let network = Network::seeded(seed)
+            .loss_percent(10)
+            .delay(Duration::from_millis(20), Duration::from_millis(30));
+        let mut world = World::new(network);
+        world.phones_always([Manners::Answers, Manners::Answers]);
+        let call = world.places_to_both("tone");
+        world.until("we talk", |world| world.planes.state(call) == "connected");
+        world.until("one of them is left", |world| {
+            world.caller.is_connected() != world.other.is_connected()
+                && world.caller.incoming().len() == 1
+                && world.other.incoming().len() == 1
+        });
+        world.passes(Duration::from_secs(40));
+        assert!(world.caller.is_connected() != world.other.is_connected(), "seed {seed}");
+        assert_eq!((world.planes.state(call).as_str(), world.planes.live_calls()), ("connected", 1));
+        world.planes.hangs_up(call, &mut world.network);
+        world.until("all is over", |world| {
+            world.caller.is_over() && world.other.is_over() && world.planes.live_calls() == 0
+        });
+    }
+}
+
+#[test]
+fn contact_that_is_busy_does_not_end_the_call_while_another_rings() {
+    let mut world = World::new(Network::seeded(13));
+    world.phones_always([Manners::Busy, Manners::Waits]);
+    let call = world.places_to_both("tone");
+    world.until("both are called", |world| {
+        !world.caller.incoming().is_empty() && !world.other.incoming().is_empty()
+    });
+    world.passes(Duration::from_secs(2));
+    world.other_answers();
+    world.until("we talk", |world| world.planes.state(call) == "connected");
+
+    let mut world = World::new(Network::seeded(14));
+    world.phones_always([Manners::Busy, Manners::Busy]);
+    let call = world.places_to_both("tone");
+    world.until("the call is over", |world| world.planes.live_calls() == 0);
+    assert_eq!((world.planes.state(call).as_str(), world.planes.ending(call).as_str()), ("failed", "busy"));
+    assert_eq!(world.planes.ports_in_use(), 0);
+}
+
+#[test]
+fn call_that_is_given_up_rings_nowhere_any_more() {
+    let mut world = World::new(Network::seeded(15));
+    let call = world.places_to_both("tone");
+    world.until("both ring", |world| {
+        !world.caller.incoming().is_empty() && !world.other.incoming().is_empty()
+    });
+    world.planes.hangs_up(call, &mut world.network);
+    world.until("neither rings", |world| world.caller.was_cancelled() && world.other.was_cancelled());
+    world.until("the call is over", |world| world.planes.live_calls() == 0);
+}

@@ -77,12 +77,19 @@ impl Phone {
     /// Starts it with one account, in the words of baresip's `accounts` file: `<sip:user@host>;auth_pass=…`, and more lines
     /// for its `config`. It says these 8 kHz samples in each call.
     pub fn start(account: &str, settings: &str, say: &[i16]) -> anyhow::Result<Self> {
+        Self::start_at(0, account, settings, say)
+    }
+
+    /// The same, at this port of loopback.
+    pub fn start_at(sip_port: u16, account: &str, settings: &str, say: &[i16]) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("tandem-baresip-").tempdir()?;
         let path = folder.path();
         let port = crate::stack::free_port()?;
         crate::sound::write_wav(&path.join("source.wav"), 8_000, say)?;
         let control = format!("ctrl_tcp_listen 127.0.0.1:{port}\nmodule_app ctrl_tcp.so\n");
-        std::fs::write(path.join("config"), config(path) + &control + settings)?;
+        let config =
+            config(path).replace("sip_listen 127.0.0.1:0", &format!("sip_listen 127.0.0.1:{sip_port}"));
+        std::fs::write(path.join("config"), config + &control + settings)?;
         std::fs::write(path.join("accounts"), format!("{account}\n"))?;
         std::fs::write(path.join("contacts"), "")?;
         let out = std::fs::File::create(path.join("out"))?;
@@ -129,6 +136,14 @@ impl Phone {
     pub fn is_registered(&self) -> anyhow::Result<()> {
         crate::eventually("baresip is registered", EVENT_WITHIN, || {
             self.said().contains("} 200 OK (").then_some(())
+        })
+        .with_context(|| self.said())
+    }
+
+    /// Waits until it was called and has answered by itself, as `answermode=auto` wants it. (That is no event.)
+    pub fn answers_by_itself(&self) -> anyhow::Result<()> {
+        crate::eventually("baresip answers", EVENT_WITHIN, || {
+            self.said().contains("answering call").then_some(())
         })
         .with_context(|| self.said())
     }

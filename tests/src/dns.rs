@@ -1,4 +1,4 @@
-//! A name server that knows only what a test tells it: dnsmasq on a port of loopback.
+//! A name server that knows only what a test tells it: dnsmasq.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
@@ -17,7 +17,11 @@ impl NameServer {
     /// Answers with these records, in the words of dnsmasq's options: `srv-host=_sip._udp.carrier.test,a.carrier.test,5060,1,1`,
     /// `naptr-record=carrier.test,10,10,s,SIP+D2U,,_sip._udp.carrier.test`, `host-record=a.carrier.test,127.0.0.1`.
     pub fn start(records: &[String]) -> anyhow::Result<Self> {
-        let port = crate::stack::free_port()?;
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], crate::stack::free_port()?)), records)
+    }
+
+    /// The same, at this address and port.
+    pub fn start_at(address: SocketAddr, records: &[String]) -> anyhow::Result<Self> {
         let mut child = Command::new(crate::stack::server_program("dnsmasq"))
             .args([
                 "--keep-in-foreground",
@@ -26,15 +30,15 @@ impl NameServer {
                 "--no-hosts",
                 "--no-daemon",
             ])
-            .args(["--listen-address=127.0.0.1", "--bind-interfaces", "--local=/test/"])
-            .arg(format!("--port={port}"))
+            .args(["--bind-interfaces", "--local=/test/"])
+            .arg(format!("--listen-address={}", address.ip()))
+            .arg(format!("--port={}", address.port()))
             .args(records.iter().map(|record| format!("--{record}")))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .context("dnsmasq is missing: scripts/setup.sh test installs it")?;
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
         let listens = crate::eventually("dnsmasq listens", Duration::from_secs(20), || {
             let ended = !matches!(child.try_wait(), Ok(None));
             (ended || UdpSocket::bind(address).is_err()).then_some(!ended)

@@ -3,7 +3,7 @@
 //! ```text
 //!   live/       real programs, real kernel, real peers          scenarios/   virtual time, one process
 //!     stack     `tandem up` on ports and a folder of its own
-//!     sipp, baresip, jssip, pjsua   callers of another family        bot          who is called: a WebSocket agent
+//!     sipp, baresip, jssip, linphone, pjsua   callers of another family        bot          who is called: a WebSocket agent
 //!     kamailio, dns, lossy     between us and them               scanner      those whom nobody has asked
 //!     caller (peer and media)  a caller written by hand
 //!     sound     is what was heard what was said?
@@ -19,8 +19,10 @@ pub mod certificates;
 pub mod dns;
 pub mod jssip;
 pub mod kamailio;
+pub mod linphone;
 pub mod lossy;
 pub mod media;
+pub mod namespace;
 pub mod network;
 pub mod peer;
 pub mod pjsua;

@@ -10,20 +10,21 @@ use std::time::{Duration, Instant};
 use control_plane::call::action::{Action, EngineCommand, EngineRefusal, EngineReply, Refusal};
 use control_plane::call::admission::{Credential, Proof};
 use control_plane::call::agent::{Agent, Dialect};
+use control_plane::call::gate::{Gate, TenantLimits};
 use control_plane::call::machine::TransferTo;
-use control_plane::call::order::{Callee, Order};
+use control_plane::call::order::{Callee, Order, PHONES};
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
 use control_plane::media::{EngineId, News, client};
-use control_plane::sip::Verb;
+use control_plane::sip::{Destination, Verb};
 use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
-use control_plane::trunk::Trunk;
+use control_plane::trunk::{Trunk, Trunks};
 use media_engine::contract::{self, Target};
 use media_engine::leg::agent::AgentParameters;
 use media_engine::session::{Session, SessionParameters};
 use tandem_api::engine::v1 as engine;
 use tandem_api::v1::Call;
-use tandem_sip::{Endpoint, EndpointConfig, Flow, Headers, Method};
+use tandem_sip::{Endpoint, EndpointConfig, Flow, Headers, InviteRequest, Method, Uri};
 use uuid::Uuid;
 
 use crate::network::{Datagram, Network};
@@ -42,6 +43,10 @@ pub struct Planes {
     sessions: BTreeMap<Uuid, Open>,
     next_port: u16,
     engine_is_up: bool,
+    /// RTP packets that the engine has sent, wherever to.
+    rtp_sent: usize,
+    /// Where our phone is registered.
+    contacts: Vec<SocketAddr>,
     /// The newest record of each call, by its id.
     pub records: BTreeMap<String, Call>,
     /// Refusals, in order.
@@ -72,12 +77,28 @@ impl Planes {
             sessions: BTreeMap::new(),
             next_port: FIRST_RTP_PORT,
             engine_is_up: true,
+            rtp_sent: 0,
+            contacts: Vec::new(),
             records: BTreeMap::new(),
             refusals: Vec::new(),
         };
         let up = News::Up { instance_id: "first".to_owned(), sessions: Default::default() };
         planes.calls.handle_news(ENGINE, up, network.now());
         planes
+    }
+
+    /// The same stack, which lets these trunks in. No call is alive yet.
+    pub fn with_trunks(mut self, trunks: Vec<Trunk>) -> Self {
+        let trunks = Trunks::new(trunks, []);
+        self.calls = self.calls.with_gate(Gate::new(trunks, "tandem", &[7; 32], TenantLimits::default()));
+        self
+    }
+
+    /// The only call that is alive.
+    pub fn only_call(&self) -> Uuid {
+        let calls = self.calls.list(TENANT);
+        let [call] = calls.as_slice() else { panic!("one call is alive, not {}", calls.len()) };
+        call.call_id.parse().expect("a call's id is a UUID")
     }
 
     /// Where SIP is heard.
@@ -88,6 +109,11 @@ impl Planes {
     /// RTP ports that are open: one a session.
     pub fn ports_in_use(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// RTP packets that the engine has sent, wherever to.
+    pub fn rtp_sent(&self) -> usize {
+        self.rtp_sent
     }
 
     /// Calls that are alive.
@@ -120,6 +146,22 @@ impl Planes {
     /// Calls somebody over this trunk, for one of the assistants.
     pub fn places(&mut self, assistant: &str, trunk: &Arc<Trunk>, network: &mut Network) -> Uuid {
         let order = order(assistant, trunk);
+        let call_id = self.calls.place(order, network.now()).expect("the queue has room");
+        self.drain(network);
+        call_id
+    }
+
+    /// Calls a phone of ours that is registered at these places.
+    pub fn places_to_phone(
+        &mut self,
+        assistant: &str,
+        contacts: Vec<SocketAddr>,
+        network: &mut Network,
+    ) -> Uuid {
+        self.contacts = contacts;
+        let mut trunk = Trunk { name: PHONES.into(), tenant_id: TENANT.into(), ..Trunk::default() };
+        trunk.credential.sip_uri = Uri::parse("sip:tandem.invalid").ok();
+        let order = Order { to: Callee::Phone("200".into()), ..order(assistant, &Arc::new(trunk)) };
         let call_id = self.calls.place(order, network.now()).expect("the queue has room");
         self.drain(network);
         call_id
@@ -229,6 +271,7 @@ impl Planes {
         let mut packet = [0; 1_472];
         for (id, open) in &mut self.sessions {
             while let Some(transmit) = open.session.poll_transmit(now, &mut packet) {
+                self.rtp_sent += 1;
                 network.send(open.address, transmit.to, packet[..transmit.len].to_vec());
             }
             while let Some(event) = open.session.poll_event() {
@@ -247,15 +290,18 @@ impl Planes {
     fn perform(&mut self, action: Action, network: &mut Network) {
         let now = network.now();
         match action {
-            Action::Sip(mut verb) => {
-                if let Verb::Invite(_, invite, _) = &mut verb {
-                    invite.flow = Flow::udp(Self::sip(), Self::sip());
-                }
-                // A verb may come too late: the peer was faster, and the event that says so is on its way.
-                if let Ok(Some(event)) = verb.perform(&mut self.endpoint, now) {
-                    self.calls.handle_sip(event, now);
+            // As the driver does it: an INVITE to each contact.
+            Action::Sip(Verb::Invite(token, invite, to)) if to.trunk.as_deref() == Some(PHONES) => {
+                let mut branch = Some(token);
+                for contact in self.contacts.clone() {
+                    let Some(token) = branch.take().or_else(|| self.calls.fork(token, now)) else { return };
+                    let uri = Uri::parse(&format!("sip:200@{contact}")).expect("an address is a host");
+                    let destination = Destination { uri: uri.clone(), trunk: None, ..to.clone() };
+                    let invite = Box::new(InviteRequest { target: uri, ..(*invite).clone() });
+                    self.perform_verb(Verb::Invite(token, invite, destination), now);
                 }
             }
+            Action::Sip(verb) => self.perform_verb(verb, now),
             Action::Engine { call_id, command, .. } => {
                 // A dead engine answers nothing; the call hears of it through the event stream.
                 if self.engine_is_up {
@@ -278,6 +324,16 @@ impl Planes {
             }
             Action::Refused(refusal) => self.refusals.push(*refusal),
             Action::Remember(_) | Action::Forget(_) | Action::Changed(_) | Action::Admitted(..) => {}
+        }
+    }
+
+    fn perform_verb(&mut self, mut verb: Verb, now: Instant) {
+        if let Verb::Invite(_, invite, _) = &mut verb {
+            invite.flow = Flow::udp(Self::sip(), Self::sip());
+        }
+        // A verb may come too late: the peer was faster, and the event that says so is on its way.
+        if let Ok(Some(event)) = verb.perform(&mut self.endpoint, now) {
+            self.calls.handle_sip(event, now);
         }
     }
 
@@ -386,7 +442,11 @@ fn order(assistant: &str, trunk: &Arc<Trunk>) -> Order {
 
 /// What the database of a demo holds.
 fn find(credential: &Credential) -> Found {
-    if !matches!(credential.proof, Proof::Key(key) if key == KeyHash::of("demo-key")) {
+    let is_known = match &credential.proof {
+        Proof::Key(key) => *key == KeyHash::of("demo-key"),
+        Proof::Phone(_) | Proof::Trunk(_) => true,
+    };
+    if !is_known {
         return Found::default();
     }
     let agent = agent(&credential.assistant_id);

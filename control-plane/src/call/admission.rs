@@ -22,6 +22,7 @@ use tandem_sip::{HeaderName, NameAddr, Uri};
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
 use super::gate::{Gate, Owner, Wrong};
+use super::machine::Place;
 use crate::sip::TlsPeer;
 use crate::store::accounts::{Found, KeyHash, Principal};
 use crate::trunk::inbound::Weight;
@@ -39,6 +40,8 @@ pub struct Invite<'a> {
     pub source: SocketAddr,
     /// Who the source has proven to be by its client certificate.
     pub peer: Option<&'a TlsPeer>,
+    /// The call whose place it wants: then it need not say whom it calls.
+    pub place: Option<&'a Place>,
     /// The present.
     pub now: Instant,
 }
@@ -130,25 +133,29 @@ fn step(step: &str, rule: &str, field: &str, expected: &str, got: &str, passed: 
 pub fn credential(invite: &Invite<'_>, gate: &mut Gate, trace: &mut Trace) -> Result<Credential, Turned> {
     let uri = &invite.request.uri;
     if let Some(key) = uri.password().filter(|key| !key.is_empty()) {
-        return by_key(uri, &key, trace).map_err(Turned::from);
+        return by_key(uri, &key, invite.place, trace).map_err(Turned::from);
     }
-    let authorized = authorized_phone(invite.request, gate.trunks());
-    if let Some(phone) = authorized {
-        return by_phone(phone, invite, gate, trace);
+    let authorized = authorized_user(invite.request, gate.trunks());
+    if let Some((_, Some(phone))) = &authorized {
+        return by_phone(phone.clone(), invite, gate, trace);
     }
     let candidates: Vec<Arc<Trunk>> =
         gate.trunks().find_by_source(invite.source.ip(), invite.peer).cloned().collect();
     if !candidates.is_empty() {
         return by_trunk(&candidates, invite, gate, trace);
     }
-    let claimed = invite.request.head.from().uri.user();
-    if let Some(phone) = claimed.and_then(|user| gate.trunks().find_phone(&user).cloned()) {
-        return by_phone(phone, invite, gate, trace);
+    // Everybody is asked for a password, whether the user exists or not, so that nobody can ask which phones there are.
+    if gate.trunks().phones().next().is_some() {
+        let claimed = || invite.request.head.from().uri.user().unwrap_or_default().into_owned();
+        let user = authorized.map_or_else(claimed, |(user, _)| user);
+        return match gate.trunks().find_phone(&user).cloned() {
+            Some(phone) => by_phone(phone, invite, gate, trace),
+            None => by_nobody(&user, invite, gate, trace),
+        };
     }
     if !gate.trunks().is_empty() {
         let source = invite.source.ip().to_canonical().to_string();
         trace.push(step("credential", "trunk_source", "source", "a source of a trunk", &source, false));
-        trace.push(step("credential", "phone_digest", "From", "a user of a phone", "another", false));
     }
     let got = match (uri.user(), uri.password()) {
         (None, _) => "no user",
@@ -160,20 +167,42 @@ pub fn credential(invite: &Invite<'_>, gate: &mut Gate, trace: &mut Trace) -> Re
     Err(Ending::new(Cause::MissingKey).into())
 }
 
-fn by_key(uri: &Uri, key: &str, trace: &mut Trace) -> Result<Credential, Ending> {
+fn by_key(uri: &Uri, key: &str, place: Option<&Place>, trace: &mut Trace) -> Result<Credential, Ending> {
     let expected = "sip:{assistant}:{key}@host";
     let user = uri.user();
     let got = if user.is_some() { "an assistant and a key" } else { "no user" };
     trace.push(step("credential", "uri_credentials", "Request-URI", expected, got, user.is_some()));
     let user = user.ok_or(Ending::new(Cause::MissingKey))?;
-    Ok(Credential { assistant_id: user.as_ref().into(), proof: Proof::Key(KeyHash::of(key)) })
+    let assistant_id = place.map_or_else(|| user.as_ref().into(), |place| place.assistant_id.clone());
+    Ok(Credential { assistant_id, proof: Proof::Key(KeyHash::of(key)) })
 }
 
-/// The phone that an Authorization names.
-fn authorized_phone(request: &Request, trunks: &Trunks) -> Option<Arc<Phone>> {
+/// The user that an Authorization names, and the phone of that user; of several the first that has one.
+fn authorized_user(request: &Request, trunks: &Trunks) -> Option<(String, Option<Arc<Phone>>)> {
     let values = request.head.headers().all(HeaderName::Authorization);
     let answers = values.filter_map(|value| tandem_sip::digest::Answer::parse(value).ok());
-    answers.into_iter().find_map(|answer| trunks.find_phone(&answer.username).cloned())
+    let users = answers.map(|answer| {
+        let phone = trunks.find_phone(&answer.username).cloned();
+        (answer.username, phone)
+    });
+    // Stable: a phone's comes first, else what came first.
+    users.min_by_key(|(_, phone)| phone.is_none())
+}
+
+/// The user of no phone: it is challenged, and refused after as many tries as any other.
+fn by_nobody(
+    user: &str,
+    invite: &Invite<'_>,
+    gate: &mut Gate,
+    trace: &mut Trace,
+) -> Result<Credential, Turned> {
+    let source = invite.source.ip().to_canonical();
+    if let Err(Wrong::Again(why)) = gate.check_phone(user, None, invite.request, source, invite.now) {
+        return Err(Turned::Challenged(gate.challenge(why, invite.now)));
+    }
+    let got = "too many wrong answers";
+    trace.push(step("credential", "phone_digest", "Authorization", "the password of a phone", got, false));
+    Err(Ending::new(Cause::WrongPassword).into())
 }
 
 fn by_phone(
@@ -184,7 +213,7 @@ fn by_phone(
 ) -> Result<Credential, Turned> {
     let source = invite.source.ip().to_canonical();
     let expected = format!("the password of phone {}", phone.user);
-    let got = match gate.check_phone(&phone, invite.request, source, invite.now) {
+    let got = match gate.check_phone(&phone.user, Some(&phone), invite.request, source, invite.now) {
         Ok(()) => "a right answer".to_owned(),
         Err(Wrong::Again(why)) => return Err(Turned::Challenged(gate.challenge(why, invite.now))),
         Err(Wrong::TooMany) => "too many wrong answers".to_owned(),
@@ -196,6 +225,9 @@ fn by_phone(
     }
     let got = format!("phone {}", phone.user);
     trace.push(step("principal", "phone", "Authorization", "a phone of a tenant", &got, true));
+    if let Some(place) = invite.place {
+        return Ok(Credential { assistant_id: place.assistant_id.clone(), proof: Proof::Phone(phone) });
+    }
     let dialled = invite.request.uri.user().unwrap_or_default();
     let other = gate.trunks().find_phone(&dialled).filter(|other| other.tenant_id == phone.tenant_id);
     let assistant_id = other.and_then(|other| other.assistant_id.clone()).or(phone.assistant_id.clone());
@@ -223,6 +255,18 @@ fn by_trunk(
     let names: Vec<&str> = candidates.iter().map(|trunk| &*trunk.name).collect();
     let got = format!("{}: {}", invite.source.ip().to_canonical(), names.join(", "));
     trace.push(step("credential", "trunk_source", "source", "a source of a trunk", &got, true));
+    // Who takes another call's place calls our Contact, which names no number.
+    if let Some(place) = invite.place
+        && let Some(trunk) =
+            candidates.iter().find(|trunk| Some(&trunk.tenant_id) == place.tenant_id.as_ref())
+    {
+        let name = format!("trunk {}", trunk.name);
+        trace.push(step("principal", "trunk", "source", "a trunk of the call's tenant", &name, true));
+        return Ok(Credential {
+            assistant_id: place.assistant_id.clone(),
+            proof: Proof::Trunk(trunk.clone()),
+        });
+    }
     let mut best: Option<(&Arc<Trunk>, &Route, Weight)> = None;
     for trunk in candidates {
         let dialled = dialled_number(invite.request, trunk.inbound.did_from);

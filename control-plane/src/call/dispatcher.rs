@@ -7,7 +7,7 @@
 //!             └─ alone,  +4930111   ▢                                         release, when it is over
 //! ```
 //!
-//! A call leaves when its trunk and its from-number both have room: calls at once, and calls a second (one call each
+//! A call leaves when its tenant, its trunk and its from-number all have room: calls at once, and calls a second (one call each
 //! 1/n s, without bursts: carriers count over short windows). Lanes take turns, so that a bulk of ten thousand does not
 //! hold up the one call that a person waits for; within a lane the order is that of the queue.
 
@@ -189,13 +189,14 @@ impl Dispatcher {
         }
     }
 
-    /// The next call that may dial now.
-    pub fn poll(&mut self, now: Instant) -> Option<Uuid> {
+    /// The next call that may dial now, of the tenants that have room.
+    pub fn poll(&mut self, now: Instant, has_room: impl Fn(&str) -> bool) -> Option<Uuid> {
         for _ in 0..self.turns.len() {
             let key = self.turns.pop_front()?;
             let Some(head) = self.lanes.get(&key).and_then(VecDeque::front) else { continue };
             let (trunk, number) = self.gates(head);
-            let may_leave = trunk.has_room(head.trunk_pace)
+            let may_leave = has_room(&head.tenant_id)
+                && trunk.has_room(head.trunk_pace)
                 && number.has_room(head.number_pace)
                 && trunk.is_due(now)
                 && number.is_due(now);
@@ -227,11 +228,13 @@ impl Dispatcher {
 
     /// When [`Dispatcher::poll`] may have another one, if no call ends before. A call that waits for one to end has no
     /// time.
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self, tenant_has_room: impl Fn(&str) -> bool) -> Option<Instant> {
         let heads = self.turns.iter().filter_map(|key| self.lanes.get(key)?.front());
         let times = heads.filter_map(|head| {
             let (trunk, number) = self.gates(head);
-            let has_room = trunk.has_room(head.trunk_pace) && number.has_room(head.number_pace);
+            let has_room = tenant_has_room(&head.tenant_id)
+                && trunk.has_room(head.trunk_pace)
+                && number.has_room(head.number_pace);
             // Both open by now: `poll` has been asked since, or will be at once.
             if has_room { trunk.next.max(number.next) } else { None }
         });
@@ -254,11 +257,13 @@ mod tests {
         dispatcher: Dispatcher,
         now: Instant,
         next: u128,
+        /// Tenants that have as many calls as they may.
+        full: Vec<&'static str>,
     }
 
     impl Bench {
         fn new() -> Self {
-            Self { dispatcher: Dispatcher::default(), now: Instant::now(), next: 0 }
+            Self { dispatcher: Dispatcher::default(), now: Instant::now(), next: 0, full: Vec::new() }
         }
 
         fn queue(&mut self, count: usize, change: impl Fn(&mut Queued)) -> Vec<Uuid> {
@@ -287,10 +292,14 @@ mod tests {
             let (from, until) = (self.now, self.now + time);
             let mut left = Vec::new();
             loop {
-                while let Some(id) = self.dispatcher.poll(self.now) {
+                while let Some(id) = self.dispatcher.poll(self.now, |tenant| !self.full.contains(&tenant)) {
                     left.push((id, self.now - from));
                 }
-                match self.dispatcher.poll_timeout().filter(|at| *at <= until) {
+                match self
+                    .dispatcher
+                    .poll_timeout(|tenant| !self.full.contains(&tenant))
+                    .filter(|at| *at <= until)
+                {
                     Some(at) => self.now = at,
                     None => break,
                 }
@@ -320,7 +329,7 @@ mod tests {
         bench.queue(5, |queued| queued.trunk_pace = pace(0.0, 2));
         let left = bench.run(Duration::from_secs(10));
         assert_eq!(left.len(), 2);
-        assert_eq!(bench.dispatcher.poll_timeout(), None);
+        assert_eq!(bench.dispatcher.poll_timeout(|_| true), None);
         bench.dispatcher.remove(left[0].0, bench.now);
         assert_eq!(bench.run(Duration::from_secs(1)).len(), 1);
         assert_eq!(bench.dispatcher.queued(), 2);
@@ -334,6 +343,18 @@ mod tests {
         let left: Vec<Uuid> = bench.run(Duration::from_secs(1)).into_iter().map(|(id, _)| id).collect();
         assert_eq!(left.len(), 4);
         assert!(left.contains(&slow[0]) && other.iter().all(|id| left.contains(id)));
+    }
+
+    #[test]
+    fn calls_of_a_tenant_without_room_wait_and_hold_up_nobody_else() {
+        let mut bench = Bench::new();
+        bench.queue(3, |_| {});
+        let others = bench.queue(2, |queued| queued.tenant_id = "t2".into());
+        bench.full = vec!["t1"];
+        let left: Vec<Uuid> = bench.run(Duration::from_secs(1)).into_iter().map(|(id, _)| id).collect();
+        assert_eq!(left, others);
+        bench.full.clear();
+        assert_eq!(bench.run(Duration::from_secs(1)).len(), 3);
     }
 
     #[test]

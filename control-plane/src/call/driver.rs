@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::action::{Action, Change, EngineCommand, EngineReply, Refusal};
 use super::admission::Credential;
-use super::machine::{Asked, TransferTo};
+use super::machine::{Asked, FORKS_MAX, TransferTo};
 use super::order::{Order, PHONES};
 use super::registry::Calls;
 use super::registry::placing::PlaceError;
@@ -270,19 +270,29 @@ impl Driver {
         }
     }
 
-    /// Sends an INVITE to where the phone is that its Request-URI names: to its best contact.
+    /// Sends an INVITE to where the phone is that its Request-URI names: to all its contacts at once, the best first.
     async fn ring_phone(&mut self, token: Token, mut invite: Box<InviteRequest>, destination: Destination) {
         let user = invite.target.user().unwrap_or_default().into_owned();
         let found = self.means.office.locator.contacts(&user, store::epoch_ms()).await;
-        let why = match found.map(|contacts| contacts.into_iter().next()) {
-            Ok(Some(location)) => {
-                let uri = location.next_hop().clone();
-                let destination = Destination { uri, trunk: None, flow: location.flow, ..destination };
-                invite.to = Some(NameAddr::new(invite.target));
-                (invite.target, invite.route) = (location.target, location.route);
-                return drop(self.means.verbs.send(Verb::Invite(token, invite, destination)).await);
+        let why = match found {
+            Ok(contacts) if contacts.is_empty() => "no phone of this user is registered".to_owned(),
+            Ok(contacts) => {
+                invite.to = Some(NameAddr::new(invite.target.clone()));
+                let mut branch = Some(token);
+                for location in contacts.into_iter().take(FORKS_MAX) {
+                    // The first goes by the INVITE's own name.
+                    let Some(token) = branch.take().or_else(|| self.calls.fork(token, Instant::now())) else {
+                        return;
+                    };
+                    let uri = location.next_hop().clone();
+                    let destination =
+                        Destination { uri, trunk: None, flow: location.flow, ..destination.clone() };
+                    let (target, route) = (location.target, location.route);
+                    let invite = Box::new(InviteRequest { target, route, ..(*invite).clone() });
+                    drop(self.means.verbs.send(Verb::Invite(token, invite, destination)).await);
+                }
+                return;
             }
-            Ok(None) => "no phone of this user is registered".to_owned(),
             Err(error) => error.to_string(),
         };
         let why = NotSent::Unresolved { host: user.into(), why: why.into() };

@@ -120,6 +120,7 @@ causes! {
     UnknownAssistant = Caller, "unknown_assistant",    404,  1, false, "the tenant has no such assistant";
     BrokenAssistant  = Us,     "assistant_misconfigured", 500, 41, false, "the assistant's agent is not readable";
     ForeignCall      = Caller, "foreign_call",         481, 41, false, "the call to be replaced is not one of this tenant";
+    CallChanging     = Caller, "call_changing",        491, 41, true,  "the call to be replaced is being changed, or is not answered";
     UnreadableOffer  = Caller, "unreadable_offer",     400, 95, false, "the session description is not readable";
     NoCommonCodec    = Caller, "no_common_codec",      488, 88, false, "the offer holds nothing that we can speak";
     MediaUnreachable = Caller, "media_unreachable",    488, 88, false, "no media engine can send to the address in the offer";

@@ -36,9 +36,9 @@ const TENANTS_MAX: usize = 100_000;
 /// What each tenant may do, when a limit is set.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TenantLimits {
-    /// Live calls of a tenant.
+    /// Live calls of a tenant, in both directions: one that comes in is refused, one of ours waits in its queue.
     pub calls_max: Option<usize>,
-    /// New calls a second of a tenant.
+    /// New calls a second of a tenant that come in; those of ours go at the pace of their trunk.
     pub calls_per_second: Option<f64>,
 }
 
@@ -54,6 +54,8 @@ pub struct Gate {
     tenant_limits: TenantLimits,
     /// Whose each live call is.
     live: HashMap<Uuid, Owner>,
+    /// How many of these each tenant has, in both directions.
+    of_tenant: HashMap<Arc<str>, usize>,
 }
 
 #[derive(Debug, Default)]
@@ -101,6 +103,7 @@ impl Gate {
             tenant_rates: HashMap::new(),
             tenant_limits,
             live: HashMap::new(),
+            of_tenant: HashMap::new(),
         }
     }
 
@@ -129,15 +132,17 @@ impl Gate {
         now.saturating_duration_since(start).as_secs()
     }
 
-    /// Whether a request proves to come from this phone. `Err(None)`: it must be challenged; `Err(Some(_))`: no more.
+    /// Whether a request proves to come from the phone of this user. Of a user that nobody is it says what it would say
+    /// of a phone whose password is not known.
     pub fn check_phone(
         &mut self,
-        phone: &Phone,
+        user: &str,
+        phone: Option<&Phone>,
         request: &Request,
         source: IpAddr,
         now: Instant,
     ) -> Result<(), Wrong> {
-        let key = (source, hash_of(&phone.user));
+        let key = (source, hash_of(user));
         let now_s = self.seconds(now);
         if let Some(tries) = self.tries.get_mut(&key) {
             if tries.since.is_some_and(|since| now.saturating_duration_since(since) >= TRIES_WINDOW) {
@@ -146,7 +151,10 @@ impl Gate {
                 return Err(Wrong::TooMany);
             }
         }
-        let password = |user: &str| (user == &*phone.user).then(|| phone.password.expose_secret().to_owned());
+        let password = |user: &str| {
+            let phone = phone.filter(|phone| user == &*phone.user)?;
+            Some(phone.password.expose_secret().to_owned())
+        };
         match self.challenger.check(request, HeaderName::Authorization, now_s, password) {
             Ok(_) => {
                 self.tries.remove(&key);
@@ -216,8 +224,7 @@ impl Gate {
         trace: &mut Trace,
     ) -> Result<(), Ending> {
         if let Some(max) = self.tenant_limits.calls_max {
-            let own = |owner: &&Owner| owner.tenant.as_ref() == Some(tenant_id);
-            let live = self.live.values().filter(own).count();
+            let live = self.live_of(tenant_id);
             if live >= max {
                 let expected = format!("fewer than {max}");
                 trace.push(refused_by(
@@ -246,13 +253,37 @@ impl Gate {
                 return Err(Ending::new(Cause::TenantFull));
             }
         }
-        self.live.entry(call_id).or_default().tenant = Some(tenant_id.clone());
+        self.count(call_id, tenant_id);
         Ok(())
+    }
+
+    fn live_of(&self, tenant_id: &str) -> usize {
+        self.of_tenant.get(tenant_id).copied().unwrap_or_default()
+    }
+
+    /// Whether a call of ours may leave for this tenant now; until then it waits.
+    pub fn has_room(&self, tenant_id: &str) -> bool {
+        self.tenant_limits.calls_max.is_none_or(|max| self.live_of(tenant_id) < max)
+    }
+
+    /// A call counts for its tenant: one of ours from its turn on.
+    pub fn count(&mut self, call_id: Uuid, tenant_id: &Arc<str>) {
+        let owner = self.live.entry(call_id).or_default();
+        if owner.tenant.is_none() {
+            owner.tenant = Some(tenant_id.clone());
+            *self.of_tenant.entry(tenant_id.clone()).or_default() += 1;
+        }
     }
 
     /// A call is over.
     pub fn over(&mut self, call_id: Uuid) {
-        self.live.remove(&call_id);
+        let Some(tenant_id) = self.live.remove(&call_id).and_then(|owner| owner.tenant) else { return };
+        if let Some(count) = self.of_tenant.get_mut(&tenant_id) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.of_tenant.remove(&tenant_id);
+            }
+        }
     }
 }
 
@@ -307,6 +338,24 @@ mod tests {
         let mut check = |at| gate.check_trunk(&trunk, at, &mut Trace::new()).map_err(|ending| ending.cause);
         assert_eq!([check(now), check(now), check(now)], [Ok(()), Ok(()), Err(Cause::TrunkFull)]);
         assert_eq!(check(now + Duration::from_millis(500)), Ok(()));
+    }
+
+    #[test]
+    fn calls_of_ours_count_for_their_tenant_once_and_until_they_are_over() {
+        let limits = TenantLimits { calls_max: Some(2), ..TenantLimits::default() };
+        let (mut gate, now) = (gate(limits), Instant::now());
+        let [ours, theirs, more] = [1, 2, 3].map(Uuid::from_u128);
+        gate.count(ours, &"a".into());
+        gate.count(ours, &"a".into());
+        assert!(gate.has_room("a"), "it is one call");
+        gate.check_tenant(theirs, &"a".into(), now, &mut Trace::new()).unwrap();
+        assert!(!gate.has_room("a") && gate.has_room("b"));
+        assert!(gate.check_tenant(more, &"a".into(), now, &mut Trace::new()).is_err());
+        gate.over(ours);
+        gate.over(ours);
+        assert!(gate.has_room("a"));
+        gate.over(theirs);
+        assert!(gate.of_tenant.is_empty());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::v1 as api;
 use tandem_sdp::SessionDescription;
 use tandem_sip::message::{Body, Reply};
-use tandem_sip::{CallHandle, EndReason, Flow, Headers, Request, Uri};
+use tandem_sip::{CallHandle, EndReason, Flow, HeaderName, Headers, Request, Uri};
 use uuid::Uuid;
 
 use super::action::{Action, Change, EngineRefusal, EngineReply, Refusal};
@@ -40,15 +40,21 @@ use crate::store::contexts::CallContext;
 use crate::trunk::Trunk;
 
 mod change;
+mod fork;
 mod hold;
 mod info;
 mod outbound;
+mod referral;
+mod takeover;
 mod transfer;
 
 use change::PendingChange;
+pub use fork::FORKS_MAX;
 use hold::OwnChange;
 use info::Keys;
 use outbound::Outbound;
+use takeover::{Former, Successor};
+pub use takeover::{Newcomer, Place};
 use transfer::{DialogId, Transfer};
 pub use transfer::{ReferTarget, TransferTo};
 
@@ -106,8 +112,12 @@ pub struct Call {
     keys: Keys,
     /// Of the request that ends the call.
     agent_headers: Headers,
-    /// The call whose place it takes.
+    /// The call whose place it wants.
     replaces: Option<Uuid>,
+    /// Another dialog that is to take the place of this one.
+    successor: Option<Successor>,
+    /// The dialog whose place was taken.
+    former: Option<Former>,
     /// Over which it came or goes; `None`: neither.
     trunk: Option<Arc<Trunk>>,
     /// The domain of who called us.
@@ -123,6 +133,9 @@ pub struct Call {
     agent: Option<Agent>,
     /// What the agent is told in its start frame, besides what its assistant says.
     custom: BTreeMap<String, String>,
+    /// It hears that it rings. Not when it wants that reliably and has made no offer: then the first reliable response had to
+    /// carry ours (RFC 3262 §5), before the agent is there.
+    may_ring: bool,
     /// The offer of the INVITE: unreadable, readable, or none.
     offer: Option<Result<SessionDescription, NegotiationError>>,
     trace: Trace,
@@ -175,6 +188,8 @@ impl Call {
             keys: Keys::default(),
             agent_headers: Headers::new(),
             replaces: None,
+            successor: None,
+            former: None,
             trunk: credential.trunk().cloned(),
             peer_host: request.head.from().uri.host().to_owned(),
             contact: request.head.contact().map(|contact| contact.uri),
@@ -189,6 +204,7 @@ impl Call {
                 .trunk()
                 .map(|trunk| headers::shown(request, &trunk.headers))
                 .unwrap_or_default(),
+            may_ring: offer.is_some() || !request.head.lists(HeaderName::Require, "100rel"),
             offer,
             trace,
             life: Life::new(&around.settings.limits, around.now),
@@ -254,7 +270,8 @@ impl Call {
         let own = if self.life.is_ending() { None } else { self.own_change_deadline() };
         let transfer = if self.life.is_ending() { None } else { self.transfer_deadline() };
         let early = if self.life.is_before_answer() { self.early_until } else { None };
-        [self.life.poll_timeout(), own, transfer, early].into_iter().flatten().min()
+        let aside = if self.life.is_ending() { None } else { self.aside_deadline() };
+        [self.life.poll_timeout(), own, transfer, early, aside].into_iter().flatten().min()
     }
 
     // --- admission ---
@@ -269,12 +286,11 @@ impl Call {
         self.replaces
     }
 
-    /// The store has answered. `replaced`: whose the call is that this one replaces.
+    /// The store has answered.
     pub fn handle_found(
         &mut self,
         credential: &Credential,
         found: Result<Found, String>,
-        replaced: Option<Option<Arc<str>>>,
         fleet: &mut Fleet,
         around: &mut Surroundings<'_>,
     ) {
@@ -297,11 +313,6 @@ impl Call {
                 ));
             }
             Err(ending) => return self.end(ending, around),
-        }
-        // Answered, this call would end another one: only of the same tenant (RFC 3891 §3 leaves it to us).
-        if replaced.is_some_and(|owner| owner.is_none() || owner != self.tenant_id) {
-            self.trace.push(refused_by("replaces", "Replaces", "a call of this tenant", "another"));
-            return self.end(Ending::new(Cause::ForeignCall), around);
         }
         if let Err(ending) = self.check_offer() {
             return self.end(ending, around);
@@ -478,7 +489,13 @@ impl Call {
         if self.agent_ready {
             return self.answer(around);
         }
-        self.ask_sip(around, Verb::Ring);
+        self.ring(around);
+    }
+
+    fn ring(&mut self, around: &mut Surroundings<'_>) {
+        if self.may_ring {
+            self.ask_sip(around, Verb::Ring);
+        }
     }
 
     fn handle_not_opened(
@@ -539,7 +556,7 @@ impl Call {
                 // the same, and callers rely on hearing that.
                 if self.life.state() == State::Initializing && self.outbound.is_none() {
                     self.life.ring();
-                    self.ask_sip(around, Verb::Ring);
+                    self.ring(around);
                 }
                 self.trace.push(refused_by("agent", "agent", "a connection in time", "none"));
                 self.end(Ending::with_detail(Cause::AgentUnreachable, reason), around);
@@ -655,7 +672,7 @@ impl Call {
             match self.negotiation.accept(ack.sdp()) {
                 Ok(_) if !self.has_media() => {}
                 Ok(negotiated) => {
-                    self.session.update(rtp_parameters(&negotiated));
+                    self.session.update(self.rtp(&negotiated));
                     if self.life.state() == State::Ringing {
                         self.session.start();
                     }
@@ -672,9 +689,14 @@ impl Call {
         self.life.hold(self.is_held());
     }
 
+    /// Another dialog has called us to take this one's place, and the engine moves.
+    fn has_newcomer(&self) -> bool {
+        matches!(self.successor, Some(Successor::Newcomer(..)))
+    }
+
     /// The caller holds us, or we hold the caller. A call without media is inactive from the start and never held.
     fn is_held(&self) -> bool {
-        self.has_media() && self.negotiation.is_held()
+        self.has_media() && (self.is_holding || self.negotiation.is_held())
     }
 
     // --- the end ---
@@ -683,6 +705,9 @@ impl Call {
     pub fn handle_sip_ended(&mut self, why: EndReason, around: &mut Surroundings<'_>) {
         if self.outbound.is_some() && self.life.is_before_answer() {
             return self.handle_not_answered(why, around);
+        }
+        if matches!(why, EndReason::RemoteBye { .. }) && self.wait_for_target() {
+            return;
         }
         self.sip_is_over = true;
         let cause = match why {
@@ -719,6 +744,7 @@ impl Call {
         if !self.life.is_ending() {
             self.handle_own_change_timeout(around);
             self.handle_transfer_timeout(around.now);
+            self.handle_aside_timeout(around);
             if self.early_until.is_some_and(|until| until <= around.now) {
                 self.answer_after_early_media(around);
             }
@@ -766,6 +792,7 @@ impl Call {
             return;
         }
         let ending = if self.outbound.is_some() { ending.of_outbound() } else { ending };
+        self.end_aside(&ending, around);
         if self.outbound.is_some() && self.life.is_before_answer() {
             self.give_up(&ending, around);
         } else if !self.sip_is_over {

@@ -15,6 +15,8 @@ use tandem_audio::format::Codec;
 use tandem_sdp::negotiate;
 use tandem_sdp::{Direction, LocalMedia, NegotiateError, Negotiated, ParseError, SessionDescription};
 
+use crate::trunk::HoldOffer;
+
 /// Codecs that we answer with; the offerer's order counts.
 const ANSWERED: [Codec; 4] = [Codec::Pcmu, Codec::Pcma, Codec::L16_16k, Codec::L16_8k];
 /// Where the engine's port will stand while nobody has opened one: `answer` must not refuse with port 0.
@@ -62,6 +64,15 @@ impl Negotiation {
     pub fn open_inactive(&mut self, address: IpAddr, session_id: u64) {
         let direction = Direction::Inactive;
         self.local = Some(LocalMedia { direction, ..local_media(address, PORT_UNKNOWN, session_id) });
+    }
+
+    /// For another dialog that is to have the same port: nothing is said in it yet, and nobody is held.
+    pub fn for_another_dialog(&self, has_media: bool) -> Self {
+        let mut other = Self { local: self.local.clone(), ..Self::default() };
+        if has_media {
+            other.hold(None);
+        }
+        other
     }
 
     /// What holds now.
@@ -160,10 +171,14 @@ impl Negotiation {
         (self.current, self.offered, self.proposed) = (None, None, None);
     }
 
-    /// We hold the other side, or do not any more: from the next description on.
-    pub fn hold(&mut self, is_held: bool) {
+    /// We hold the other side, and say it like this, or do not any more: from the next description on.
+    pub fn hold(&mut self, held: Option<HoldOffer>) {
         if let Some(local) = &mut self.local {
-            local.direction = if is_held { Direction::Inactive } else { Direction::SendRecv };
+            local.direction = match held {
+                Some(HoldOffer::SendOnly) => Direction::SendOnly,
+                Some(HoldOffer::Inactive) => Direction::Inactive,
+                None => Direction::SendRecv,
+            };
         }
     }
 
@@ -330,6 +345,33 @@ mod tests {
         let mut negotiation = negotiation();
         negotiation.offer().unwrap();
         assert_eq!(negotiation.accept(None), Err(NegotiationError::Missing));
+    }
+
+    #[test]
+    fn hold_of_ours_is_offered_as_the_trunk_wants_it_and_taken_back() {
+        let mut negotiation = negotiation();
+        negotiation.answer(&description("sendrecv", "0")).unwrap();
+        for (held, direction) in [
+            (Some(HoldOffer::default()), "a=sendonly"),
+            (None, "a=sendrecv"),
+            (Some(HoldOffer::Inactive), "a=inactive"),
+        ] {
+            negotiation.hold(held);
+            let text = negotiation.offer().unwrap();
+            assert!(text.contains(direction), "{held:?}: {text}");
+            negotiation.abandon();
+        }
+    }
+
+    #[test]
+    fn another_dialog_has_the_same_port_and_none_of_the_state() {
+        let mut negotiation = negotiation();
+        negotiation.answer(&description("sendrecv", "8")).unwrap();
+        negotiation.hold(Some(HoldOffer::Inactive));
+        let mut other = negotiation.for_another_dialog(true);
+        assert!(other.current().is_none() && !other.awaits_answer());
+        let offer = other.offer().unwrap();
+        assert!(offer.contains("m=audio 20000 RTP/AVP 0 8") && offer.contains("a=sendrecv"), "{offer}");
     }
 
     #[test]

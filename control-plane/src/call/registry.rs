@@ -28,7 +28,7 @@ use super::bulk::Bulks;
 use super::dispatcher::Dispatcher;
 use super::ending::{Cause, Ending};
 use super::gate::{Gate, Owner};
-use super::machine::{Asked, Call, Loss, ReferTarget, TransferTo};
+use super::machine::{Asked, Call, Loss, Place, ReferTarget, TransferTo};
 use super::record::CallRecord;
 use super::state::State;
 use super::strays::Strays;
@@ -253,7 +253,7 @@ impl Calls {
             let verb = Verb::HangUp(sip, Headers::new());
             return self.actions.push_back(Action::Sip(verb));
         }
-        if let Some(before) = self.calls.get(&call_id).and_then(Call::sip) {
+        if let Some(before) = self.calls.get(&call_id).and_then(|call| call.handle_of(token)) {
             self.by_sip.remove(&before);
         }
         self.by_sip.insert(sip, call_id);
@@ -266,13 +266,13 @@ impl Calls {
     }
 
     fn handle_endpoint(&mut self, event: Event, peer: Option<&TlsPeer>, now: Instant) {
+        if let Some((sip, call_id)) = self.aside_of(&event) {
+            return self.handle_aside(sip, call_id, event, now);
+        }
         match event {
             Event::IncomingInvite { call, request, flow, replaces } => {
-                self.handle_invite(call, &request, flow, peer, now);
-                if let Some(replaced) = replaces {
-                    let known = self.by_sip.get(&replaced).copied().unwrap_or_default();
-                    self.on_sip(call, now, |call, _| call.replace(known));
-                }
+                let replaced = replaces.map(|old| self.by_sip.get(&old).copied().unwrap_or_default());
+                self.handle_invite(call, &request, flow, peer, replaced, now);
             }
             Event::Acknowledged { call, ack } => {
                 self.on_sip(call, now, |call, around| call.handle_acknowledged(&ack, around));
@@ -297,8 +297,13 @@ impl Calls {
                     false => self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(481)))),
                 }
             }
+            Event::Request { handle, call: Some(call), request, .. }
+                if request.method == Method::Refer && self.by_sip.contains_key(&call) =>
+            {
+                self.on_sip(call, now, |call, around| call.handle_refer(handle, &request, around));
+            }
             Event::Request { handle, request, .. } => {
-                // A transfer of theirs would make us place calls: declined (RFC 3515 §2.4.2).
+                // A transfer outside a call would make us place calls for whoever asks: declined (RFC 3515 §2.4.2).
                 let status = if request.method == Method::Refer { 603 } else { 501 };
                 self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(status))));
             }
@@ -334,20 +339,75 @@ impl Calls {
         }
     }
 
+    /// The call beside whose own dialog this happens: in one that is to take its place, or did so.
+    fn aside_of(&self, event: &Event) -> Option<(CallHandle, Uuid)> {
+        let sip = match event {
+            Event::Provisional { call, .. }
+            | Event::Answered { call, .. }
+            | Event::Acknowledged { call, .. }
+            | Event::Reinvite { call, .. }
+            | Event::ReinviteCancelled { call }
+            | Event::ReinviteAnswered { call, .. }
+            | Event::ReinviteRefused { call, .. }
+            | Event::ReferProgress { call, .. }
+            | Event::Ended { call, .. }
+            | Event::Request { call: Some(call), .. }
+            | Event::Response { call: Some(call), .. } => *call,
+            _ => return None,
+        };
+        let call_id = *self.by_sip.get(&sip)?;
+        // None: its own branch has not left yet, or is over.
+        let own = self.calls.get(&call_id)?.sip();
+        (own != Some(sip)).then_some((sip, call_id))
+    }
+
+    fn handle_aside(&mut self, sip: CallHandle, call_id: Uuid, event: Event, now: Instant) {
+        match event {
+            Event::Provisional { response, .. } => self.on_call(call_id, now, |call, _, around| {
+                call.handle_fork_progress(sip, &response, around);
+                call.handle_referral_progress(sip, &response, around);
+            }),
+            Event::Answered { response, .. } => self.on_call(call_id, now, |call, _, around| {
+                call.handle_fork_answered(sip, &response, around);
+                call.handle_referral_answered(sip, &response, around);
+            }),
+            Event::Ended { why, .. } => {
+                self.on_call(call_id, now, |call, _, around| call.handle_aside_ended(sip, why, around));
+                self.by_sip.remove(&sip);
+            }
+            // Who has referred us may only hang up, and a branch that only rings has nothing to change.
+            Event::Request { handle, .. } => {
+                self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(491))));
+            }
+            Event::Reinvite { .. } => {
+                self.actions.push_back(Action::Sip(Verb::Reject(sip, Reply::new(488))));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whose place an INVITE with Replaces wants.
+    fn place_of(&self, replaced: Uuid) -> Place {
+        let place = self.calls.get(&replaced).map(Call::place_of);
+        place.unwrap_or(Place { tenant_id: None, assistant_id: "".into(), is_busy: true })
+    }
+
     fn handle_invite(
         &mut self,
         sip: CallHandle,
         request: &Request,
         flow: Flow,
         peer: Option<&TlsPeer>,
+        replaced: Option<Uuid>,
         now: Instant,
     ) {
         let call_id = self.new_call_id(now);
         let mut trace = Trace::new();
-        let invite = admission::Invite { request, source: flow.remote, peer, now };
+        let place = replaced.map(|replaced| self.place_of(replaced));
+        let invite = admission::Invite { request, source: flow.remote, peer, place: place.as_ref(), now };
         // First who it is: how full we are is nothing that a stranger need know.
         let credential = admission::credential(&invite, &mut self.gate, &mut trace);
-        let admitted = credential.and_then(|credential| match self.check_capacity(&mut trace) {
+        let admitted = credential.and_then(|credential| match self.check_room(replaced, &mut trace) {
             Ok(()) => Ok(credential),
             Err(ending) => Err(Turned::Refused(ending, credential.owner())),
         });
@@ -367,11 +427,19 @@ impl Calls {
         let Self { actions, strays, settings, rng, gate, tokens, .. } = self;
         let wall = self.wall;
         let around = Surroundings { actions, strays, settings, now, setup: None, gate, wall, rng, tokens };
-        let call = Call::new(call_id, sip, request, flow, &credential, trace, &around);
+        let mut call = Call::new(call_id, sip, request, flow, &credential, trace, &around);
+        if let Some(replaced) = replaced {
+            call.replace(replaced);
+        }
         around.actions.push_back(Action::Lookup { call_id, credential });
         self.by_sip.insert(sip, call_id);
         self.calls.insert(call_id, call);
         self.on_call(call_id, now, |_, _, _| {});
+    }
+
+    /// Who takes another call's place takes no room.
+    fn check_room(&self, replaced: Option<Uuid>, trace: &mut Trace) -> Result<(), Ending> {
+        if replaced.is_some() { Ok(()) } else { self.check_capacity(trace) }
     }
 
     /// Is there room for one more? Asked before anything is looked up.
@@ -419,6 +487,14 @@ impl Calls {
         self.actions.push_back(Action::Refused(Box::new(refusal)));
     }
 
+    /// The INVITE of this name goes to one more place; gives the name of the one that goes there. `None`: it shall not.
+    pub fn fork(&mut self, token: Token, now: Instant) -> Option<Token> {
+        let call_id = self.tokens.get(&token).copied()?;
+        let mut fork = None;
+        self.on_call(call_id, now, |call, _, around| fork = call.fork(token, around));
+        fork
+    }
+
     /// The store has answered a [`Action::Lookup`].
     pub fn handle_found(
         &mut self,
@@ -427,11 +503,34 @@ impl Calls {
         found: Result<Found, String>,
         now: Instant,
     ) {
-        let replaced = self.calls.get(&call_id).and_then(Call::replaced);
-        let owner = replaced.map(|id| self.calls.get(&id).and_then(Call::tenant_id).cloned());
-        self.on_call(call_id, now, |call, fleet, around| {
-            call.handle_found(credential, found, owner, fleet, around);
+        if let Some(replaced) = self.calls.get(&call_id).and_then(Call::replaced) {
+            return self.handle_found_replacing(call_id, replaced, credential, found, now);
+        }
+        self.on_call(call_id, now, |call, fleet, around| call.handle_found(credential, found, fleet, around));
+    }
+
+    /// An INVITE with Replaces is admitted: it becomes another dialog of the call that it names, and no call of its own.
+    fn handle_found_replacing(
+        &mut self,
+        call_id: Uuid,
+        replaced: Uuid,
+        credential: &Credential,
+        found: Result<Found, String>,
+        now: Instant,
+    ) {
+        let place = self.place_of(replaced);
+        let mut newcomer = None;
+        self.on_call(call_id, now, |call, _, around| {
+            newcomer = call.handle_found_replacing(credential, found.as_ref(), &place, around);
         });
+        let Some(newcomer) = newcomer else { return };
+        self.calls.remove(&call_id);
+        if let Some(at) = self.scheduled.remove(&call_id) {
+            self.deadlines.remove(&(at, call_id));
+        }
+        self.gate.over(call_id);
+        self.by_sip.insert(newcomer.sip(), replaced);
+        self.on_call(replaced, now, |call, _, around| call.handle_newcomer(newcomer, around));
     }
 
     /// An engine has answered an [`Action::Engine`].
@@ -594,7 +693,8 @@ impl Calls {
     /// When `handle_timeout` must be called, at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let calls = self.deadlines.first().map(|(at, _)| *at);
-        let queue = if self.may_dial() { self.dispatcher.poll_timeout() } else { None };
+        let has_room = |tenant: &str| self.gate.has_room(tenant);
+        let queue = if self.may_dial() { self.dispatcher.poll_timeout(has_room) } else { None };
         [calls, self.fleet.poll_timeout(), queue, self.pump_at].into_iter().flatten().min()
     }
 

@@ -214,3 +214,120 @@ fn call_of(event: &Event) -> Option<CallHandle> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tandem_sip::parse::parse;
+    use tandem_sip::{Endpoint, EndpointConfig, InviteRequest, Message, NameAddr, Uri};
+
+    use super::*;
+
+    fn flow() -> Flow {
+        Flow::udp(([127, 0, 0, 1], 4573).into(), ([192, 0, 2, 9], 5060).into())
+    }
+
+    fn request(method: &str) -> Box<Request> {
+        let text = format!(
+            "{method} sip:tandem SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.9;branch=z9hG4bK1\r\nMax-Forwards: 70\r\n\
+             From: <sip:a@h>;tag=1\r\nTo: <sip:a@h>\r\nCall-ID: c\r\nCSeq: 1 {method}\r\nContent-Length: 0\r\n\r\n"
+        );
+        match parse(text.as_bytes()).unwrap() {
+            Message::Request(request) => Box::new(request),
+            Message::Response(_) => panic!("a request"),
+        }
+    }
+
+    /// Handles as the endpoint gives them: of calls and of requests.
+    fn handles() -> (Vec<CallHandle>, Vec<RequestHandle>) {
+        let now = std::time::Instant::now();
+        let mut endpoint = Endpoint::new(EndpointConfig::default());
+        let uri = || Uri::parse("sip:a@192.0.2.9").unwrap();
+        let invite = || InviteRequest::new(uri(), NameAddr::new(uri()), flow());
+        let options =
+            || tandem_sip::OutgoingRequest::new(Method::Options, uri(), NameAddr::new(uri()), flow());
+        let calls = (0..2).map(|_| endpoint.invite(invite(), now).unwrap()).collect();
+        (calls, (0..2).map(|_| endpoint.request(options(), now).unwrap()).collect())
+    }
+
+    fn endpoint_event(event: Event) -> SipEvent {
+        SipEvent::Endpoint { event, peer: None }
+    }
+
+    fn unanswered(handle: RequestHandle) -> SipEvent {
+        endpoint_event(Event::Response { handle, call: None, result: Err(NoResponse::Timeout) })
+    }
+
+    #[test]
+    fn register_is_ours_and_other_requests_are_not() {
+        let (mut desk, mut news) = Desk::new();
+        let (_, requests) = handles();
+        let event = |method: &str| {
+            let handle = requests[0];
+            endpoint_event(Event::Request { handle, call: None, request: request(method), flow: flow() })
+        };
+        assert!(matches!(desk.take(event("REGISTER")), Taken::Ours));
+        assert!(matches!(news.try_recv(), Ok(News::Register { .. })));
+        assert!(matches!(desk.take(event("MESSAGE")), Taken::NotOurs(_)));
+        assert!(news.try_recv().is_err());
+    }
+
+    #[test]
+    fn response_goes_to_whoever_has_sent_the_request() {
+        let (mut desk, mut news) = Desk::new();
+        let (_, requests) = handles();
+        let own = token();
+        assert!(matches!(desk.take(SipEvent::Sent { token: own, handle: requests[0] }), Taken::Ours));
+        let foreign = SipEvent::Sent { token: Token(1), handle: requests[1] };
+        assert!(matches!(desk.take(foreign), Taken::NotOurs(_)));
+        assert!(matches!(desk.take(unanswered(requests[1])), Taken::NotOurs(_)));
+        assert!(matches!(desk.take(unanswered(requests[0])), Taken::Ours));
+        assert!(matches!(news.try_recv(), Ok(News::Response { token, .. }) if token == own));
+        // It is over: the handle means nothing any more.
+        assert!(matches!(desk.take(unanswered(requests[0])), Taken::NotOurs(_)));
+    }
+
+    #[test]
+    fn request_that_moved_to_the_next_target_is_known_by_its_last_handle_only() {
+        let (mut desk, _news) = Desk::new();
+        let (_, requests) = handles();
+        let own = token();
+        for handle in &requests {
+            desk.take(SipEvent::Sent { token: own, handle: *handle });
+        }
+        assert!(matches!(desk.take(unanswered(requests[0])), Taken::NotOurs(_)));
+        assert!(matches!(desk.take(unanswered(requests[1])), Taken::Ours));
+    }
+
+    #[test]
+    fn call_of_ours_is_told_until_it_has_ended() {
+        let (mut desk, mut news) = Desk::new();
+        let (calls, _) = handles();
+        let own = token();
+        desk.take(SipEvent::Placed { token: own, call: calls[0] });
+        assert!(matches!(news.try_recv(), Ok(News::Placed { .. })));
+        let ended = |call| {
+            let why = tandem_sip::EndReason::LocalBye { status: Some(200) };
+            endpoint_event(Event::Ended { call, why })
+        };
+        assert!(matches!(desk.take(ended(calls[1])), Taken::NotOurs(_)), "a call of call handling");
+        assert!(matches!(desk.take(ended(calls[0])), Taken::Ours));
+        assert!(matches!(news.try_recv(), Ok(News::Call { token, .. }) if token == own));
+        assert!(matches!(desk.take(ended(calls[0])), Taken::NotOurs(_)), "it is forgotten");
+    }
+
+    #[test]
+    fn register_without_room_is_given_back_and_other_news_are_dropped() {
+        let (mut desk, news) = Desk::new();
+        let (_, requests) = handles();
+        let register = || {
+            let handle = requests[0];
+            endpoint_event(Event::Request { handle, call: None, request: request("REGISTER"), flow: flow() })
+        };
+        for _ in 0..NEWS_MAX {
+            assert!(matches!(desk.take(register()), Taken::Ours));
+        }
+        assert!(matches!(desk.take(register()), Taken::Full(handle) if handle == requests[0]));
+        assert!(matches!(desk.take(SipEvent::FlowLost { token: token() }), Taken::Ours));
+        assert_eq!(news.len(), NEWS_MAX);
+    }
+}

@@ -154,11 +154,6 @@ impl Office {
             let _ = tokio::time::timeout(STOP_MAX, wait).await;
         }
     }
-
-    /// The trunks that a call over this one tries, in order.
-    pub fn route(&self, trunk: &str) -> Vec<Arc<Trunk>> {
-        health::order(&self.trunks, trunk, |name| self.board.health(name))
-    }
 }
 
 /// One trunk, and what we do about it.

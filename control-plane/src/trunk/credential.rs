@@ -58,12 +58,7 @@ impl SipCredential {
     /// What a challenge is answered with; `None` without a password.
     pub fn digest(&self) -> Option<Credentials> {
         let password = self.sip_password.as_ref()?.expose_secret().to_owned();
-        Some(Credentials { username: self.user()?, password })
-    }
-
-    /// Whether a challenge of this realm is answered.
-    pub fn answers_realm(&self, realm: &str) -> bool {
-        self.sip_realm.as_deref().is_none_or(|own| own == realm)
+        Some(Credentials { realm: self.sip_realm.clone(), ..Credentials::new(self.user()?, password) })
     }
 }
 
@@ -128,8 +123,9 @@ mod tests {
         credential.sip_password = Some("hunter2".into());
         assert_eq!(credential.digest().unwrap().username, "42");
         assert!(!format!("{credential:?}").contains("hunter2"));
-        assert!(credential.answers_realm("anything"));
+        let answers = |credential: &SipCredential, realm: &str| credential.digest().unwrap().answers(realm);
+        assert!(answers(&credential, "anything"));
         credential.sip_realm = Some("carrier".into());
-        assert!(credential.answers_realm("carrier") && !credential.answers_realm("Carrier"));
+        assert!(answers(&credential, "carrier") && !answers(&credential, "Carrier"));
     }
 }

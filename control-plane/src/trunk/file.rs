@@ -9,7 +9,7 @@ use tandem_sip::Uri;
 use super::inbound::{DidPattern, DidSource, Inbound, Route};
 use super::outbound::{NumberFormat, Outbound, Redirects, Template};
 use super::policy::{
-    Addresses, HeaderRules, Health, ReferIn, Registration, Reliable, SessionTimer, TlsIdentity,
+    Addresses, HeaderRules, Health, HoldOffer, ReferIn, Registration, Reliable, SessionTimer, TlsIdentity,
     TransferPolicy,
 };
 use super::{Phone, SipCredential, Trunk, Trunks};
@@ -63,12 +63,15 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
         headers: read_header_rules(section),
         session_timer: read_session_timer(section),
         reliable: section.choice("reliable", RELIABLE).unwrap_or_default(),
+        hold: section.choice("hold", HOLD).unwrap_or_default(),
         is_dtmf_by_info: section.choice("dtmf", DTMF).unwrap_or_default(),
         addresses: read_addresses(section),
     };
     check_trunk(section, &trunk);
     trunk
 }
+
+const HOLD: &[(&str, HoldOffer)] = &[("sendonly", HoldOffer::SendOnly), ("inactive", HoldOffer::Inactive)];
 
 const RELIABLE: &[(&str, Reliable)] =
     &[("if_required", Reliable::IfRequired), ("prefer", Reliable::Prefer), ("never", Reliable::Never)];

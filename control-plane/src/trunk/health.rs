@@ -9,10 +9,8 @@
 //! Any response but 408 and 503 shows that the trunk is alive: a 404 or 405 to OPTIONS is an answer. One lost ping is no
 //! verdict, since a ping is repeated for five seconds before it counts as lost. A trunk in trouble is asked more often.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Trunks;
 use crate::registration::jitter::Jitter;
 
 /// How long an answer may take: five transmissions over UDP. Later ones are not counted.
@@ -27,8 +25,6 @@ const GOOD_MIN: u32 = 2;
 const TROUBLE_FACTOR: u32 = 3;
 /// But no sooner than this after the last answer.
 const PERIOD_MIN: Duration = Duration::from_secs(2);
-/// Trunks that one call tries at most, the first included: each costs its caller seconds.
-pub const ROUTES_MAX: usize = 8;
 
 /// What a monitor is told when it is made.
 #[derive(Debug, Clone)]
@@ -200,24 +196,6 @@ impl Monitor {
     }
 }
 
-/// The trunks that a call over this one tries, in order: itself, those it names, those they name. Trunks that are down
-/// come last, since a health check may be wrong and a try costs little. A circle ends where it began.
-pub fn order(trunks: &Trunks, first: &str, state: impl Fn(&str) -> State) -> Vec<Arc<super::Trunk>> {
-    let mut chain: Vec<Arc<super::Trunk>> = trunks.find(first).cloned().into_iter().collect();
-    let mut next = 0;
-    while let Some(trunk) = chain.get(next).cloned() {
-        next += 1;
-        for backup in trunk.outbound.failover.iter().filter_map(|name| trunks.find(name)) {
-            if chain.len() < ROUTES_MAX && chain.iter().all(|known| known.name != backup.name) {
-                chain.push(backup.clone());
-            }
-        }
-    }
-    // Stable: within each half the order stays.
-    chain.sort_by_key(|trunk| state(&trunk.name) == State::Down);
-    chain
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,26 +297,5 @@ mod tests {
         assert_eq!(bed.lost(), State::Degraded);
         bed.monitor.handle_response(200, bed.now);
         assert_eq!(bed.monitor.state(), State::Degraded);
-    }
-
-    #[test]
-    fn calls_try_backups_in_order_and_what_is_down_last() {
-        let trunk = |name: &str, failover: &[&str]| {
-            let mut trunk = crate::trunk::Trunk { name: name.into(), ..crate::trunk::Trunk::default() };
-            trunk.outbound.failover = failover.iter().map(|name| (*name).into()).collect();
-            trunk
-        };
-        let trunks = Trunks::new(
-            [trunk("a", &["b", "c"]), trunk("b", &["a", "d"]), trunk("c", &[]), trunk("d", &["d"])],
-            [],
-        );
-        let names = |down: &[&str], first: &str| -> Vec<String> {
-            let state = |name: &str| if down.contains(&name) { State::Down } else { State::Up };
-            order(&trunks, first, state).iter().map(|trunk| trunk.name.to_string()).collect()
-        };
-        assert_eq!(names(&[], "a"), ["a", "b", "c", "d"]);
-        assert_eq!(names(&["a", "c"], "a"), ["b", "d", "a", "c"]);
-        assert_eq!(names(&["d"], "d"), ["d"], "better than nothing");
-        assert!(names(&[], "nobody").is_empty());
     }
 }

@@ -34,7 +34,7 @@ pub use inbound::{DidPattern, DidSource, Inbound, Route};
 pub use outbound::{NumberFormat, Outbound, Redirects, Template, TemplateValues};
 
 pub use policy::{
-    Addresses, HeaderRules, Health, ReferIn, Registration, Reliable, SessionTimer, TlsIdentity,
+    Addresses, HeaderRules, Health, HoldOffer, ReferIn, Registration, Reliable, SessionTimer, TlsIdentity,
     TransferPolicy,
 };
 
@@ -63,6 +63,8 @@ pub struct Trunk {
     pub session_timer: Option<SessionTimer>,
     /// Reliable provisional responses (RFC 3262) on its calls, both directions.
     pub reliable: Reliable,
+    /// What our offer says that puts it on hold.
+    pub hold: HoldOffer,
     /// Whether the keys of an agent go by SIP INFO when the trunk has not agreed on telephone-events.
     pub is_dtmf_by_info: bool,
     /// Which addresses and which certificate it sees of us.

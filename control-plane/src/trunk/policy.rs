@@ -62,6 +62,16 @@ impl Default for TransferPolicy {
     }
 }
 
+/// What our offer says that puts a peer on hold. Nothing is sent to it in either case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum HoldOffer {
+    /// `a=sendonly`, as RFC 3264 §8.4 and telephone networks have it (3GPP TS 24.610): the peer is held, and sends nothing.
+    #[default]
+    SendOnly,
+    /// `a=inactive`: for a peer that waits for music after `sendonly`, and drops the call when none comes.
+    Inactive,
+}
+
 /// What becomes of a REFER from a peer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ReferIn {

@@ -443,10 +443,10 @@ impl Bed {
                 return;
             }
             Event::Reinvite { call, request } if self.answers_reinvites => {
-                let direction = if String::from_utf8_lossy(&request.body).contains("a=inactive") {
-                    "inactive"
-                } else {
-                    "sendrecv"
+                let direction = match String::from_utf8_lossy(&request.body) {
+                    text if text.contains("a=inactive") => "inactive",
+                    text if text.contains("a=sendonly") => "recvonly",
+                    _ => "sendrecv",
                 };
                 self.caller.answer(call, Body::sdp(offer(direction, "0")), self.now).unwrap();
                 return;

@@ -34,6 +34,11 @@ fn bed(inbound: Inbound) -> Bed {
     Bed::with_trunks(Trunks::new([trunk(inbound)], [phone()]), TenantLimits::default())
 }
 
+/// Where there are phones a stranger is challenged first.
+fn bed_without_phones() -> Bed {
+    Bed::with_trunks(Trunks::new([trunk(Inbound::default())], []), TenantLimits::default())
+}
+
 fn from_carrier(inbound: Inbound) -> Bed {
     Bed { caller_at: addr(CARRIER), ..bed(inbound) }
 }
@@ -73,7 +78,7 @@ fn certificate_opens_the_same_door_from_anywhere() {
 
 #[test]
 fn certificate_that_another_trunks_authority_has_signed_opens_no_door() {
-    let mut bed = bed(Inbound::default());
+    let mut bed = bed_without_phones();
     bed.certificate =
         Some(TlsPeer { names: vec!["carrier.example".into()], trunks: vec!["somebody-else".into()] });
     bed.invite("sip:+493012345@192.0.2.1", Some(&sdp()));
@@ -94,17 +99,26 @@ fn number_without_a_route_is_404_and_its_reasons_are_kept_for_the_trunks_tenant(
 
 #[test]
 fn stranger_leaves_nothing_but_its_reasons() {
-    let mut bed = bed(Inbound::default());
+    let mut bed = bed_without_phones();
     bed.invite("sip:+493012345@192.0.2.1", Some(&sdp()));
     assert_eq!(status(&bed), 403);
     assert!(bed.calls.is_empty() && bed.records.is_empty() && bed.commands.is_empty() && bed.lookups == 0);
     let rules: Vec<&str> = bed.refusals[0].trace.iter().map(|step| step.rule.as_str()).collect();
-    assert_eq!(rules, ["trunk_source", "phone_digest", "uri_credentials"]);
+    assert_eq!(rules, ["trunk_source", "uri_credentials"]);
+}
+
+#[test]
+fn stranger_is_challenged_where_there_are_phones_and_leaves_nothing_at_all() {
+    let mut bed = bed(Inbound::default());
+    bed.invite("sip:+493012345@192.0.2.1", Some(&sdp()));
+    assert_eq!(status(&bed), 401);
+    assert!(bed.calls.is_empty() && bed.records.is_empty() && bed.commands.is_empty() && bed.lookups == 0);
+    assert!(bed.refusals.is_empty());
 }
 
 #[test]
 fn how_full_we_are_is_said_to_a_trunk_and_not_to_a_stranger() {
-    let mut bed = from_carrier(Inbound::default());
+    let mut bed = Bed { caller_at: addr(CARRIER), ..bed_without_phones() };
     bed.calls.drain(bed.now);
     bed.invite("sip:+493012345@192.0.2.1", Some(&sdp()));
     assert_eq!((status(&bed), bed.refusals[0].trunk.as_deref()), (503, Some("carrier")));
@@ -167,7 +181,7 @@ fn tenant_over_its_limit_is_refused_and_the_refusal_is_nobodys_bill() {
 #[test]
 fn phone_with_its_password_is_answered_and_the_challenge_leaves_no_line() {
     let mut bed = bed(Inbound::default());
-    let credentials = Credentials { username: "200".into(), password: "hunter22".into() };
+    let credentials = Credentials::new("200", "hunter22");
     bed.invite_as("sip:200@192.0.2.1", Some(credentials), "sip:anything@192.0.2.1", Some(&sdp()));
     assert_eq!(status(&bed), 200);
     assert!(bed.refusals.is_empty());
@@ -180,7 +194,7 @@ fn phone_with_its_password_is_answered_and_the_challenge_leaves_no_line() {
 #[test]
 fn wrong_password_is_asked_again_a_few_times_and_then_403() {
     let mut bed = bed(Inbound::default());
-    let wrong = || Credentials { username: "200".into(), password: "guess".into() };
+    let wrong = || Credentials::new("200", "guess");
     let mut statuses = Vec::new();
     for _ in 0..7 {
         bed.invite_as("sip:200@192.0.2.1", Some(wrong()), "sip:x@192.0.2.1", Some(&sdp()));
@@ -196,7 +210,7 @@ fn wrong_password_is_asked_again_a_few_times_and_then_403() {
 
 #[test]
 fn refusal_names_its_call_in_the_response() {
-    let mut bed = bed(Inbound::default());
+    let mut bed = bed_without_phones();
     bed.invite("sip:echo@192.0.2.1", Some(&sdp()));
     let Some(Heard::Refused { call_id: Some(told), .. }) = bed.heard.last() else {
         panic!("{:?}", bed.heard)

@@ -89,7 +89,7 @@ async fn with_a_service_token_strangers_hear_nothing_and_a_tenant_its_own() {
         config.service_token = Some("a-token".into());
     })
     .await;
-    stage.call("desk").await.unwrap_err();
+    stage.call("desk:a-key-that-nobody-has").await.unwrap_err();
     let mut client = refusals(&stage).await;
     let list = || ListRefusalsRequest { limit: 0 };
     assert_eq!(client.list_refusals(list()).await.unwrap_err().code(), Code::Unauthenticated);
@@ -106,7 +106,7 @@ async fn phone_is_let_in_by_its_password_and_by_nothing_else() {
     let stage = stage("192.0.2.1").await;
     let phone = Phone::bind(PhoneConfig { user: "200".into(), ..PhoneConfig::default() }).await.unwrap();
     let with = |password: &str| CallOptions {
-        credentials: Some(Credentials { username: "200".into(), password: password.into() }),
+        credentials: Some(Credentials::new("200", password)),
         ..CallOptions::default()
     };
     let uri = stage.uri("anything");

@@ -37,7 +37,7 @@ impl Softphone {
         let mut request = OutgoingRequest::new(Method::Register, registrar, address.clone(), self.flow());
         request.to = Some(address);
         request.contact = Some(OwnContact { user: "anna".into(), params: format!(";expires={expires_s}") });
-        request.credentials = Some(Credentials { username: "anna".into(), password: password.into() });
+        request.credentials = Some(Credentials::new("anna", password));
         self.endpoint.request(request, Instant::now()).unwrap();
     }
 

@@ -29,6 +29,20 @@ pub struct Credentials {
     pub username: String,
     /// Password: a secret.
     pub password: String,
+    /// The only realm whose challenges are answered; `None`: any, since who challenges is whom we have asked.
+    pub realm: Option<String>,
+}
+
+impl Credentials {
+    /// For whichever realm asks.
+    pub fn new(username: impl Into<String>, password: impl Into<String>) -> Credentials {
+        Credentials { username: username.into(), password: password.into(), realm: None }
+    }
+
+    /// Whether a challenge of this realm is answered: realms compare octet by octet (RFC 7616 §3.3).
+    pub fn answers(&self, realm: &str) -> bool {
+        self.realm.as_deref().is_none_or(|own| own == realm)
+    }
 }
 
 impl fmt::Debug for Credentials {
@@ -391,7 +405,7 @@ mod tests {
     }
 
     fn circle_of_life() -> Credentials {
-        Credentials { username: "Mufasa".to_owned(), password: "Circle of Life".to_owned() }
+        Credentials::new("Mufasa", "Circle of Life")
     }
 
     const CNONCE: &str = "f2/wE4q74E6zIJEtWaHKaf5wv/H5QzzpXusqGemxURZJ";

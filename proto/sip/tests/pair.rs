@@ -386,13 +386,46 @@ fn bye_in_the_early_dialog_ends_the_invite_with_487() {
 }
 
 #[test]
+fn challenge_of_another_realm_than_the_credentials_is_not_answered() {
+    use tandem_sip::digest::{Algorithm, Challenge, Credentials};
+    let mut net = Network::seeded(22, 2);
+    let (mut invite, now) = (net.invite(0, 1), net.now);
+    let credentials = Credentials::new("alice", "secret");
+    invite.credentials = Some(Credentials { realm: Some("carrier".to_owned()), ..credentials });
+    net.endpoint(0).invite(invite, now).unwrap();
+    let challenge = |realm: &str| Challenge {
+        realm: realm.to_owned(),
+        nonce: "n1".to_owned(),
+        opaque: None,
+        algorithm: Algorithm::Sha256,
+        qop_auth: true,
+        stale: false,
+    };
+    let demand =
+        |realm: &str| Reply::new(401).header("WWW-Authenticate", &challenge(realm).to_header()).unwrap();
+    let callee = net.incoming(1);
+    let now = net.now;
+    net.endpoint(1).reject(callee, demand("carrier"), now).unwrap();
+    let callee = net.until(1, |event| match event {
+        Event::IncomingInvite { call, request, .. } => {
+            request.header(HeaderName::Authorization)?;
+            Some(*call)
+        }
+        _ => None,
+    });
+    let now = net.now;
+    net.endpoint(1).reject(callee, demand("somebody.else"), now).unwrap();
+    assert_eq!(status_of(&net.ended(0)), 401);
+    net.settle();
+}
+
+#[test]
 fn digest_challenge_is_answered_once() {
     use tandem_sip::digest::{Algorithm, Answer, Challenge, Credentials};
     for (password, accepted) in [("secret", true), ("wrong", false)] {
         let mut net = Network::seeded(21, 2);
         let (mut invite, now) = (net.invite(0, 1), net.now);
-        invite.credentials =
-            Some(Credentials { username: "alice".to_owned(), password: password.to_owned() });
+        invite.credentials = Some(Credentials::new("alice", password));
         net.endpoint(0).invite(invite, now).unwrap();
         let challenge = Challenge {
             realm: "tandem".to_owned(),

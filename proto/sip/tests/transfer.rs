@@ -377,7 +377,7 @@ fn proxy_and_server_are_both_answered() {
     let mut server = Challenger::new("server", b"s");
     let lookup = |_: &str| Some("secret".to_owned());
     let (mut invite, now) = (net.invite(0, 1), net.now);
-    invite.credentials = Some(Credentials { username: "alice".to_owned(), password: "secret".to_owned() });
+    invite.credentials = Some(Credentials::new("alice", "secret"));
     net.endpoint(0).invite(invite, now).unwrap();
     // The proxy asks first, then the server behind it; then the server finds its nonce too old.
     let mut now_s = 1000;
@@ -421,7 +421,7 @@ fn server_that_calls_every_nonce_stale_is_tried_once_more_and_no_further() {
     let mut net = Network::seeded(71, 2);
     let mut server = Challenger::new("server", b"s");
     let (mut invite, now) = (net.invite(0, 1), net.now);
-    invite.credentials = Some(Credentials { username: "alice".to_owned(), password: "secret".to_owned() });
+    invite.credentials = Some(Credentials::new("alice", "secret"));
     net.endpoint(0).invite(invite, now).unwrap();
     for _ in 0..3 {
         let call = net.incoming(1);

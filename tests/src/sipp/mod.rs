@@ -1,6 +1,6 @@
 //! sipp, calling and called: a SIP peer that shares no line with ours. What it does is written in tests/sipp.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -22,6 +22,7 @@ pub struct Sipp {
     keys: Vec<(String, String)>,
     flags: Vec<String>,
     lasts: Duration,
+    host: IpAddr,
 }
 
 /// What it counted.
@@ -66,7 +67,14 @@ impl Sipp {
             keys: Vec::new(),
             flags: Vec::new(),
             lasts: Duration::from_secs(90),
+            host: IpAddr::from([127, 0, 0, 1]),
         }
+    }
+
+    /// At this address instead of 127.0.0.1.
+    pub fn at(mut self, host: IpAddr) -> Self {
+        self.host = host;
+        self
     }
 
     /// How many calls in all, and how many of them at once.
@@ -138,7 +146,7 @@ impl Sipp {
         self.start(None, None)
     }
 
-    /// Waits for calls at this port of loopback.
+    /// Waits for calls at this port.
     pub fn listens_at(&self, port: u16) -> anyhow::Result<Running> {
         self.start(None, Some(port))
     }
@@ -157,14 +165,14 @@ impl Sipp {
             Some(port) => port,
             None => crate::stack::free_port()?,
         };
-        let rtp = UdpSocket::bind("127.0.0.1:0")?;
+        let rtp = UdpSocket::bind((self.host, 0))?;
         let rtp_port = rtp.local_addr()?.port().to_string();
         let waves = self.calls.div_ceil(self.at_once);
         let limit = self.lasts + 2 * self.talk * waves;
         let out = std::fs::File::create(folder.path().join("out"))?;
         let mut sipp = Command::new("sipp");
         sipp.args(["-sf", "scenario.xml"])
-            .args(["-i", "127.0.0.1", "-mi", "127.0.0.1", "-nostdin"])
+            .args(["-i", &self.host.to_string(), "-mi", &self.host.to_string(), "-nostdin"])
             .args(["-trace_err", "-error_file", "errors"])
             .args(["-trace_logs", "-log_file", "log"])
             .args(["-p", &local.to_string()])
@@ -193,7 +201,7 @@ impl Sipp {
             .stdout(out.try_clone()?)
             .stderr(out);
         let child = sipp.spawn().context("sipp is missing: scripts/setup.sh test installs it")?;
-        let address = SocketAddr::from(([127, 0, 0, 1], local));
+        let address = SocketAddr::from((self.host, local));
         let mut running = Running { child, folder, address, limit, _rtp: Some(rtp) };
         if to.is_none() {
             running.wait_until_it_listens(self.tcp)?;

@@ -34,18 +34,25 @@ fn phone(user: &str, tenant: &str, assistant: Option<&str>) -> Phone {
     }
 }
 
-fn gate() -> Gate {
-    let trunks = [
+fn trunks() -> [Trunk; 2] {
+    [
         trunk("carrier", "203.0.113.0/28", &[("+4930*", "berlin"), ("+49301234", "desk")]),
         trunk("pbx", "203.0.113.4/30", &[("+493099*", "support")]),
-    ];
+    ]
+}
+
+fn gate() -> Gate {
     let phones = [
         phone("200", "t1", Some("echo")),
         phone("201", "t1", Some("tone")),
         phone("300", "t2", Some("other")),
         phone("202", "t1", None),
     ];
-    Gate::new(Trunks::new(trunks, phones), "tandem", &[7; 32], Default::default())
+    Gate::new(Trunks::new(trunks(), phones), "tandem", &[7; 32], Default::default())
+}
+
+fn gate_without_phones() -> Gate {
+    Gate::new(Trunks::new(trunks(), []), "tandem", &[7; 32], Default::default())
 }
 
 fn invite(uri: &str, from: &str, more: &str) -> Request {
@@ -95,7 +102,7 @@ impl Asked {
 fn ask(gate: &mut Gate, request: &Request, source: &str, certificate: &[&str], now: Instant) -> Asked {
     let trunks = gate.trunks().iter().map(|trunk| trunk.name.clone()).collect();
     let peer = TlsPeer { names: certificate.iter().map(|name| Box::from(*name)).collect(), trunks };
-    let invite = Invite { request, source: source.parse().unwrap(), peer: Some(&peer), now };
+    let invite = Invite { request, source: source.parse().unwrap(), peer: Some(&peer), place: None, now };
     let mut trace = Trace::new();
     let result = credential(&invite, gate, &mut trace);
     Asked { result, trace }
@@ -134,14 +141,41 @@ fn good_call_passes_four_steps() {
 }
 
 #[test]
-fn stranger_without_anything_is_refused_with_403_and_told_of_all_three_ways() {
+fn stranger_without_anything_is_refused_with_403_and_told_of_the_ways_there_are() {
     for text in ["sip:desk@tandem", "sip:tandem", "sip:desk:@tandem"] {
-        let (agent, trace) = run(text, &found());
-        assert_eq!(agent, Err(Cause::MissingKey), "{text}");
-        let rules: Vec<_> = trace.iter().map(|step| step.rule.as_str()).collect();
-        assert_eq!(rules, ["trunk_source", "phone_digest", "uri_credentials"]);
-        assert!(trace.iter().all(|step| !step.passed));
+        let request = invite(text, "anna", "");
+        let asked = ask(&mut gate_without_phones(), &request, STRANGER, &[], Instant::now());
+        assert_eq!(asked.cause(), Cause::MissingKey, "{text}");
+        assert_eq!(
+            asked.steps().iter().map(|step| step.1).collect::<Vec<_>>(),
+            ["trunk_source", "uri_credentials"]
+        );
+        assert!(asked.trace.iter().all(|step| !step.passed));
     }
+}
+
+#[test]
+fn user_of_no_phone_hears_what_a_phone_hears() {
+    let uri = "sip:x@tandem";
+    // Without the nonce, which is always another one.
+    let heard = |user: &str| -> Vec<String> {
+        let (mut gate, now) = (gate(), Instant::now());
+        let mut asked = ask(&mut gate, &invite(uri, user, ""), STRANGER, &[], now);
+        let mut heard = Vec::new();
+        while let Err(Turned::Challenged(reply)) = &asked.result {
+            let text = format!("{reply:?}");
+            let nonces = text.split("nonce=").map(|part| part.split_once(',').map_or(part, |(_, rest)| rest));
+            heard.push(nonces.collect());
+            let authorization = answer(reply, Algorithm::Sha256, user, "wrong", uri, 1);
+            asked = ask(&mut gate, &invite(uri, user, &authorization), STRANGER, &[], now);
+        }
+        let Err(Turned::Refused(ending, _)) = &asked.result else { panic!("{:?}", asked.result) };
+        heard.push(format!("{:?}", ending.to_reply()));
+        heard
+    };
+    let (phone, nobody) = (heard("200"), heard("999"));
+    assert_eq!(phone.len(), super::super::gate::TRIES_MAX as usize + 1);
+    assert_eq!(phone, nobody);
 }
 
 #[test]
@@ -243,7 +277,7 @@ fn answer(reply: &Reply, algorithm: Algorithm, user: &str, password: &str, uri: 
         [Algorithm::Sha256, Algorithm::Md5]
     );
     let challenge = challenges.into_iter().find(|challenge| challenge.algorithm == algorithm).unwrap();
-    let credentials = Credentials { username: user.to_owned(), password: password.to_owned() };
+    let credentials = Credentials::new(user, password);
     format!("Authorization: {}\r\n", challenge.answer(&credentials, "INVITE", uri, "c", count))
 }
 

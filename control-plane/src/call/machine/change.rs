@@ -11,7 +11,7 @@ use tandem_sip::{Request, RequestHandle};
 
 use super::Call;
 use crate::call::action::{Action, EngineRefusal};
-use crate::call::negotiation::{NegotiationError, rtp_parameters};
+use crate::call::negotiation::NegotiationError;
 use crate::call::registry::Surroundings;
 use crate::call::session::UpdateNumber;
 use crate::sip::Verb;
@@ -39,8 +39,8 @@ impl Call {
         if self.life.is_ending() {
             return;
         }
-        // An UPDATE of theirs has no answer yet (RFC 3311 §5.2): one exchange at a time.
-        if self.change.is_some() {
+        // An UPDATE of theirs has no answer yet (RFC 3311 §5.2), or another dialog moves the media: one exchange at a time.
+        if self.change.is_some() || self.has_newcomer() {
             return self.ask_sip(around, |sip| Verb::Reject(sip, Reply::new(491)));
         }
         let Some(body) = request.sdp() else {
@@ -65,7 +65,7 @@ impl Call {
         };
         // An offer while the first one, or another, has no answer yet (§5.2).
         let is_early = self.life.is_before_answer();
-        if is_early || self.change.is_some() || self.negotiation.awaits_answer() {
+        if is_early || self.change.is_some() || self.has_newcomer() || self.negotiation.awaits_answer() {
             let reply =
                 if is_early { Reply::new(500).retry_after_s(RETRY_UPDATE_S) } else { Reply::new(491) };
             return around.actions.push_back(Action::Sip(Verb::Reply(handle, reply)));
@@ -83,7 +83,7 @@ impl Call {
                 self.answer_change(request, text, around);
             }
             Ok(negotiated) => {
-                let update = self.session.update(rtp_parameters(&negotiated));
+                let update = self.session.update(self.rtp(&negotiated));
                 self.change = Some(PendingChange { request, update });
             }
             // The call goes on as it was (RFC 3261 §14.2).
@@ -102,6 +102,11 @@ impl Call {
         });
     }
 
+    /// 488: the dialog is left before the engine has answered.
+    pub(super) fn refuse_change(&self, change: PendingChange, around: &mut Surroundings<'_>) {
+        self.answer_change(change.request, None, around);
+    }
+
     /// The caller has taken its re-INVITE back.
     pub fn handle_reinvite_cancelled(&mut self) {
         let pending = self.change.map(|change| change.request);
@@ -112,9 +117,9 @@ impl Call {
         self.negotiation.abandon();
         if self.change.take().is_some()
             && self.has_media()
-            && let Some(current) = self.negotiation.current()
+            && let Some(current) = self.negotiation.current().copied()
         {
-            self.session.update(rtp_parameters(current));
+            self.session.update(self.rtp(&current));
         }
     }
 
@@ -124,6 +129,12 @@ impl Call {
         around: &mut Surroundings<'_>,
     ) {
         let Some((number, is_last)) = self.session.handle_updated() else { return };
+        if self.handle_newcomer_updated(number, &result, around) {
+            if let Err(refusal @ (EngineRefusal::Gone | EngineRefusal::Unreachable(_))) = result {
+                self.handle_done(Err(refusal), around);
+            }
+            return;
+        }
         let ours = |change: &mut PendingChange| change.update == number;
         let Some(change) = self.change.take_if(ours).filter(|_| !self.life.is_ending()) else {
             let is_refused = !matches!(result, Ok(()) | Err(EngineRefusal::Gone));

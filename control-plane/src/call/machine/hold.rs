@@ -1,13 +1,15 @@
 //! We hold the other side, or take it back: a re-INVITE of ours (RFC 3261 §14.1, RFC 3264 §8.4).
 //!
 //! ```text
-//!   hold ─▶ re-INVITE, a=inactive ─▶ 2xx ─▶ engine: Update; OnHold, the agent is told
+//!   hold ─▶ re-INVITE, a=sendonly ─▶ 2xx ─▶ engine: Update; OnHold, the agent is told
 //!                                └── 491: both at once ─▶ again, after the time that §14.1 sets ─▶ at most TRIES_MAX times
 //!                                └── anything else ─▶ the call goes on as it was
 //! ```
 
 use std::time::{Duration, Instant};
 
+use tandem_api::engine::v1 as engine;
+use tandem_sdp::{Direction, Negotiated};
 use tandem_sip::message::{Body, Response};
 
 use super::{Asked, Call};
@@ -16,6 +18,7 @@ use crate::call::negotiation::rtp_parameters;
 use crate::call::registry::Surroundings;
 use crate::call::state::State;
 use crate::sip::Verb;
+use crate::trunk::HoldOffer;
 
 /// How often one hold is tried when both sides change the session at once.
 const TRIES_MAX: u8 = 4;
@@ -40,7 +43,11 @@ impl Call {
         if !matches!(state, State::Connected | State::OnHold) || !self.has_media() {
             return Asked::State(state);
         }
-        if self.own_change.is_some() || self.change.is_some() || self.negotiation.awaits_answer() {
+        if self.own_change.is_some()
+            || self.change.is_some()
+            || self.has_newcomer()
+            || self.negotiation.awaits_answer()
+        {
             return Asked::Busy;
         }
         if self.is_holding != is_held {
@@ -50,7 +57,7 @@ impl Call {
     }
 
     fn reinvite(&mut self, is_held: bool, tries: u8, around: &mut Surroundings<'_>) {
-        self.negotiation.hold(is_held);
+        self.negotiation.hold(is_held.then(|| self.hold_offer()));
         let Some(text) = self.negotiation.offer() else { return };
         self.ask_sip(around, |sip| Verb::Reinvite(sip, Some(Body::sdp(text))));
         let at = around.now + OUTCOME_MAX;
@@ -63,7 +70,7 @@ impl Call {
         match self.negotiation.accept(response.sdp()) {
             Ok(negotiated) => {
                 self.is_holding = change.is_held;
-                self.session.update(rtp_parameters(&negotiated));
+                self.session.update(self.rtp(&negotiated));
                 self.life.hold(self.is_held());
             }
             Err(error) => self.end(Ending::with_detail(Cause::BadAnswer, error.to_string()), around),
@@ -88,7 +95,19 @@ impl Call {
     /// What we offered does not hold.
     fn undo(&mut self) {
         self.negotiation.abandon();
-        self.negotiation.hold(self.is_holding);
+        self.negotiation.hold(self.is_holding.then(|| self.hold_offer()));
+    }
+
+    fn hold_offer(&self) -> HoldOffer {
+        self.trunk.as_ref().map(|trunk| trunk.hold).unwrap_or_default()
+    }
+
+    /// What the engine is told of an agreement. Whom we hold hears nothing, whatever was said: an agent goes on talking.
+    pub(super) fn rtp(&self, negotiated: &Negotiated) -> engine::RtpParameters {
+        match self.is_holding {
+            true => rtp_parameters(&Negotiated { direction: Direction::Inactive, ..*negotiated }),
+            false => rtp_parameters(negotiated),
+        }
     }
 
     pub(super) fn own_change_deadline(&self) -> Option<Instant> {

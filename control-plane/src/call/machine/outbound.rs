@@ -19,6 +19,7 @@ use tandem_sip::message::{Body, Response};
 use tandem_sip::{CallHandle, EndReason, Flow, HeaderName, Headers, Uri};
 use uuid::Uuid;
 
+use super::fork::{self, Fork};
 use super::{Call, Negotiation, Session};
 use crate::call::action::Action;
 use crate::call::admission::refused_by;
@@ -56,13 +57,39 @@ pub(super) struct Outbound {
     redirected: Vec<Uri>,
     /// The callee's side has said something to this INVITE.
     is_heard: bool,
-    /// The last final response.
+    /// Other places where it rings.
+    pub(super) forks: Vec<Fork>,
+    /// It rang at several places.
+    pub(super) is_forked: bool,
+    /// The best of the final responses so far.
     refusal: Option<CarrierWord>,
 }
 
 impl Outbound {
     pub(super) fn trunk_name(&self) -> &str {
         &self.trunk.name
+    }
+
+    /// The number that the callee sees.
+    pub(super) fn from(&self) -> &str {
+        &self.order.from
+    }
+
+    /// Whether its INVITE has this name.
+    pub(super) fn is_named(&self, token: Token) -> bool {
+        self.token == Some(token)
+    }
+
+    /// This branch is the call's own from here on. Gives the name of the one before.
+    pub(super) fn name_branch(&mut self, branch: Fork) -> Option<Token> {
+        self.asked = branch.sip.is_none().then_some(branch.token);
+        self.token.replace(branch.token)
+    }
+
+    /// The call goes on in another dialog. Gives the name of the INVITE, which is not needed any more.
+    pub(super) fn leave_dialog(&mut self) -> Option<Token> {
+        self.asked = None;
+        self.token.take()
     }
 
     pub(super) fn metadata(&self) -> HashMap<String, String> {
@@ -109,6 +136,8 @@ impl Call {
             keys: super::Keys::default(),
             agent_headers: Headers::new(),
             replaces: None,
+            successor: None,
+            former: None,
             trunk: Some(trunk.clone()),
             peer_host: String::new(),
             contact: None,
@@ -120,6 +149,7 @@ impl Call {
             tenant_id: Some(order.tenant_id.clone()),
             agent: Some(order.agent.clone()),
             custom: order.args.clone(),
+            may_ring: true,
             offer: None,
             trace: vec![step],
             life: Life::queued(&around.settings.limits, order.duration_max, around.now),
@@ -146,6 +176,8 @@ impl Call {
                 contacts: VecDeque::new(),
                 redirected: Vec::new(),
                 is_heard: false,
+                forks: Vec::new(),
+                is_forked: false,
                 refusal: None,
             })),
         }
@@ -197,8 +229,15 @@ impl Call {
 
     /// The INVITE has left; again, under another handle, when it was given to the next address.
     pub fn handle_placed(&mut self, token: Token, call: CallHandle, around: &mut Surroundings<'_>) {
+        if self.handle_referral_placed(token, call) || self.handle_fork_placed(token, call) {
+            return;
+        }
+        let Some(own) = self.outbound.as_deref_mut().filter(|own| own.token == Some(token)) else {
+            // What was given up before it left.
+            around.forget(token);
+            return around.actions.push_back(Action::Sip(Verb::HangUp(call, Headers::new())));
+        };
         self.sip = Some(call);
-        let Some(own) = self.outbound.as_deref_mut() else { return };
         if own.asked == Some(token) {
             own.asked = None;
         }
@@ -212,6 +251,11 @@ impl Call {
 
     /// The INVITE could not leave.
     pub fn handle_not_sent(&mut self, token: Token, why: &NotSent, around: &mut Surroundings<'_>) {
+        if self.handle_referral_not_sent(token, why, around)
+            || self.take_fork(|fork| fork.token == token).is_some()
+        {
+            return;
+        }
         let Some(own) = self.outbound.as_deref_mut().filter(|own| own.token == Some(token)) else {
             // An INFO of ours.
             return self.handle_info_answered(around);
@@ -223,6 +267,9 @@ impl Call {
             return;
         }
         self.trace.push(carrier_step(&why.to_string()));
+        if self.another_rings(around) {
+            return;
+        }
         self.try_next_trunk(Ending::with_detail(Cause::TrunkUnreachable, why.to_string()), around);
     }
 
@@ -259,6 +306,7 @@ impl Call {
         if self.life.is_ending() || self.outbound.is_none() {
             return;
         }
+        self.cancel_forks(&fork::answered_elsewhere(), around);
         self.answered_ms = around.epoch_ms();
         self.life.answer(around.now);
         self.dialog = super::DialogId::of_answer(response);
@@ -301,11 +349,9 @@ impl Call {
         self.sip = None;
         let ending = match why {
             EndReason::Failed { response } => {
-                let word = CarrierWord::of(&response);
-                self.trace.push(carrier_step(&format!("{} {}", word.status, word.phrase)));
-                let ending = word.to_ending();
-                if let Some(own) = self.outbound.as_deref_mut() {
-                    own.refusal = Some(word);
+                let ending = self.note_refusal(&response, around);
+                if self.another_rings(around) {
+                    return;
                 }
                 if self.follow(&response, around) {
                     return;
@@ -317,6 +363,9 @@ impl Call {
             }
             EndReason::NoResponse(why) => {
                 self.trace.push(carrier_step(&why.to_string()));
+                if self.another_rings(around) {
+                    return;
+                }
                 let ending = Ending::with_detail(Cause::TrunkUnreachable, why.to_string());
                 // What has rung somewhere is not tried elsewhere: two phones would ring for one call.
                 if self.outbound.as_deref().is_some_and(|own| own.is_heard) {
@@ -327,6 +376,25 @@ impl Call {
             _ => return self.end(Ending::new(Cause::DialogLost), around),
         };
         self.try_next_trunk(ending, around);
+    }
+
+    /// A branch was refused. Gives the ending that the call has if no other one answers: the best of what was said (RFC
+    /// 3261 §16.7), which is a 6xx if there is one, else of the lowest class; and 6xx ends the other branches.
+    pub(super) fn note_refusal(&mut self, response: &Response, around: &mut Surroundings<'_>) -> Ending {
+        let word = CarrierWord::of(response);
+        self.trace.push(carrier_step(&format!("{} {}", word.status, word.phrase)));
+        if word.status >= 600 {
+            self.cancel_forks(&Headers::new(), around);
+        }
+        let rank = |word: &CarrierWord| if word.status >= 600 { 0 } else { word.status / 100 };
+        let Some(own) = self.outbound.as_deref_mut() else { return word.to_ending() };
+        let best = match own.refusal.take() {
+            Some(before) if own.is_forked && rank(&before) <= rank(&word) => before,
+            _ => word,
+        };
+        let ending = best.to_ending();
+        own.refusal = Some(best);
+        ending
     }
 
     /// Where a 3xx sends us, or the next of the Contacts that an earlier one has named. `false`: nowhere.
@@ -383,6 +451,10 @@ impl Call {
     /// The end before the answer: CANCEL, now or when the INVITE has left.
     pub(super) fn give_up(&mut self, ending: &Ending, around: &mut Surroundings<'_>) {
         let Some(own) = self.outbound.as_deref_mut() else { return };
+        let (forks, headers) = (std::mem::take(&mut own.forks), ending.to_headers());
+        for fork in forks {
+            fork.cancel(&headers, around);
+        }
         match (self.sip, own.asked) {
             (Some(sip), _) if !self.sip_is_over => {
                 around.actions.push_back(Action::Sip(Verb::HangUp(sip, ending.to_headers())));

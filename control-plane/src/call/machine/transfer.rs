@@ -164,6 +164,12 @@ impl Call {
         if uri.password().is_some() || uri.headers().is_some() {
             return Err("the target must be a SIP URI without password and headers".to_owned());
         }
+        self.check_target(&uri)?;
+        Ok(ReferTo::blind(uri))
+    }
+
+    /// A URI must be at the trunk's own hosts or at those that its policy names.
+    pub(super) fn check_target(&self, uri: &Uri) -> Result<(), String> {
         let host = uri.host();
         let is_own = match &self.trunk {
             Some(trunk) => order::is_host_of(trunk, host) || names_host(&trunk.transfer.targets, host),
@@ -172,8 +178,7 @@ impl Call {
         if !is_own {
             return Err(format!("host {host} is not among the transfer targets of the trunk"));
         }
-        self.check_number(&uri.user().unwrap_or_default())?;
-        Ok(ReferTo::blind(uri))
+        self.check_number(&uri.user().unwrap_or_default())
     }
 
     /// A number must be one that the trunk may be asked for.
@@ -244,7 +249,7 @@ impl Call {
         }
     }
 
-    fn tell_transfer(&mut self, status: &str, reason: &str) {
+    pub(super) fn tell_transfer(&mut self, status: &str, reason: &str) {
         let reason = reason.chars().take(128).collect();
         let progress = engine::TransferProgress { status: status.to_owned(), reason };
         self.session.tell(Tell::Transfer(progress));

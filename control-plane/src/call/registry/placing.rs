@@ -204,8 +204,11 @@ impl Calls {
     pub(super) fn pump(&mut self, now: Instant) {
         self.pump_at = None;
         while self.may_dial()
-            && let Some(call_id) = self.dispatcher.poll(now)
+            && let Some(call_id) = self.dispatcher.poll(now, |tenant| self.gate.has_room(tenant))
         {
+            if let Some(tenant_id) = self.calls.get(&call_id).and_then(Call::tenant_id) {
+                self.gate.count(call_id, tenant_id);
+            }
             self.on_call(call_id, now, |call, fleet, around| call.dial(fleet, around));
         }
         // A call that failed at once has made room, and its turn is over: nothing else is waiting for that.

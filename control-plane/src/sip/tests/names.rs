@@ -1,4 +1,4 @@
-//! Names, with a real DNS server: dnsmasq on loopback. Where it is not installed these tests say so and end.
+//! Names, with a real DNS server: dnsmasq on loopback. Where it is not installed these tests fail.
 
 use std::process::{Child, Command, Stdio};
 
@@ -11,10 +11,13 @@ struct Dns {
 }
 
 impl Dns {
-    async fn with(records: &[String]) -> Option<Self> {
+    async fn with(records: &[String]) -> Self {
         let address = UdpSocket::bind(LOOPBACK).await.unwrap().local_addr().unwrap();
         let port = format!("--port={}", address.port());
+        // Debian has it where not everybody looks.
+        let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
         let spawned = Command::new("dnsmasq")
+            .env("PATH", path)
             .args(["--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--pid-file"])
             .args(["--listen-address=127.0.0.1", "--bind-interfaces", "--user=root", &port])
             .args(["--host-record=a.sip.test,127.0.0.1", "--local=/test/"])
@@ -22,17 +25,10 @@ impl Dns {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
-        match spawned {
-            Ok(child) => {
-                let dns = Self { child, address };
-                dns.is_up().await;
-                Some(dns)
-            }
-            Err(error) => {
-                eprintln!("dnsmasq cannot be started ({error}): apt-get install dnsmasq-base");
-                None
-            }
-        }
+        let child = spawned.expect("dnsmasq is missing: scripts/setup.sh test installs it");
+        let dns = Self { child, address };
+        dns.is_up().await;
+        dns
     }
 
     /// Asks for a.sip.test until there is an answer.
@@ -81,7 +77,7 @@ async fn naptr_and_srv_lead_to_the_transport_and_the_port() {
         srv("_sip._udp.sip.test", server.at(Transport::Udp), 1),
         srv("_sip._tcp.sip.test", server.at(Transport::Tcp), 1),
     ];
-    let Some(dns) = Dns::with(&records).await else { return };
+    let dns = Dns::with(&records).await;
     let client = shell(&[SipTransport::Udp], dns.settings()).await;
     client.invite("sip:a@sip.test", "v=0\r\n", None).await;
     assert_eq!(server.incoming().await.2.transport, Transport::Tcp, "its order is lower");
@@ -95,7 +91,7 @@ async fn host_that_is_down_is_passed_over_for_the_next_of_its_srv_records() {
     let down = TcpListener::bind(LOOPBACK).await.unwrap().local_addr().unwrap();
     let service = "_sip._tcp.sip.test";
     let records = [srv(service, down, 1), srv(service, server.at(Transport::Tcp), 2)];
-    let Some(dns) = Dns::with(&records).await else { return };
+    let dns = Dns::with(&records).await;
     let mut client = shell(&[SipTransport::Udp], dns.settings()).await;
     client.invite("sip:a@sip.test", "v=0\r\n", None).await;
     let (call, ..) = server.incoming().await;
@@ -116,7 +112,7 @@ async fn host_that_is_down_is_passed_over_for_the_next_of_its_srv_records() {
 
 #[tokio::test]
 async fn domain_that_dns_does_not_know_is_told_at_once() {
-    let Some(dns) = Dns::with(&[]).await else { return };
+    let dns = Dns::with(&[]).await;
     let mut client = shell(&[SipTransport::Udp], dns.settings()).await;
     client.options("sip:a@nowhere.test", None).await;
     let SipEvent::NotSent { why: NotSent::Unresolved { host, why }, .. } = client.next().await else {

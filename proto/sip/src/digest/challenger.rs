@@ -311,7 +311,7 @@ mod tests {
     }
 
     fn answer(challenge: &str, password: &str, count: u32) -> String {
-        let credentials = Credentials { username: "alice".to_owned(), password: password.to_owned() };
+        let credentials = Credentials::new("alice", password);
         Challenge::parse(challenge).unwrap().answer(&credentials, "REGISTER", "sip:b", "cn", count)
     }
 

@@ -30,7 +30,8 @@ impl Endpoint {
             _ => return false,
         };
         let Some(credentials) = self.credentials_of(owner) else { return false };
-        let challenges = Challenge::strongest_each(response.head.headers().all(challenge));
+        let mut challenges = Challenge::strongest_each(response.head.headers().all(challenge));
+        challenges.retain(|challenge| credentials.answers(&challenge.realm));
         let Some(request) = self.request_of(transaction) else { return false };
         let Some(state) = self.transactions.get(transaction) else { return false };
         // A realm that we have answered asks again only because its nonce was too old, and once.
