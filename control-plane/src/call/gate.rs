@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use secrecy::ExposeSecret;
 use tandem_sip::HeaderName;
@@ -21,15 +21,10 @@ use uuid::Uuid;
 use super::admission::{Trace, refused_by};
 use super::ending::{Cause, Ending};
 use crate::trunk::bucket::{Bucket, Rate};
-use crate::trunk::lru::Lru;
+pub use crate::trunk::tries::TRIES_MAX;
+use crate::trunk::tries::Tries;
 use crate::trunk::{Phone, Trunk, Trunks};
 
-/// Wrong passwords of one phone from one source within [`TRIES_WINDOW`]; then 403, without a look at the next ones.
-pub const TRIES_MAX: u32 = 5;
-/// Within this time wrong passwords add up.
-const TRIES_WINDOW: Duration = Duration::from_secs(60);
-/// Sources whose wrong passwords are counted, at some 50 octets each. Full: the one that was silent longest is forgotten.
-const TRIES_SOURCES_MAX: usize = 10_000;
 /// Tenants whose rate is counted; far more than one node serves. Full: all buckets begin anew.
 const TENANTS_MAX: usize = 100_000;
 
@@ -48,18 +43,12 @@ pub struct Gate {
     challenger: Challenger,
     /// Nonces count seconds from here.
     start: Option<Instant>,
-    tries: Lru<(IpAddr, u64), Tries>,
+    tries: Tries,
     rates: HashMap<Arc<str>, Bucket>,
     tenant_rates: HashMap<Arc<str>, Bucket>,
     tenant_limits: TenantLimits,
     /// Whose each live call is.
     live: HashMap<Uuid, Owner>,
-}
-
-#[derive(Debug, Default)]
-struct Tries {
-    wrong: u32,
-    since: Option<Instant>,
 }
 
 /// Whose a call is, or would have been.
@@ -96,7 +85,7 @@ impl Gate {
             trunks,
             challenger: Challenger::new(realm, secret),
             start: None,
-            tries: Lru::new(TRIES_SOURCES_MAX),
+            tries: Tries::default(),
             rates: HashMap::new(),
             tenant_rates: HashMap::new(),
             tenant_limits,
@@ -137,26 +126,20 @@ impl Gate {
         source: IpAddr,
         now: Instant,
     ) -> Result<(), Wrong> {
-        let key = (source, hash_of(&phone.user));
         let now_s = self.seconds(now);
-        if let Some(tries) = self.tries.get_mut(&key) {
-            if tries.since.is_some_and(|since| now.saturating_duration_since(since) >= TRIES_WINDOW) {
-                *tries = Tries::default();
-            } else if tries.wrong >= TRIES_MAX {
-                return Err(Wrong::TooMany);
-            }
+        if !self.tries.may_try(source, &phone.user, now_s) {
+            return Err(Wrong::TooMany);
         }
         let password = |user: &str| (user == &*phone.user).then(|| phone.password.expose_secret().to_owned());
         match self.challenger.check(request, HeaderName::Authorization, now_s, password) {
             Ok(_) => {
-                self.tries.remove(&key);
+                self.tries.right(source, &phone.user, now_s);
                 Ok(())
             }
             Err(why @ (Denied::WrongPassword | Denied::UnknownUser)) => {
-                let tries = self.tries.entry(key);
-                tries.since.get_or_insert(now);
-                tries.wrong += 1;
-                if tries.wrong >= TRIES_MAX { Err(Wrong::TooMany) } else { Err(Wrong::Again(why)) }
+                self.tries.wrong(source, &phone.user, now_s);
+                let has_more = self.tries.may_try(source, &phone.user, now_s);
+                Err(if has_more { Wrong::Again(why) } else { Wrong::TooMany })
             }
             Err(why) => Err(Wrong::Again(why)),
         }
@@ -265,16 +248,10 @@ pub enum Wrong {
     TooMany,
 }
 
-/// So that the table holds no strings: of two users with the same hash one may have to wait a minute.
-fn hash_of(user: &str) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    user.hash(&mut hasher);
-    hasher.finish()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::trunk::Inbound;
 
