@@ -15,7 +15,7 @@ use ipnet::IpNet;
 /// Calls that a trunk offers a second, when nobody says: a carrier's usual limit is 1 to 30.
 pub const CALLS_PER_SECOND_DEFAULT: f64 = 30.0;
 /// Digits that make a text a number: fewer are an extension and are compared as they are.
-const NUMBER_MIN: usize = 5;
+pub(super) const NUMBER_MIN: usize = 5;
 
 /// What a trunk may offer us.
 #[derive(Debug, Clone)]

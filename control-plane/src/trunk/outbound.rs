@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::credential::escape_user;
-use super::inbound::{digits_of, normal, normal_prefix};
+use super::inbound::{NUMBER_MIN, digits_of, normal, normal_prefix};
 
 /// How we call over a trunk.
 #[derive(Debug, Clone)]
@@ -90,7 +90,14 @@ impl Outbound {
         let is_name = user.starts_with(char::is_alphabetic);
         let is_unclear = !is_name && digits_of(user).is_none();
         if is_unclear && !self.numbers_denied.is_empty() {
-            return false;
+            // A service code such as `*21#` is too short to be somebody's number.
+            let digits: String = user.chars().filter(|c| c.is_numeric()).collect();
+            let is_short = digits.chars().count() < NUMBER_MIN;
+            if !is_short
+                || self.numbers_denied.iter().any(|prefix| digits.starts_with(&normal_prefix(prefix)))
+            {
+                return false;
+            }
         }
         let forms = [normal(user, None), normal(user, self.country_code.as_deref()), international(user)];
         let begins = |prefix: &String| {
@@ -332,7 +339,8 @@ mod tests {
         ] {
             assert!(!outbound.allows_number(number), "{number}");
         }
-        for number in ["+4930123456", "030123456", "+4930123456;npdi=yes", "sales", "anna.b", "desk-2", "201"]
+        for number in
+            ["+4930123456", "030123456", "+4930123456;npdi=yes", "sales", "anna.b", "desk-2", "201", "*21#"]
         {
             assert!(outbound.allows_number(number), "{number}");
         }
