@@ -315,7 +315,7 @@ fn by_trunk(
 }
 
 /// The number that was dialled.
-fn dialled_number(request: &Request, from: DidSource) -> String {
+pub(crate) fn dialled_number(request: &Request, from: DidSource) -> String {
     let user = |uri: &Uri| match uri.user() {
         Some(user) => Some(user.into_owned()),
         // tel:+49301234;phone-context=…

@@ -34,6 +34,8 @@ use crate::store::accounts::{Accounts, Found};
 use crate::store::contexts::{ContextStore, EmbeddedContexts};
 use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
+use crate::trunk::bucket::{Bucket, Rate};
+use crate::trunk::guard::Source;
 
 /// Replies and answers that wait for the core. Each live call has one at most under way; full: their tasks wait.
 const REPLIES_MAX: usize = 4_096;
@@ -41,6 +43,8 @@ const REPLIES_MAX: usize = 4_096;
 const REQUESTS_MAX: usize = 256;
 /// Told to the agent of a session that no call needs any more.
 const STRAY_REASON: &str = "error";
+/// Lines about refused calls: more than a person reads, less than fills a disk in a night.
+const REFUSAL_LINES_RATE: Rate = Rate { per_second: 50.0, burst: 500.0 };
 /// How often the wall clock is read again and gauges are set.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -214,6 +218,9 @@ pub struct Driver {
     replies_in: mpsc::Sender<Reply>,
     /// Who waits for the last call to be over.
     ending: Vec<oneshot::Sender<()>>,
+    refusal_lines: Bucket,
+    /// Refusals without a line since the last one that had one.
+    unsaid: u64,
 }
 
 impl Driver {
@@ -221,7 +228,10 @@ impl Driver {
     pub fn new(calls: Calls, means: Means, sources: Sources) -> (Self, LiveCalls) {
         let (requests_in, requests) = mpsc::channel(REQUESTS_MAX);
         let (replies_in, replies) = mpsc::channel(REPLIES_MAX);
-        let driver = Self { calls, means, sources, requests, replies, replies_in, ending: Vec::new() };
+        let refusal_lines = Bucket::new(REFUSAL_LINES_RATE, Instant::now());
+        let ending = Vec::new();
+        let driver =
+            Self { calls, means, sources, requests, replies, replies_in, ending, refusal_lines, unsaid: 0 };
         (driver, LiveCalls { requests: requests_in })
     }
 
@@ -433,30 +443,37 @@ impl Driver {
         }
     }
 
-    /// The one line of a refused call.
-    fn report_refusal(&self, refusal: Refusal) {
+    /// The one line of a refused call. In a flood most have none, and the next that has one says how many.
+    fn report_refusal(&mut self, refusal: Refusal) {
         let Refusal { call_id, tenant_id, trunk, source, step, ending, .. } = &refusal;
         let row = ending.cause.row();
         if let Some(failure) = ending.cause.failure() {
-            self.means.guard.refused(source.ip(), failure, Instant::now());
+            let source = Source { ip: source.ip(), peer: None };
+            self.means.guard.refused(source, failure, Instant::now());
         }
         if let Some(trunk) = trunk.as_ref().filter(|_| !refusal.was_admitted()) {
             self.means.metrics.count_trunk(trunk, TrunkCall::Refused);
         }
-        tracing::warn!(
-            %call_id,
-            tenant_id = tenant_id.as_deref().unwrap_or_default(),
-            trunk = trunk.as_deref().unwrap_or_default(),
-            %source,
-            step = %step.step,
-            rule = %step.rule,
-            field = %step.field,
-            expected = %step.expected,
-            got = %step.got,
-            sip_status = row.sip_status,
-            reason = row.word,
-            "call refused"
-        );
+        if self.refusal_lines.take(REFUSAL_LINES_RATE, Instant::now()) {
+            let unsaid = std::mem::take(&mut self.unsaid);
+            tracing::warn!(
+                %call_id,
+                tenant_id = tenant_id.as_deref().unwrap_or_default(),
+                trunk = trunk.as_deref().unwrap_or_default(),
+                %source,
+                step = %step.step,
+                rule = %step.rule,
+                field = %step.field,
+                expected = %step.expected,
+                got = %step.got,
+                sip_status = row.sip_status,
+                reason = row.word,
+                unsaid,
+                "call refused"
+            );
+        } else {
+            self.unsaid += 1;
+        }
         self.means.metrics.count_refusal(row.word, &step.rule);
         if !refusal.is_recorded {
             self.means.refusals.put(refusal, store::epoch_ms());

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use secrecy::ExposeSecret;
 use tandem_sip::HeaderName;
@@ -21,15 +21,10 @@ use uuid::Uuid;
 use super::admission::{Trace, refused_by};
 use super::ending::{Cause, Ending};
 use crate::trunk::bucket::{Bucket, Rate};
-use crate::trunk::lru::Lru;
+pub use crate::trunk::tries::TRIES_MAX;
+use crate::trunk::tries::Tries;
 use crate::trunk::{Phone, Trunk, Trunks};
 
-/// Wrong passwords of one phone from one source within [`TRIES_WINDOW`]; then 403, without a look at the next ones.
-pub const TRIES_MAX: u32 = 5;
-/// Within this time wrong passwords add up.
-const TRIES_WINDOW: Duration = Duration::from_secs(60);
-/// Sources whose wrong passwords are counted, at some 50 octets each. Full: the one that was silent longest is forgotten.
-const TRIES_SOURCES_MAX: usize = 10_000;
 /// Tenants whose rate is counted; far more than one node serves. Full: all buckets begin anew.
 const TENANTS_MAX: usize = 100_000;
 
@@ -48,7 +43,7 @@ pub struct Gate {
     challenger: Challenger,
     /// Nonces count seconds from here.
     start: Option<Instant>,
-    tries: Lru<(IpAddr, u64), Tries>,
+    tries: Tries,
     rates: HashMap<Arc<str>, Bucket>,
     tenant_rates: HashMap<Arc<str>, Bucket>,
     tenant_limits: TenantLimits,
@@ -56,12 +51,6 @@ pub struct Gate {
     live: HashMap<Uuid, Owner>,
     /// How many of these each tenant has, in both directions.
     of_tenant: HashMap<Arc<str>, usize>,
-}
-
-#[derive(Debug, Default)]
-struct Tries {
-    wrong: u32,
-    since: Option<Instant>,
 }
 
 /// Whose a call is, or would have been.
@@ -98,7 +87,7 @@ impl Gate {
             trunks,
             challenger: Challenger::new(realm, secret),
             start: None,
-            tries: Lru::new(TRIES_SOURCES_MAX),
+            tries: Tries::default(),
             rates: HashMap::new(),
             tenant_rates: HashMap::new(),
             tenant_limits,
@@ -142,14 +131,9 @@ impl Gate {
         source: IpAddr,
         now: Instant,
     ) -> Result<(), Wrong> {
-        let key = (source, hash_of(user));
         let now_s = self.seconds(now);
-        if let Some(tries) = self.tries.get_mut(&key) {
-            if tries.since.is_some_and(|since| now.saturating_duration_since(since) >= TRIES_WINDOW) {
-                *tries = Tries::default();
-            } else if tries.wrong >= TRIES_MAX {
-                return Err(Wrong::TooMany);
-            }
+        if !self.tries.may_try(source, user, now_s) {
+            return Err(Wrong::TooMany);
         }
         let password = |user: &str| {
             let phone = phone.filter(|phone| user == &*phone.user)?;
@@ -157,14 +141,13 @@ impl Gate {
         };
         match self.challenger.check(request, HeaderName::Authorization, now_s, password) {
             Ok(_) => {
-                self.tries.remove(&key);
+                self.tries.right(source, user, now_s);
                 Ok(())
             }
             Err(why @ (Denied::WrongPassword | Denied::UnknownUser)) => {
-                let tries = self.tries.entry(key);
-                tries.since.get_or_insert(now);
-                tries.wrong += 1;
-                if tries.wrong >= TRIES_MAX { Err(Wrong::TooMany) } else { Err(Wrong::Again(why)) }
+                self.tries.wrong(source, user, now_s);
+                let has_more = self.tries.may_try(source, user, now_s);
+                Err(if has_more { Wrong::Again(why) } else { Wrong::TooMany })
             }
             Err(why) => Err(Wrong::Again(why)),
         }
@@ -296,16 +279,10 @@ pub enum Wrong {
     TooMany,
 }
 
-/// So that the table holds no strings: of two users with the same hash one may have to wait a minute.
-fn hash_of(user: &str) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    user.hash(&mut hasher);
-    hasher.finish()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::trunk::Inbound;
 

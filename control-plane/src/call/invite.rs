@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tandem_sip::endpoint::{Reliability, SessionTimer};
 use tandem_sip::header::ValueError;
-use tandem_sip::message::Body;
+use tandem_sip::message::{Body, Reply};
 use tandem_sip::uri::UriError;
 use tandem_sip::{Flow, Headers, InviteRequest, NameAddr, Uri};
 
@@ -85,22 +85,35 @@ pub fn invite(
     request.body = offer;
     request.ring_timeout = Some(order.ring_max + RING_SLACK);
     request.advertised_host = trunk.addresses.advertised_host.as_deref().map(Into::into);
-    request.session_timer = trunk.session_timer.map(|timer| SessionTimer {
-        expires_s: timer.expires_s,
-        min_se_s: timer.min_se_s,
-        refresher: None,
-    });
-    request.reliable = Some(match trunk.reliable {
-        Reliable::IfRequired => Reliability::IfRequired,
-        Reliable::Prefer => Reliability::Prefer,
-        Reliable::Never => Reliability::Never,
-    });
+    let (reliable, session_timer) = agreed(trunk);
+    (request.session_timer, request.reliable) = (session_timer, Some(reliable));
     let destination =
         Destination { uri: next_hop, transport: None, trunk: Some(trunk.name.clone()), flow: None };
     Ok((request, destination))
 }
 
 /// The host of the Request-URI: the domain, or the host and port of `sip_uri`.
+/// Reliable provisional responses and session timer of this trunk's calls, both directions.
+pub fn agreed(trunk: &Trunk) -> (Reliability, Option<SessionTimer>) {
+    let reliable = match trunk.reliable {
+        Reliable::IfRequired => Reliability::IfRequired,
+        Reliable::Prefer => Reliability::Prefer,
+        Reliable::Never => Reliability::Never,
+    };
+    let timer = trunk.session_timer.map(|timer| SessionTimer {
+        expires_s: timer.expires_s,
+        min_se_s: timer.min_se_s,
+        refresher: None,
+    });
+    (reliable, timer)
+}
+
+/// 420: what its request requires is not agreed with this trunk.
+pub fn bad_extension(tag: &str) -> Reply {
+    let reply = Reply::new(420);
+    reply.clone().header("Unsupported", tag).unwrap_or(reply)
+}
+
 fn request_host(trunk: &Trunk, domain: &str) -> String {
     let port = trunk.credential.sip_uri.as_ref().and_then(Uri::port);
     match port.filter(|_| trunk.credential.sip_domain.is_none()) {

@@ -743,7 +743,7 @@ impl Call {
     pub fn handle_timeout(&mut self, around: &mut Surroundings<'_>) {
         if !self.life.is_ending() {
             self.handle_own_change_timeout(around);
-            self.handle_transfer_timeout(around.now);
+            self.handle_transfer_timeout(around);
             self.handle_aside_timeout(around);
             if self.early_until.is_some_and(|until| until <= around.now) {
                 self.answer_after_early_media(around);

@@ -162,7 +162,7 @@ impl Order {
                     tenant_id: tenant_id.clone(),
                     assistant_id,
                     agent,
-                    failover: failover(&trunk, trunks),
+                    failover: failover(&trunk, trunks, request),
                     ring_max: options.0.unwrap_or(trunk.outbound.ring_timeout),
                     trunk,
                     from,
@@ -212,10 +212,17 @@ impl Order {
     }
 }
 
-/// The trunks behind a trunk, of the same tenant.
-fn failover(trunk: &Trunk, trunks: &Trunks) -> Vec<Arc<Trunk>> {
+/// The trunks behind a trunk, of the same tenant, whose own rules let this call go over them: its number or host, and the
+/// headers that its agent sets.
+fn failover(trunk: &Trunk, trunks: &Trunks, request: &api::CreatePhoneCallRequest) -> Vec<Arc<Trunk>> {
     let next = trunk.outbound.failover.iter().filter_map(|name| trunks.find(name));
+    let fits = |next: &&Arc<Trunk>| {
+        let mut errors = Vec::new();
+        read_headers(&request.headers, Some(&next.headers), &mut errors);
+        errors.is_empty() && read_to(&request.to_number, Some(next)).is_ok()
+    };
     next.filter(|next| next.tenant_id == trunk.tenant_id && next.credential.next_hop().is_some())
+        .filter(fits)
         .cloned()
         .collect()
 }
@@ -297,7 +304,8 @@ fn read_from(text: &str, trunk: Option<&Trunk>) -> Result<Arc<str>, FieldError> 
     })
 }
 
-fn read_to(text: &str, trunk: Option<&Trunk>) -> Result<Callee, FieldError> {
+/// Whom a text names, if this trunk may call them.
+pub(crate) fn read_to(text: &str, trunk: Option<&Trunk>) -> Result<Callee, FieldError> {
     let wrong = |problem: &str| FieldError::new("to_number", problem);
     if text.is_empty() {
         return Err(wrong("is missing"));
@@ -561,5 +569,36 @@ mod tests {
         };
         assert_eq!(with("a", "+4930"), with("b", "+4930"));
         assert_ne!(with("a", "+4930"), with("a", "+4931"));
+    }
+
+    #[test]
+    fn trunk_behind_a_trunk_is_tried_only_where_its_own_rules_let_the_call_go() {
+        let credential = |host: &str| SipCredential {
+            sip_uri: Some(Uri::parse(&format!("sip:42@{host}")).unwrap()),
+            ..SipCredential::default()
+        };
+        let mut first = Trunk { name: "first".into(), tenant_id: "t1".into(), ..Trunk::default() };
+        first.credential = credential("one.example");
+        first.headers.from_agent = vec!["X-*".into()];
+        first.outbound.failover = vec!["second".into()];
+        let mut second = Trunk { name: "second".into(), tenant_id: "t1".into(), ..Trunk::default() };
+        second.credential = credential("two.example");
+        second.outbound.numbers_denied = vec!["+49900".into()];
+        let trunks = Trunks::new([first, second], []);
+        let desk = Assistant { assistant_id: "desk".into(), agent: Ok(Agent::Echo) };
+        let behind = |to: &str, header: Option<&str>| {
+            let headers = header.map(|name| (name.to_owned(), "1".to_owned())).into_iter().collect();
+            let request = api::CreatePhoneCallRequest {
+                to_number: to.into(),
+                trunk: "first".into(),
+                headers,
+                ..request()
+            };
+            Order::read(&request, &"t1".into(), &trunks, Some(&desk)).unwrap().failover.len()
+        };
+        assert_eq!(behind("+4930111", None), 1);
+        assert_eq!(behind("+49900111", None), 0, "a number that it may not call");
+        assert_eq!(behind("sip:anna@one.example", None), 0, "a host that is not its own");
+        assert_eq!(behind("+4930111", Some("X-Campaign")), 0, "a header that it does not pass");
     }
 }

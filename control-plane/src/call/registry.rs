@@ -19,7 +19,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tandem_api::v1 as api;
 use tandem_sip::message::{Method, Reply};
-use tandem_sip::{CallHandle, Event, Flow, Headers, Request};
+use tandem_sip::{CallHandle, Event, Flow, HeaderName, Headers, Request};
 use uuid::Uuid;
 
 use super::action::{Action, EngineRefusal, EngineReply, Refusal};
@@ -28,6 +28,7 @@ use super::bulk::Bulks;
 use super::dispatcher::Dispatcher;
 use super::ending::{Cause, Ending};
 use super::gate::{Gate, Owner};
+use super::invite;
 use super::machine::{Asked, Call, Loss, Place, ReferTarget, TransferTo};
 use super::record::CallRecord;
 use super::state::State;
@@ -36,6 +37,7 @@ use crate::config::Limits;
 use crate::media::{EngineId, Fleet, Listed, News};
 use crate::sip::{NotSent, SipEvent, TlsPeer, Token, Verb};
 use crate::store::accounts::Found;
+use crate::trunk::Reliable;
 
 pub mod placing;
 
@@ -422,6 +424,15 @@ impl Calls {
         };
         if let Some(host) = credential.trunk().and_then(|trunk| trunk.addresses.advertised_host.as_deref()) {
             self.actions.push_back(Action::Sip(Verb::Advertise(sip, Some(host.into()))));
+        }
+        if let Some(trunk) = credential.trunk() {
+            if trunk.reliable == Reliable::Never && request.head.lists(HeaderName::Require, "100rel") {
+                return self
+                    .actions
+                    .push_back(Action::Sip(Verb::Reject(sip, invite::bad_extension("100rel"))));
+            }
+            let (reliable, timer) = invite::agreed(trunk);
+            self.actions.push_back(Action::Sip(Verb::Agree(sip, reliable, timer)));
         }
         self.gate.begin(call_id, credential.trunk());
         let Self { actions, strays, settings, rng, gate, tokens, .. } = self;

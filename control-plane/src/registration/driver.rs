@@ -32,7 +32,7 @@ use crate::sip::guard::SharedGuard;
 use crate::sip::{Destination, Token, Verb};
 use crate::store;
 use crate::store::contexts::{ContextStore, EmbeddedContexts, Owner};
-use crate::trunk::guard::Failure;
+use crate::trunk::guard::{Failure, Source};
 use crate::trunk::health::{self, Monitor};
 use crate::trunk::{Trunk, Trunks};
 
@@ -418,7 +418,7 @@ impl Driver {
     async fn handle_register(&mut self, handle: RequestHandle, request: &Request, flow: Flow) {
         let now_ms = store::epoch_ms();
         let now_s = u64::try_from(now_ms / 1_000).unwrap_or_default();
-        let (reply, word) = match self.gate.admit(request, now_s) {
+        let (reply, word) = match self.gate.admit(request, flow.remote.ip(), now_s) {
             Ok(phone) => {
                 self.means.guard.admitted(flow.remote.ip(), Instant::now());
                 let user = &phone.user;
@@ -430,7 +430,8 @@ impl Driver {
             }
             Err(refused) => {
                 if refused.is_guess {
-                    self.means.guard.refused(flow.remote.ip(), Failure::Wrong, Instant::now());
+                    let source = Source { ip: flow.remote.ip(), peer: None };
+                    self.means.guard.refused(source, Failure::Wrong, Instant::now());
                     tracing::warn!(source = %flow.remote, reason = refused.word, "REGISTER refused");
                 }
                 (refused.reply, refused.word)

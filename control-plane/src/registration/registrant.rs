@@ -19,6 +19,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use tandem_sip::endpoint::SENT_AGAIN_MAX;
 use tandem_sip::{HeaderName, NameAddr, Response};
 
 use super::jitter::Jitter;
@@ -273,8 +274,8 @@ impl Registrant {
 
     /// The last REGISTER has no response, or could not be sent.
     pub fn handle_failure(&mut self, why: &str, now: Instant) {
-        // It may have been sent twice.
-        self.cseq += 1;
+        // It may have been sent again, each time with the next number.
+        self.cseq += u32::from(SENT_AGAIN_MAX);
         match self.phase {
             Phase::Leaving { .. } => self.be_gone(),
             Phase::Trying { .. } => self.fail(false, 0, why.to_owned(), None, now),
@@ -425,7 +426,9 @@ impl Registrant {
     }
 
     fn handle_granted(&mut self, response: &Response, now: Instant) {
-        let granted = Duration::from_secs(granted_s(response).unwrap_or(self.expires_s).into());
+        // A registrar grants no more than was asked (RFC 3261 §10.3); one that says so must not keep us from refreshing.
+        let granted_s = granted_s(response).unwrap_or(self.expires_s).min(self.expires_s);
+        let granted = Duration::from_secs(granted_s.into());
         if granted.is_zero() {
             return self.fail(
                 true,

@@ -121,7 +121,7 @@ impl Bed {
             if let Some(event) = self.pbx.endpoint.poll_event() {
                 if let Event::Request { handle, request, flow, .. } = event {
                     let now_ms = self.now_ms();
-                    let reply = match self.gate.admit(&request, now_ms as u64 / 1_000) {
+                    let reply = match self.gate.admit(&request, flow.remote.ip(), now_ms as u64 / 1_000) {
                         Ok(phone) => {
                             let user = phone.user.clone();
                             let done = self

@@ -2,13 +2,16 @@
 
 mod sending;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tandem_sip::endpoint::Knock;
 use tandem_sip::parse::ParseError;
 use tandem_sip::resolve::Target;
-use tandem_sip::{CallError, Endpoint, EndpointConfig, Event, Flow, Reply, Transmit, stun};
+use tandem_sip::{
+    CallError, ConnectionId, Endpoint, EndpointConfig, Event, Flow, Method, Reply, Transmit, stun,
+};
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
@@ -21,6 +24,7 @@ use super::resolver::Resolver;
 use super::tls::Tls;
 use super::transport::{Arrival, Identity, Transports};
 use super::{NotSent, SharedCounters, SipEvent, Token, Verb};
+use crate::trunk::guard::Source;
 
 /// Datagrams that are read before verbs and deadlines have their turn.
 const DATAGRAMS_A_TURN: usize = 64;
@@ -41,6 +45,10 @@ pub struct Driver {
     events: mpsc::Sender<SipEvent>,
     /// What the shell itself has to say, before the endpoint's events. Each verb adds one at most.
     said: VecDeque<SipEvent>,
+    /// Open connections by which a REGISTER has come: the registrar is told of their end.
+    registering: HashSet<ConnectionId>,
+    /// Those of them that are gone, to be told behind what the endpoint has to say of them.
+    gone: VecDeque<ConnectionId>,
     /// An event that found the channel full.
     waiting: Option<SipEvent>,
     counters: SharedCounters,
@@ -83,6 +91,8 @@ impl Driver {
             verbs,
             events,
             said: VecDeque::new(),
+            registering: HashSet::new(),
+            gone: VecDeque::new(),
             waiting: None,
             counters,
             refusals: RefusalLog::default(),
@@ -194,14 +204,17 @@ impl Driver {
     fn read_datagrams(&mut self, listener: usize, datagram: &mut [u8]) {
         for _ in 0..DATAGRAMS_A_TURN {
             let Some((len, flow)) = self.transports.try_receive(listener, datagram) else { return };
-            if !self.guard.lets_in(&datagram[..len], flow, Instant::now()) {
+            let (now, source) = (Instant::now(), Source { ip: flow.remote.ip(), peer: None });
+            if !self.guard.may_read(&datagram[..len], source, now) {
                 continue;
             }
             if stun::is_stun(&datagram[..len]) {
                 self.answer_stun(&datagram[..len], flow);
                 continue;
             }
-            self.endpoint.handle_input(&datagram[..len], flow, Instant::now());
+            let guard = &self.guard;
+            let mut door = |knock: &Knock<'_>| guard.lets_in(knock, source, now);
+            self.endpoint.handle_input_at(&datagram[..len], flow, now, &mut door);
             self.drain();
             if self.waiting.is_some() {
                 return;
@@ -231,14 +244,19 @@ impl Driver {
             }
             Arrival::Opened(flow) => self.endpoint.handle_connected(flow),
             Arrival::Bytes(flow, bytes) => {
-                if !self.guard.lets_in(&bytes, flow, Instant::now()) {
+                // Pieces that were under way when we closed the connection: the rest of a stream without its beginning.
+                if !flow.connection.is_some_and(|connection| self.transports.knows(connection)) {
+                    return;
+                }
+                let (now, peer) = (Instant::now(), self.transports.peer(flow));
+                let source = Source { ip: flow.remote.ip(), peer: peer.as_deref() };
+                if !self.guard.may_read(&bytes, source, now) {
                     self.close(flow);
                     return;
                 }
-                // Pieces that were under way when we closed the connection: the rest of a stream without its beginning.
-                if flow.connection.is_some_and(|connection| self.transports.knows(connection)) {
-                    self.endpoint.handle_input(&bytes, flow, Instant::now());
-                }
+                let guard = &self.guard;
+                let mut door = |knock: &Knock<'_>| guard.lets_in(knock, source, now);
+                self.endpoint.handle_input_at(&bytes, flow, now, &mut door);
             }
             Arrival::Closed(flow) => self.close(flow),
             Arrival::Failed(flow) => {
@@ -254,7 +272,9 @@ impl Driver {
     fn close(&mut self, flow: Flow) {
         let Some(connection) = flow.connection else { return };
         self.transports.forget(connection);
-        self.said.push_back(SipEvent::Closed { connection });
+        if self.registering.remove(&connection) {
+            self.gone.push_back(connection);
+        }
         self.endpoint.handle_closed(connection, Instant::now());
     }
 
@@ -274,6 +294,8 @@ impl Driver {
                 self.deliver(said);
             } else if let Some(event) = self.endpoint.poll_event() {
                 self.handle_event(event);
+            } else if let Some(connection) = self.gone.pop_front() {
+                self.deliver(SipEvent::Closed { connection });
             } else {
                 break;
             }
@@ -308,6 +330,11 @@ impl Driver {
                 self.refusals.write(&Refused { flow, status, rule, detail }, Instant::now());
             }
             event => {
+                if let Event::Request { request, flow, .. } = &event
+                    && request.method == Method::Register
+                {
+                    self.registering.extend(flow.connection);
+                }
                 let peer = match &event {
                     Event::IncomingInvite { flow, .. } | Event::Request { flow, .. } => {
                         self.transports.peer(*flow)
@@ -368,9 +395,10 @@ fn set_alarm(alarm: std::pin::Pin<&mut Sleep>, deadlines: [Option<Instant>; 5]) 
 mod tests {
     use std::net::SocketAddr;
 
-    use tandem_sip::{ConnectionId, Transport};
+    use tandem_sip::Transport;
     use tokio::net::UdpSocket;
 
+    use super::super::transport::{Connection, Shared};
     use super::*;
     use crate::config::{SipListen, SipTransport};
     use crate::sip;
@@ -423,6 +451,62 @@ mod tests {
         let flow = Flow::connected(Transport::Tcp, LOOPBACK, LOOPBACK, ConnectionId(7));
         driver.arrive(Arrival::Bytes(flow, request("OPTIONS", "TCP").into_bytes()));
         assert_eq!(driver.endpoint.counters().requests_in, 0);
+    }
+
+    #[tokio::test]
+    async fn end_of_a_connection_is_told_behind_its_register_and_without_one_not_at_all() {
+        let (_verbs, verbs_in) = mpsc::channel(1);
+        let (events, mut heard) = mpsc::channel(1);
+        let (tls, counters) = (no_tls(), SharedCounters::default());
+        let transports = Transports::open(&[], tls.clone(), counters.net.clone()).await.unwrap();
+        let config = EndpointConfig { accepted_methods: vec![Method::Register], ..EndpointConfig::default() };
+        let resolver = Resolver::new(Some(LOOPBACK));
+        let mut driver = Driver::new(config, transports, resolver, tls, verbs_in, events, counters);
+        let accept = |driver: &mut Driver, id| {
+            let flow = Flow::connected(Transport::Tcp, LOOPBACK, LOOPBACK, ConnectionId(id));
+            let (remote, transport, (writes, _)) = (LOOPBACK, Transport::Tcp, Shared::new_writes());
+            let connection = Connection { remote, transport, writes, peer: None, way: None, kept_for: None };
+            driver.arrive(Arrival::Accepted(flow, connection));
+            flow
+        };
+        let silent = accept(&mut driver, 1);
+        driver.arrive(Arrival::Bytes(silent, b"\r\n\r\n".to_vec()));
+        driver.arrive(Arrival::Closed(silent));
+        driver.drain();
+        assert!(heard.try_recv().is_err());
+        let phone = accept(&mut driver, 2);
+        driver.arrive(Arrival::Bytes(phone, request("REGISTER", "TCP").into_bytes()));
+        driver.drain();
+        driver.arrive(Arrival::Closed(phone));
+        driver.drain();
+        assert!(matches!(heard.try_recv(), Ok(SipEvent::Endpoint { event: Event::Request { .. }, .. })));
+        driver.drain();
+        assert!(matches!(heard.try_recv(), Ok(SipEvent::Closed { connection: ConnectionId(2) })));
+    }
+
+    #[tokio::test]
+    async fn pipelined_requests_of_one_read_are_counted_one_by_one_and_the_connection_is_closed() {
+        let (_verbs, verbs_in) = mpsc::channel(1);
+        let (events, _heard) = mpsc::channel(1_000);
+        let (tls, counters) = (no_tls(), SharedCounters::default());
+        let transports = Transports::open(&[], tls.clone(), counters.net.clone()).await.unwrap();
+        let (config, resolver) = (EndpointConfig::default(), Resolver::new(Some(LOOPBACK)));
+        let mut driver = Driver::new(config, transports, resolver, tls, verbs_in, events, counters);
+        let flow = Flow::connected(Transport::Tcp, LOOPBACK, LOOPBACK, ConnectionId(1));
+        let (remote, transport, (writes, _writes_in)) = (LOOPBACK, Transport::Tcp, Shared::new_writes());
+        let connection = Connection { remote, transport, writes, peer: None, way: None, kept_for: None };
+        driver.arrive(Arrival::Accepted(flow, connection));
+        let all: String = (0..200)
+            .map(|n| {
+                request("INVITE", "TCP")
+                    .replace("z9hG4bK1", &format!("z9hG4bK{n}"))
+                    .replace("Call-ID: c", &format!("Call-ID: c{n}"))
+            })
+            .collect();
+        driver.arrive(Arrival::Bytes(flow, all.into_bytes()));
+        assert_eq!(driver.endpoint.call_count(), 60, "what one stranger may bring at once");
+        let mut events = std::iter::from_fn(|| driver.endpoint.poll_event());
+        assert!(events.any(|event| matches!(event, Event::CloseConnection { .. })));
     }
 
     #[tokio::test]

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tandem_sip::Flow;
+use tandem_sip::endpoint::Knock;
 
 use crate::trunk::Trunks;
-use crate::trunk::guard::{Failure, GuardCounters, GuardSettings, SourceGuard, Verdict};
+use crate::trunk::guard::{Failure, GuardCounters, GuardSettings, Source, SourceGuard, Verdict};
 
 /// See the module. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -19,10 +19,19 @@ impl SharedGuard {
         Self(Arc::new(Mutex::new(SourceGuard::new(settings, trunks))))
     }
 
-    /// May the endpoint see these bytes? What there is to say about those that it may not is logged.
-    pub fn lets_in(&self, bytes: &[u8], flow: Flow, now: Instant) -> bool {
+    /// May anybody read these bytes? What there is to say about those that are dropped is logged.
+    pub fn may_read(&self, bytes: &[u8], source: Source<'_>, now: Instant) -> bool {
+        self.ask(|guard| guard.check_source(bytes, source, now))
+    }
+
+    /// May the endpoint handle what nobody waits for?
+    pub fn lets_in(&self, knock: &Knock<'_>, source: Source<'_>, now: Instant) -> bool {
+        self.ask(|guard| guard.check(knock, source, now))
+    }
+
+    fn ask(&self, question: impl FnOnce(&mut SourceGuard) -> Verdict) -> bool {
         let mut guard = self.lock();
-        let verdict = guard.check(bytes, flow, now);
+        let verdict = question(&mut guard);
         let reports: Vec<_> = std::iter::from_fn(|| guard.poll_report()).collect();
         drop(guard);
         for report in reports {
@@ -32,13 +41,18 @@ impl SharedGuard {
         verdict == Verdict::Pass
     }
 
+    /// A trunk is called at this address.
+    pub fn resolved(&self, trunk: &str, ip: IpAddr, now: Instant) {
+        self.lock().resolved(trunk, ip, now);
+    }
+
     /// A call or a registration from there was admitted.
     pub fn admitted(&self, source: IpAddr, now: Instant) {
         self.lock().admitted(source, now);
     }
 
     /// A request from there was refused.
-    pub fn refused(&self, source: IpAddr, failure: Failure, now: Instant) {
+    pub fn refused(&self, source: Source<'_>, failure: Failure, now: Instant) {
         self.lock().refused(source, failure, now);
     }
 

@@ -11,7 +11,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
@@ -51,7 +51,7 @@ pub(super) async fn accept_all(listener: TcpListener, transport: Transport, shar
                 continue;
             }
         };
-        let slot = match shared.slots.take(Some(remote.ip())) {
+        let slot = match shared.slots.take(Some(remote.ip()), Instant::now()) {
             Ok(slot) => slot,
             Err(NoSlot::Full) => {
                 count(&shared.counters.refused_full);

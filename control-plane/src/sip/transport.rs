@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
+use std::time::Instant;
 
 use socket2::SockRef;
 use tandem_sip::{ConnectionId, Flow, Transmit, Transport};
@@ -324,7 +325,7 @@ impl Transports {
 
     /// Opens a connection. `None`: there are as many as there may be.
     fn connect(&mut self, flow: Flow, way: Way) -> Option<ConnectionId> {
-        let Ok(slot) = self.shared.slots.take(None) else {
+        let Ok(slot) = self.shared.slots.take(None, Instant::now()) else {
             super::counters::count(&self.shared.counters.refused_full);
             return None;
         };

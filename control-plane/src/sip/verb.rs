@@ -11,14 +11,17 @@
 //! §4.3). Events of a handle that was left behind are not seen by anybody; who cancels by it cancels the newest.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_sip::header::refer::ReferTo;
 use tandem_sip::message::{Body, Reply};
 use tandem_sip::{
     CallError, CallHandle, ConnectionId, Endpoint, Event, Flow, Headers, InviteRequest, Method,
-    OutgoingRequest, RequestHandle, Transport, Uri,
+    OutgoingRequest, Reliability, RequestHandle, SessionTimer, Transport, Uri,
 };
+
+/// When a re-INVITE is tried again that the endpoint could not send at once: it is busy for a round trip.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Where an outgoing request goes, before names are resolved (RFC 3263).
 #[derive(Debug, Clone)]
@@ -86,6 +89,8 @@ pub enum Verb {
     Prack(CallHandle, Body),
     /// REFER: the peer shall call somebody else instead of us.
     Refer(CallHandle, Box<ReferTo>, Headers),
+    /// Nobody waits any longer for what comes of our REFER.
+    ForgetRefer(CallHandle),
     /// Gives up our INVITE.
     Cancel(CallHandle),
     /// 202 to a REFER.
@@ -94,6 +99,8 @@ pub enum Verb {
     NotifyRefer(CallHandle, u16),
     /// The host (and port) that Via and Contact of this call name, instead of everybody's: a trunk's own address.
     Advertise(CallHandle, Option<Arc<str>>),
+    /// What is agreed with whom an incoming call is from: reliable provisional responses, and the session timer.
+    Agree(CallHandle, Reliability, Option<SessionTimer>),
 }
 
 /// What the shell says: the endpoint's events, and what became of verbs that send something.
@@ -127,7 +134,7 @@ pub enum SipEvent {
         /// Why.
         why: NotSent,
     },
-    /// A connection is gone, whoever had opened it.
+    /// A connection by which a REGISTER had come is gone.
     Closed {
         /// Which.
         connection: ConnectionId,
@@ -203,7 +210,7 @@ impl Verb {
     ///
     /// # Errors
     /// Not possible (any more): the peer may have been faster, and the event that says so is on its way. A verb with a
-    /// token has no error: [`SipEvent::NotSent`] says it.
+    /// token has no error: [`SipEvent::NotSent`] says it. A re-INVITE or REFER that cannot leave now is told as refused.
     pub fn perform(self, endpoint: &mut Endpoint, now: Instant) -> Result<Option<SipEvent>, CallError> {
         match self {
             Self::Ring(call) => endpoint.ring(call, now),
@@ -212,14 +219,28 @@ impl Verb {
             Self::Reject(call, reply) => endpoint.reject(call, reply, now),
             Self::HangUp(call, headers) => endpoint.hang_up(call, headers, now),
             Self::Reply(request, reply) => endpoint.reply(request, reply, now),
-            Self::Reinvite(call, body) => endpoint.reinvite(call, body, now),
+            Self::Reinvite(call, body) => {
+                let asked = endpoint.reinvite(call, body, now);
+                return refused(asked, |status| {
+                    let retry_after = (status == 491).then_some(RETRY_AFTER);
+                    Event::ReinviteRefused { call, status, retry_after }
+                });
+            }
             Self::Ack(call, body) => endpoint.ack(call, body, now),
             Self::Prack(call, body) => endpoint.prack(call, body, now),
-            Self::Refer(call, target, headers) => endpoint.refer(call, &target, headers, now),
+            Self::Refer(call, target, headers) => {
+                let asked = endpoint.refer(call, &target, headers, now);
+                return refused(asked, |status| {
+                    let reason = "not now".to_owned();
+                    Event::ReferProgress { call, status, reason, is_final: true }
+                });
+            }
+            Self::ForgetRefer(call) => endpoint.forget_refer(call),
             Self::Cancel(call) => endpoint.cancel(call, now),
             Self::AcceptRefer(request) => endpoint.accept_refer(request, now),
             Self::NotifyRefer(call, status) => endpoint.notify_refer(call, status, "", now),
             Self::Advertise(call, host) => endpoint.advertise(call, host),
+            Self::Agree(call, reliable, timer) => endpoint.agree(call, reliable, timer),
             Self::Invite(token, mut invite, destination) => {
                 let placed = address(&destination, invite.flow).and_then(|flow| {
                     invite.flow = flow;
@@ -243,6 +264,19 @@ impl Verb {
             }
         }
         .map(|()| None)
+    }
+}
+
+/// What the endpoint will not do now reads as if the peer had refused it: who asked must hear of it either way.
+fn refused(
+    asked: Result<(), CallError>,
+    event: impl FnOnce(u16) -> Event,
+) -> Result<Option<SipEvent>, CallError> {
+    match asked {
+        Ok(()) => Ok(None),
+        Err(CallError::State(_)) => Ok(Some(event(491).into())),
+        Err(CallError::Full(_)) => Ok(Some(event(503).into())),
+        Err(error) => Err(error),
     }
 }
 

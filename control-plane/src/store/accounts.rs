@@ -1,8 +1,9 @@
 //! Tenants, their API keys and their assistants.
 //!
 //! Keys are stored as SHA-256 and compared in constant time. A key that was found and an assistant that was found
-//! are remembered for [`CACHE_TTL`], so a revoked key works that much longer; what was *not* found is asked again
-//! each time, so that scanners cannot push good entries out of the cache.
+//! are remembered for [`CACHE_TTL`], so a revoked key works that much longer. A key that was *not* found is remembered for
+//! [`MISS_TTL`], in a table of its own, so that guessers cannot push good entries out; a new key works that much later if
+//! somebody has tried it just before.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ use crate::call::agent::Agent;
 
 /// How long a key or an assistant is believed without asking the database.
 pub const CACHE_TTL: Duration = Duration::from_secs(5);
+/// How long a wrong key is known to be wrong without asking the database.
+pub const MISS_TTL: Duration = Duration::from_secs(2);
 /// Entries in each cache: a few hundred octets each, so a few megabytes at most.
 const CACHE_ENTRIES: usize = 10_000;
 /// Octets of the hash that the index sees.
@@ -78,6 +81,7 @@ pub struct Accounts {
 #[derive(Debug)]
 struct Caches {
     principals: Cache<KeyHash, Principal>,
+    misses: Cache<KeyHash, ()>,
     assistants: Cache<(Arc<str>, Arc<str>), Assistant>,
 }
 
@@ -86,6 +90,7 @@ impl Accounts {
     pub fn new(pool: SqlitePool) -> Self {
         let caches = Caches {
             principals: Cache::new(CACHE_ENTRIES, CACHE_TTL),
+            misses: Cache::new(CACHE_ENTRIES, MISS_TTL),
             assistants: Cache::new(CACHE_ENTRIES, CACHE_TTL),
         };
         Self { pool, caches: Arc::new(Mutex::new(caches)) }
@@ -134,8 +139,14 @@ impl Accounts {
 
     /// Who owns this key.
     pub async fn principal(&self, key: KeyHash) -> Result<Option<Principal>, StoreError> {
-        if let Some(principal) = self.lock().principals.get(&key, Instant::now()) {
-            return Ok(Some(principal));
+        {
+            let (caches, now) = (self.lock(), Instant::now());
+            if let Some(principal) = caches.principals.get(&key, now) {
+                return Ok(Some(principal));
+            }
+            if caches.misses.get(&key, now).is_some() {
+                return Ok(None);
+            }
         }
         let rows: Vec<(String, String, Vec<u8>)> = sqlx::query_as(
             "SELECT key_id, tenant_id, hash FROM api_keys WHERE lookup = $1 AND revoked_ms IS NULL",
@@ -144,7 +155,10 @@ impl Accounts {
         .fetch_all(&self.pool)
         .await?;
         let owner = rows.into_iter().find(|(_, _, hash)| hash.as_slice().ct_eq(&key.0).into());
-        let Some((key_id, tenant_id, _)) = owner else { return Ok(None) };
+        let Some((key_id, tenant_id, _)) = owner else {
+            self.lock().misses.put(key, (), Instant::now());
+            return Ok(None);
+        };
         let principal = Principal { tenant_id: tenant_id.into(), key_id: key_id.into() };
         self.lock().principals.put(key, principal.clone(), Instant::now());
         Ok(Some(principal))
@@ -354,6 +368,20 @@ mod tests {
         assert!(accounts.find_cached(key, "nobody").is_none());
         put_assistant(&pool, "t1", "nobody", "tone", &json!({})).await.unwrap();
         assert!(accounts.find(key, "nobody").await.unwrap().assistant.is_some());
+    }
+
+    #[tokio::test]
+    async fn wrong_key_is_asked_for_once_and_pushes_no_good_one_out() {
+        let (pool, accounts) = accounts().await;
+        let (good, wrong) = (KeyHash::of("a-long-enough-key"), KeyHash::of("not-yet"));
+        accounts.find(good, "desk").await.unwrap();
+        assert!(accounts.principal(wrong).await.unwrap().is_none());
+        put_key(&pool, "t1", "k2", "not-yet").await.unwrap();
+        assert!(accounts.principal(wrong).await.unwrap().is_none(), "known to be wrong for a moment");
+        for n in 0..2 * CACHE_ENTRIES {
+            accounts.lock().misses.put(KeyHash::of(&n.to_string()), (), Instant::now());
+        }
+        assert!(accounts.find_cached(good, "desk").is_some());
     }
 
     #[tokio::test]

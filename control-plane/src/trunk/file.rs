@@ -51,12 +51,14 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
         }
         is_id(name)
     });
+    let inbound = read_inbound(section);
+    let country_code = inbound.country_code.clone();
     let trunk = Trunk {
         name: name.unwrap_or_default().into(),
         tenant_id: tenants.of_section(section).unwrap_or_default(),
         credential: read_credential(section),
-        inbound: read_inbound(section),
-        outbound: read_outbound(section),
+        inbound,
+        outbound: Outbound { country_code, ..read_outbound(section) },
         registration: read_registration(section),
         health: read_health(section),
         transfer: read_transfer(section),
@@ -243,6 +245,7 @@ fn read_outbound(parent: &mut Section<'_>) -> Outbound {
         (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then(|| text.to_owned())
     };
     Outbound {
+        country_code: None,
         from: section.explained("from", example, Template::parse),
         pai: section.explained("pai", example, Template::parse),
         ppi: section.explained("ppi", example, Template::parse),

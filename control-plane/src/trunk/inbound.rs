@@ -15,7 +15,7 @@ use ipnet::IpNet;
 /// Calls that a trunk offers a second, when nobody says: a carrier's usual limit is 1 to 30.
 pub const CALLS_PER_SECOND_DEFAULT: f64 = 30.0;
 /// Digits that make a text a number: fewer are an extension and are compared as they are.
-const NUMBER_MIN: usize = 5;
+pub(super) const NUMBER_MIN: usize = 5;
 
 /// What a trunk may offer us.
 #[derive(Debug, Clone)]
@@ -174,7 +174,7 @@ pub fn normal<'a>(dialled: &'a str, country_code: Option<&str>) -> Cow<'a, str> 
 }
 
 /// The same for the beginning of a number, which may be short and is never national.
-pub(super) fn normal_prefix(text: &str) -> String {
+pub fn normal_prefix(text: &str) -> String {
     match digits_of(text) {
         Some(digits) => {
             let bare = digits.strip_prefix('+').or_else(|| digits.strip_prefix("00")).unwrap_or(&digits);
@@ -185,7 +185,7 @@ pub(super) fn normal_prefix(text: &str) -> String {
 }
 
 /// The digits of a number, with its `+`; `None`: it is none.
-fn digits_of(text: &str) -> Option<String> {
+pub(super) fn digits_of(text: &str) -> Option<String> {
     let mut digits = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -20,13 +20,13 @@ use secrecy::SecretString;
 pub mod bucket;
 pub mod credential;
 pub mod file;
-pub mod glance;
 pub mod guard;
 pub mod health;
 pub mod inbound;
 pub mod lru;
 pub mod outbound;
 pub mod policy;
+pub mod tries;
 
 use crate::sip::TlsPeer;
 pub use credential::SipCredential;

@@ -1,10 +1,11 @@
 //! Calls to a trunk: who we say we are, how often, and what we do with its answers.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::credential::escape_user;
-use super::inbound::{normal, normal_prefix};
+use super::inbound::{NUMBER_MIN, digits_of, normal, normal_prefix};
 
 /// How we call over a trunk.
 #[derive(Debug, Clone)]
@@ -23,6 +24,8 @@ pub struct Outbound {
     pub numbers_allowed: Vec<String>,
     /// Numbers that may not, each a prefix; they win over `numbers_allowed`.
     pub numbers_denied: Vec<String>,
+    /// Country whose national numbers the trunk takes, as digits: `0900…` is then `49900…` for these lists too.
+    pub country_code: Option<String>,
     /// How long it may ring before we CANCEL.
     pub ring_timeout: Duration,
     /// What a 3xx does.
@@ -41,7 +44,8 @@ pub struct Outbound {
     pub is_offer_delayed: bool,
     /// Headers of every INVITE, besides the credential's: name and value.
     pub headers: Vec<(String, String)>,
-    /// Trunks that are tried next when this one is down, full or answers 503, in order.
+    /// Trunks that are tried next when this one is down or answers 503, in order, as far as their own numbers, hosts and headers
+    /// let the call go. Their paces are not asked.
     pub failover: Vec<Arc<str>>,
 }
 
@@ -60,6 +64,7 @@ impl Default for Outbound {
             number_format: NumberFormat::default(),
             numbers_allowed: Vec::new(),
             numbers_denied: Vec::new(),
+            country_code: None,
             ring_timeout: RING_TIMEOUT_DEFAULT,
             redirects: Redirects::default(),
             calls_per_second: CALLS_PER_SECOND_DEFAULT,
@@ -75,12 +80,41 @@ impl Default for Outbound {
 }
 
 impl Outbound {
-    /// Whether this number may be called.
+    /// Whether this number, or user of a SIP URI, may be called.
+    ///
+    /// What stands behind a `;` is a parameter (RFC 3261 §19.1.6), and no part of the number. A carrier may dial the digits
+    /// of what is half a number (`+49900123#`, `*21*0900#`): with a list of denied numbers that is refused, for nobody can
+    /// say what it reaches. What begins with a letter is a name, and only a list of allowed numbers refuses it.
     pub fn allows_number(&self, to: &str) -> bool {
-        let number = normal(to, None);
-        let begins = |prefix: &String| number.starts_with(&normal_prefix(prefix));
+        let user = to.split(';').next().unwrap_or_default();
+        let is_name = user.starts_with(char::is_alphabetic);
+        let is_unclear = !is_name && digits_of(user).is_none();
+        if is_unclear && !self.numbers_denied.is_empty() {
+            // A service code such as `*21#` is too short to be somebody's number.
+            let digits: String = user.chars().filter(|c| c.is_numeric()).collect();
+            let is_short = digits.chars().count() < NUMBER_MIN;
+            if !is_short
+                || self.numbers_denied.iter().any(|prefix| digits.starts_with(&normal_prefix(prefix)))
+            {
+                return false;
+            }
+        }
+        let forms = [normal(user, None), normal(user, self.country_code.as_deref()), international(user)];
+        let begins = |prefix: &String| {
+            let prefix = normal_prefix(prefix);
+            forms.iter().any(|form| form.starts_with(&prefix))
+        };
         !self.numbers_denied.iter().any(begins)
             && (self.numbers_allowed.is_empty() || self.numbers_allowed.iter().any(begins))
+    }
+}
+
+/// Of an international number what follows all its zeros: some read `+0049` as `0049`. Else as [`normal`].
+fn international(user: &str) -> Cow<'_, str> {
+    let digits = digits_of(user).filter(|digits| digits.starts_with('+') || digits.starts_with("00"));
+    match digits {
+        Some(digits) => Cow::Owned(digits.trim_start_matches(['+', '0']).to_owned()),
+        None => normal(user, None),
     }
 }
 
@@ -274,5 +308,43 @@ mod tests {
         assert!(outbound.allows_number("+4930123456") && outbound.allows_number("+431234567"));
         assert!(!outbound.allows_number("0049900123456") && !outbound.allows_number("+15550100"));
         assert!(Outbound::default().allows_number("+15550100"));
+    }
+
+    #[test]
+    fn denied_number_is_denied_however_it_is_written() {
+        let outbound = Outbound {
+            numbers_denied: vec!["+49900".into(), "0137".into()],
+            country_code: Some("49".into()),
+            ..Outbound::default()
+        };
+        for number in [
+            "+49900123456",
+            "+49 (900) 12-34.56",
+            "(+49)900123456",
+            "0049900123456",
+            "+0049900123456",
+            "000049900123456",
+            "49900123456",
+            "0900123456",
+            "+49900123456;npdi=yes",
+            "+49900123456;phone-context=+49",
+            "+49900123456#",
+            "+49900*123",
+            "*21*+49900123456#",
+            "#31#0900123456",
+            "+49900123456x1",
+            "_+49900123456",
+            "\t+49900123456",
+            "0137123456",
+        ] {
+            assert!(!outbound.allows_number(number), "{number}");
+        }
+        for number in
+            ["+4930123456", "030123456", "+4930123456;npdi=yes", "sales", "anna.b", "desk-2", "201", "*21#"]
+        {
+            assert!(outbound.allows_number(number), "{number}");
+        }
+        let free = Outbound::default();
+        assert!(free.allows_number("*21*+49900123456#"), "no list, no rule");
     }
 }

@@ -16,9 +16,10 @@ use control_plane::media::{EngineId, Listed, News, SessionEvent};
 use control_plane::sip::{SipEvent, TlsPeer, Verb};
 use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
 use control_plane::trunk::Trunks;
-use control_plane::trunk::guard::{GuardSettings, SourceGuard, Verdict};
+use control_plane::trunk::guard::{GuardSettings, Source, SourceGuard, Verdict};
 use tandem_api::engine::v1 as engine;
 use tandem_sip::digest::Credentials;
+use tandem_sip::endpoint::Knock;
 use tandem_sip::message::{Body, Method, Reply, Request};
 use tandem_sip::{
     CallHandle, EndReason, Endpoint, EndpointConfig, Event, Flow, Headers, InviteRequest, NameAddr, Response,
@@ -320,10 +321,19 @@ impl Bed {
 
     /// A datagram from somebody: the guard may drop it, as in the shell.
     pub(crate) fn input(&mut self, bytes: &[u8], from: SocketAddr) {
-        let flow = Flow::udp(addr(OURS), from);
-        let verdict = self.guard.as_mut().map(|guard| guard.check(bytes, flow, self.now));
+        self.input_by(bytes, Flow::udp(addr(OURS), from));
+    }
+
+    /// The same by any transport.
+    pub(crate) fn input_by(&mut self, bytes: &[u8], flow: Flow) {
+        let (guard, now) = (&mut self.guard, self.now);
+        let source = Source { ip: flow.remote.ip(), peer: self.certificate.as_ref() };
+        let verdict = guard.as_mut().map(|guard| guard.check_source(bytes, source, now));
         if verdict.is_none_or(|verdict| verdict == Verdict::Pass) {
-            self.ours.handle_input(bytes, flow, self.now);
+            let mut door = |knock: &Knock<'_>| {
+                guard.as_mut().is_none_or(|guard| guard.check(knock, source, now) == Verdict::Pass)
+            };
+            self.ours.handle_input_at(bytes, flow, now, &mut door);
             self.drain_ours();
         }
     }
@@ -374,7 +384,8 @@ impl Bed {
             Action::Record(record) => self.records.push(*record),
             Action::Refused(refusal) => {
                 if let (Some(guard), Some(failure)) = (&mut self.guard, refusal.ending.cause.failure()) {
-                    guard.refused(refusal.source.ip(), failure, self.now);
+                    let source = Source { ip: refusal.source.ip(), peer: None };
+                    guard.refused(source, failure, self.now);
                 }
                 self.refusals.push(*refusal);
             }

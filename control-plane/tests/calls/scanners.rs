@@ -6,6 +6,7 @@ use std::time::Duration;
 use control_plane::call::gate::TenantLimits;
 use control_plane::trunk::guard::Why;
 use control_plane::trunk::{DidPattern, Inbound, Route, Trunk, Trunks};
+use tandem_sip::{ConnectionId, Flow, Transport};
 
 use crate::bed::{Bed, Heard, addr, echo_uri, offer};
 
@@ -23,7 +24,11 @@ fn scan(number: u32, uri: &str, agent: &str) -> String {
 }
 
 fn trunks() -> Trunks {
-    let routes = vec![Route { did: DidPattern::parse("*", None).unwrap(), assistant_id: "echo".into() }];
+    routed("*")
+}
+
+fn routed(did: &str) -> Trunks {
+    let routes = vec![Route { did: DidPattern::parse(did, None).unwrap(), assistant_id: "echo".into() }];
     let inbound = Inbound { allow: vec!["203.0.113.0/28".parse().unwrap()], routes, ..Inbound::default() };
     Trunks::new([Trunk { name: "carrier".into(), tenant_id: "t1".into(), inbound, ..Trunk::default() }], [])
 }
@@ -100,14 +105,54 @@ fn guessed_keys_are_looked_up_at_a_bounded_rate_and_the_guesser_meets_silence() 
 }
 
 #[test]
-fn flood_under_the_carriers_own_address_does_not_silence_the_carrier() {
-    let mut bed = Bed::with_trunks(trunks(), TenantLimits::default());
-    bed.caller_at = addr("203.0.113.5:5060");
-    let spoofed = |number: u32| {
-        let from = SocketAddr::new([203, 0, 113, 5].into(), 1024 + (number % 60_000) as u16);
-        let agent = if number.is_multiple_of(2) { "friendly-scanner" } else { "Phone/1" };
-        (scan(number, "sip:100:guess@192.0.2.1", agent), from)
+fn flood_under_the_carriers_own_address_leaves_little_and_does_not_silence_the_carrier() {
+    for uri in ["sip:100:guess@192.0.2.1", "sip:100@192.0.2.1"] {
+        let mut bed = Bed::with_trunks(routed("+4930*"), TenantLimits::default());
+        bed.caller_at = addr("203.0.113.5:5060");
+        let spoofed = |number: u32| {
+            let from = SocketAddr::new([203, 0, 113, 5].into(), 1024 + (number % 60_000) as u16);
+            let agent = if number.is_multiple_of(2) { "friendly-scanner" } else { "Phone/1" };
+            (scan(number, uri, agent), from)
+        };
+        let (good, transactions_max) = storm(&mut bed, spoofed, "sip:+493012345@192.0.2.1");
+        assert_eq!(good, 50);
+        // 200 at once, then fifty a second for ten seconds; of keys only twenty and five more.
+        assert!(bed.refusals.len() <= 750, "{uri}: {}", bed.refusals.len());
+        assert!(bed.lookups <= good + 30, "{uri}: {}", bed.lookups);
+        assert!(transactions_max < 1_500, "{uri}: {transactions_max}");
+    }
+}
+
+#[test]
+fn scans_that_are_badly_behaved_on_the_wire_pass_no_better_than_others() {
+    let tags = |text: String, number: u32| match number % 3 {
+        0 => text.replace("To: <sip:100@192.0.2.1>", "To: <sip:100@192.0.2.1;tag=x>"),
+        1 => text.replace("To: <sip", "To: \"a;tag=b\" <sip"),
+        _ => text.replace("192.0.2.1>\r\nCall", "192.0.2.1>;tag=guess\r\nCall"),
     };
-    let (good, _) = storm(&mut bed, spoofed, "sip:+493012345@192.0.2.1");
-    assert_eq!(good, 50);
+    let led = |text: String, _| format!("\r\n{text}");
+    let broken = |text: String, _| text.replace("CSeq: 1", "CSeq: x");
+    let all: [&dyn Fn(String, u32) -> String; 3] = [&led, &tags, &broken];
+    for change in all {
+        let mut bed = Bed::with_trunks(trunks(), TenantLimits::default());
+        let scans = |number| (change(scan(number, "sip:100@192.0.2.1", "Phone/1"), number), source(number));
+        let (good, transactions_max) = storm(&mut bed, scans, &echo_uri());
+        let dropped: u64 = bed.guard.as_ref().unwrap().counters().dropped.iter().sum();
+        assert!(dropped >= u64::from(SCANS) - 320, "{dropped} of {SCANS}");
+        check(&mut bed, good, transactions_max);
+    }
+}
+
+#[test]
+fn scans_in_one_segment_of_a_stream_are_counted_one_by_one() {
+    let mut bed = Bed::with_trunks(trunks(), TenantLimits::default());
+    for connection in 0..10 {
+        let all: String =
+            (0..100).map(|n| scan(1_000 * connection + n, "sip:100:guess@192.0.2.1", "x")).collect();
+        let all = all.replace("SIP/2.0/UDP", "SIP/2.0/TCP");
+        let id = ConnectionId(u64::from(connection));
+        bed.input_by(all.as_bytes(), Flow::connected(Transport::Tcp, addr("192.0.2.1:5060"), source(1), id));
+        bed.run();
+    }
+    assert!(bed.refusals.len() <= 60, "one source's burst: {}", bed.refusals.len());
 }

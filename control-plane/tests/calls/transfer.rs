@@ -85,6 +85,23 @@ fn transfer_of_which_nothing_is_heard_ends_after_its_time_and_the_call_goes_on()
 }
 
 #[test]
+fn late_success_of_a_transfer_that_was_given_up_does_not_end_the_call_during_the_next() {
+    let mut bed = Bed::new();
+    let (callee, call_id) = bed.talking(&trunk(|trunk| trunk.transfer.timeout = Duration::from_secs(20)));
+    assert_eq!(bed.transfer(call_id, "+4930333"), Asked::Done);
+    bed.pass(Duration::from_secs(21));
+    assert_eq!(bed.transfer(call_id, "+4930444"), Asked::Done, "the next one leaves");
+    // This phone can do one at a time, and says so: the agent hears it at once.
+    let word = bed.told_of_transfers().last().cloned().unwrap();
+    assert!(word.0 == "failed" && word.1.starts_with("491"), "{word:?}");
+    bed.caller.notify_refer(callee, 200, "OK", bed.now).unwrap();
+    bed.run();
+    assert_eq!(bed.state(call_id), "connected");
+    assert_eq!(bed.transfer(call_id, "+4930555"), Asked::Done);
+    assert_eq!(bed.referred(), Some("<sip:+4930555@192.0.2.9>"));
+}
+
+#[test]
 fn callee_who_hangs_up_while_it_tries_has_been_transferred() {
     let mut bed = Bed::new();
     let (callee, call_id) = bed.talking(&trunk(|_| {}));

@@ -6,8 +6,9 @@ use std::time::Duration;
 use control_plane::call::ending::Cause;
 use control_plane::call::gate::TenantLimits;
 use control_plane::sip::TlsPeer;
-use control_plane::trunk::{DidPattern, Inbound, Phone, Route, Trunk, Trunks};
+use control_plane::trunk::{DidPattern, Inbound, Phone, Reliable, Route, Trunk, Trunks};
 use tandem_sip::digest::Credentials;
+use tandem_sip::{Body, Flow, InviteRequest, NameAddr, Reliability, Uri};
 
 use crate::bed::{Bed, Heard, addr, echo_uri, offer};
 
@@ -222,4 +223,26 @@ fn refusal_names_its_call_in_the_response() {
     };
     assert_eq!(*told, bed.last_record().call.call_id);
     let _: &Arc<str> = &bed.last_record().tenant_id;
+}
+
+#[test]
+fn trunk_without_100rel_gets_420_when_it_requires_it_and_others_are_rung_reliably_if_agreed() {
+    for (agreed, wanted, answer) in [
+        (Reliable::Never, Reliability::Require, 420),
+        (Reliable::Never, Reliability::Prefer, 200),
+        (Reliable::IfRequired, Reliability::Require, 200),
+        (Reliable::Prefer, Reliability::Prefer, 200),
+    ] {
+        let carrier = Trunk { reliable: agreed, ..trunk(Inbound::default()) };
+        let mut bed = Bed::with_trunks(Trunks::new([carrier], []), TenantLimits::default());
+        bed.caller_at = addr(CARRIER);
+        let from = NameAddr::new(Uri::parse("sip:anna@example.com").unwrap());
+        let to = Uri::parse("sip:+493012345@192.0.2.1").unwrap();
+        let mut invite = InviteRequest::new(to, from, Flow::udp(bed.caller_at, addr("192.0.2.1:5060")));
+        invite.reliable = Some(wanted);
+        invite.body = Some(Body::sdp(sdp()));
+        bed.caller.invite(invite, bed.now).unwrap();
+        bed.run();
+        assert_eq!(status(&bed), answer, "{agreed:?} {wanted:?}");
+    }
 }

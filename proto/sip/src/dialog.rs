@@ -151,6 +151,11 @@ impl Dialog {
         self.local_cseq
     }
 
+    /// That of our last one.
+    pub(crate) fn last_cseq(&self) -> u32 {
+        self.local_cseq
+    }
+
     /// The first route, or the target: where a request of ours goes.
     pub(crate) fn next_hop(&self) -> &Uri {
         self.routes.first().map_or(&self.target, |route| &route.uri)

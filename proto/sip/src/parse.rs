@@ -82,6 +82,9 @@ pub enum ParseError {
     /// A stream without a call was silent for too long.
     #[error("nothing heard for {0} s")]
     Idle(u64),
+    /// The user's door was shut for what came by the connection.
+    #[error("not let in")]
+    Unwelcome,
     /// A field is missing, repeated or malformed.
     #[error(transparent)]
     Head(#[from] HeadError),

@@ -1,4 +1,5 @@
-//! Users who do anything at any time, over a bad link: every call ends once, and nothing is left.
+//! Users who do anything at any time, over a bad link or over connections that break: every call ends once, and nothing
+//! is left.
 
 mod net;
 
@@ -64,6 +65,7 @@ impl World {
                     }
                     Event::Pracked { .. } => "pracked",
                     Event::ReferProgress { is_final: true, .. } => "transferred",
+                    Event::ReinviteCancelled { .. } => "change cancelled",
                     Event::ReinviteAnswered { .. } => "changed",
                     Event::ReinviteRefused { status: 491, .. } => "glare",
                     Event::Provisional { wants_prack: true, .. } => "offer in 18x",
@@ -79,9 +81,10 @@ impl World {
         let now = net.now;
         let Some(call) = dice.pick(&self.calls[who]) else { return self.begin(net, dice, who) };
         let sdp = Body::sdp(["one", "two", "three"][dice.roll(3)]);
+        let is_stream = net.transport.is_stream();
         let end = net.endpoint(who);
         // Whatever is out of turn is refused with an error, and that is all.
-        let _ = match dice.roll(17) {
+        let _ = match dice.roll(19) {
             0 => end.ring(call, now),
             1 => end.respond(call, Reply::new(183).body(sdp), now),
             2..=4 => end.answer(call, sdp, now),
@@ -97,6 +100,12 @@ impl World {
             12 => end.notify_refer(call, [100, 180, 200, 486][dice.roll(4)], "", now),
             13 if dice.roll(3) == 0 => end.hang_up(call, Headers::new(), now),
             14 if dice.roll(3) == 0 => end.cancel(call, now),
+            16 => end.forget_refer(call),
+            17 if is_stream => {
+                end.handle_closed(ConnectionId(1), now);
+                *self.seen.entry("closed").or_default() += 1;
+                Ok(())
+            }
             15 if dice.roll(3) == 0 => end.reject(call, Reply::new([486, 488, 491][dice.roll(3)]), now),
             _ => {
                 self.begin(net, dice, who);
@@ -157,6 +166,12 @@ fn every_call_ends_once_whatever_its_users_do() {
             };
         });
         net.link = Link { loss_percent: 10, duplicate_percent: 5, delay_ms: 20, jitter_ms: 100 };
+        net.cancelled_percent = 10;
+        if seed % 4 == 0 {
+            // Connections that break at any time; what is sent over them arrives.
+            net.transport = Transport::Tcp;
+            net.link = Link { delay_ms: 20, ..Link::default() };
+        }
         let mut world =
             World { calls: vec![Vec::new(); 3], requests: vec![Vec::new(); 3], ..World::default() };
         let mut dice = Dice(seed * 0x9e37_79b9 + 1);
@@ -183,6 +198,9 @@ fn every_call_ends_once_whatever_its_users_do() {
                 }
             }
         }
+        for agent in &mut net.agents {
+            agent.endpoint.handle_closed(ConnectionId(1), net.now);
+        }
         for (index, agent) in net.agents.iter().enumerate() {
             assert_eq!(agent.endpoint.sizes(), endpoint::Sizes::default(), "seed {seed}, agent {index}");
         }
@@ -197,8 +215,18 @@ fn every_call_ends_once_whatever_its_users_do() {
         }
     }
     println!("{seen:?}");
-    for name in ["changed", "ended", "glare", "offer in 18x", "pracked", "replaced", "request", "transferred"]
-    {
+    for name in [
+        "change cancelled",
+        "changed",
+        "closed",
+        "ended",
+        "glare",
+        "offer in 18x",
+        "pracked",
+        "replaced",
+        "request",
+        "transferred",
+    ] {
         assert!(seen.get(name).is_some_and(|&count| count > 10), "too little of {name}: {seen:?}");
     }
 }

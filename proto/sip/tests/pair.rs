@@ -577,3 +577,42 @@ fn lossy_reordering_link_still_carries_every_call() {
         assert_eq!(invites, 0, "seed {seed}: one INVITE is one call");
     }
 }
+
+#[test]
+fn change_that_is_wanted_between_our_200_and_its_ack_waits_for_the_ack() {
+    let mut net = Network::seeded(31, 2);
+    let (caller, callee) = net.call();
+    let now = net.now;
+    net.endpoint(0).reinvite(caller, Some(Body::sdp("theirs")), now).unwrap();
+    net.until(1, |event| matches!(event, Event::Reinvite { .. }).then_some(()));
+    let now = net.now;
+    net.eat("ACK", 1);
+    net.endpoint(1).answer(callee, Body::sdp("ours"), now).unwrap();
+    net.endpoint(1).reinvite(callee, Some(Body::sdp("hold")), now).unwrap();
+    assert_eq!(net.endpoint(1).reinvite(callee, None, now), Err(CallError::State("the ACK is awaited")));
+    let offer = net.until(0, |event| match event {
+        Event::Reinvite { request, .. } => request.sdp().map(<[u8]>::to_vec),
+        _ => None,
+    });
+    assert_eq!(offer, b"hold");
+    let now = net.now;
+    net.endpoint(0).answer(caller, Body::sdp("held"), now).unwrap();
+    net.until(1, |event| matches!(event, Event::ReinviteAnswered { .. }).then_some(()));
+    net.bye(0, caller);
+    net.settle();
+}
+
+#[test]
+fn answer_to_our_reinvite_that_crosses_our_bye_is_acknowledged() {
+    let mut net = Network::seeded(32, 2);
+    let (caller, callee) = net.call();
+    let now = net.now;
+    net.endpoint(0).reinvite(caller, Some(Body::sdp("again")), now).unwrap();
+    net.until(1, |event| matches!(event, Event::Reinvite { .. }).then_some(()));
+    let now = net.now;
+    net.endpoint(1).answer(callee, Body::sdp("answer"), now).unwrap();
+    net.bye(0, caller);
+    net.settle();
+    assert_eq!((net.sent(0, "ACK"), net.sent(0, "BYE"), net.sent(1, "BYE")), (2, 1, 0), "{:#?}", net.log);
+    assert_eq!(net.sent(1, "SIP/2.0 200"), 3, "INVITE, re-INVITE and BYE, each once: {:#?}", net.log);
+}

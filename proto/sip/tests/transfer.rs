@@ -474,3 +474,66 @@ fn registrations_share_their_call_id_and_count_up() {
     assert_eq!(net.endpoint(0).request(bad, now), Err(CallError::Value("Call-ID")));
     net.settle();
 }
+
+/// A call whose callee was referred once, and of which the caller waits for nothing any more.
+fn forgotten(net: &mut Network) -> (CallHandle, CallHandle) {
+    let (caller, callee) = net.call();
+    let target = ReferTo::blind(Uri::parse("sip:a@example.com").unwrap());
+    let now = net.now;
+    net.endpoint(0).refer(caller, &target, Headers::new(), now).unwrap();
+    let (refer, _) = refer_request(net, 1);
+    // The NOTIFYs are written by hand: the endpoint's own subscription is one at a time.
+    let now = net.now;
+    net.endpoint(1).reply(refer, Reply::new(202), now).unwrap();
+    assert_eq!(progress(net, 0), (202, false));
+    net.run(Duration::from_secs(60));
+    net.agents[0].events.clear();
+    net.endpoint(0).forget_refer(caller).unwrap();
+    (caller, callee)
+}
+
+/// A NOTIFY of the callee's, with this Event.
+fn notify(net: &mut Network, callee: CallHandle, event: &str, status: &str) {
+    let headers = Headers::new().with("Event", event).unwrap();
+    let headers = headers.with("Subscription-State", "terminated;reason=noresource").unwrap();
+    let body = Body { content_type: "message/sipfrag", bytes: format!("SIP/2.0 {status}\r\n").into() };
+    let now = net.now;
+    net.endpoint(1).request_in_call(callee, Method::Notify, headers, Some(body), now).unwrap();
+    net.run(Duration::from_secs(1));
+}
+
+fn has_progress(net: &Network) -> bool {
+    net.agents[0].events.iter().any(|event| matches!(event, Event::ReferProgress { .. }))
+}
+
+#[test]
+fn late_word_of_a_forgotten_transfer_is_answered_and_not_told() {
+    let mut net = network(60, 2);
+    let (caller, callee) = forgotten(&mut net);
+    notify(&mut net, callee, "refer", "200 OK");
+    assert!(!has_progress(&net));
+    net.bye(0, caller);
+    net.settle();
+}
+
+#[test]
+fn late_success_of_a_forgotten_transfer_is_not_taken_for_that_of_the_next() {
+    for names_it in [true, false] {
+        let mut net = network(61, 2);
+        let (caller, callee) = forgotten(&mut net);
+        let target = ReferTo::blind(Uri::parse("sip:b@example.com").unwrap());
+        let now = net.now;
+        net.endpoint(0).refer(caller, &target, Headers::new(), now).unwrap();
+        let (refer, _) = refer_request(&mut net, 1);
+        let now = net.now;
+        net.endpoint(1).reply(refer, Reply::new(202), now).unwrap();
+        assert_eq!(progress(&mut net, 0), (202, false));
+        // The INVITE had CSeq 1, the first REFER 2.
+        notify(&mut net, callee, if names_it { "refer;id=2" } else { "refer" }, "200 OK");
+        assert!(!has_progress(&net), "it was the first one's");
+        notify(&mut net, callee, if names_it { "refer;id=3" } else { "refer" }, "200 OK");
+        assert_eq!(progress(&mut net, 0), (200, true));
+        net.bye(0, caller);
+        net.settle();
+    }
+}

@@ -811,3 +811,55 @@ fn advertised_host_of_a_call_stands_in_its_contact() {
     uas.endpoint.answer(call, Body::sdp("v=0\r\n"), uas.now).unwrap();
     assert_eq!(header(&uas.said()[0], "Contact"), Some("<sip:tandem@sip.example:4573>"));
 }
+
+#[test]
+fn what_the_user_agrees_on_with_a_caller_holds_for_its_call() {
+    let timer = SessionTimer { expires_s: 600, min_se_s: 90, refresher: None };
+    for (reliable, extra, is_reliable) in [
+        (Reliability::Prefer, "Supported: 100rel, timer\r\n", true),
+        (Reliability::Prefer, "Supported: timer\r\n", false),
+        (Reliability::IfRequired, "Supported: 100rel, timer\r\n", false),
+        (Reliability::Never, "Require: 100rel\r\nSupported: timer\r\n", false),
+    ] {
+        let mut uas = Uas::new();
+        uas.hear(&invite("1", extra));
+        let Some(Event::IncomingInvite { call, .. }) = uas.event() else { panic!("no call") };
+        uas.endpoint.agree(call, reliable, Some(timer)).unwrap();
+        uas.endpoint.ring(call, uas.now).unwrap();
+        let ringing = uas.said().concat();
+        assert_eq!(ringing.contains("RSeq: "), is_reliable, "{reliable:?} {extra}");
+        assert!(uas.endpoint.agree(call, reliable, None).is_err(), "too late");
+        if !is_reliable {
+            uas.endpoint.answer(call, Body::sdp("v=0\r\n"), uas.now).unwrap();
+            assert!(uas.said().concat().contains("Session-Expires: 600;"));
+        }
+    }
+}
+
+#[test]
+fn session_that_would_end_at_once_is_granted_no_less_than_ninety_seconds() {
+    for asked in ["0", "1", "89"] {
+        let mut uas = Uas::new();
+        uas.hear(&invite("1", &format!("Session-Expires: {asked}\r\n")));
+        let Some(Event::IncomingInvite { call, .. }) = uas.event() else { panic!("no call") };
+        uas.endpoint.answer(call, Body::sdp("v=0\r\n"), uas.now).unwrap();
+        let tag = uas.endpoint.dialog(call).unwrap().local_tag().to_owned();
+        assert!(uas.said().concat().contains("Session-Expires: 90;refresher=uas"), "{asked}");
+        uas.hear(&request("ACK", 1, "ack", &tag, ""));
+        assert!(uas.pass(Duration::from_secs(20)).is_empty(), "neither a BYE nor a refresh");
+    }
+}
+
+#[test]
+fn second_offer_of_theirs_before_our_answer_to_the_first_gets_500_and_a_wait() {
+    let mut uas = Uas::new();
+    let (_, tag) = uas.up();
+    let sdp = "Content-Type: application/sdp\r\nContent-Length: 5\r\n\r\nv=1\r\n";
+    let offer = |method: &str, cseq, branch| {
+        request(method, cseq, branch, &tag, "").replace("Content-Length: 0\r\n\r\n", sdp)
+    };
+    uas.hear(&offer("INVITE", 2, "re"));
+    let said = uas.hear(&offer("UPDATE", 3, "up"));
+    assert_eq!(first(&said), "SIP/2.0 500 Server Internal Error");
+    assert!(said[0].contains("\r\nRetry-After: "), "{said:?}");
+}

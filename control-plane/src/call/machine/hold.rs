@@ -22,8 +22,9 @@ use crate::trunk::HoldOffer;
 
 /// How often one hold is tried when both sides change the session at once.
 const TRIES_MAX: u8 = 4;
-/// A re-INVITE without an outcome for so long is forgotten: an INVITE transaction takes 32 s at most.
-const OUTCOME_MAX: Duration = Duration::from_secs(40);
+/// A re-INVITE without an outcome for so long is forgotten: the endpoint waits 32 s for an ACK before it leaves, and 200 s for
+/// a final response once a provisional one has come.
+const OUTCOME_MAX: Duration = Duration::from_secs(240);
 
 /// A re-INVITE of ours.
 #[derive(Debug, Clone, Copy)]

@@ -356,7 +356,9 @@ impl Call {
                 if self.follow(&response, around) {
                     return;
                 }
-                if response.status != 503 {
+                // What has rung somewhere is not tried elsewhere: two phones would ring for one call.
+                let is_heard = self.outbound.as_deref().is_some_and(|own| own.is_heard);
+                if response.status != 503 || is_heard {
                     return self.end(ending, around);
                 }
                 ending

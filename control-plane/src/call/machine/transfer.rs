@@ -188,7 +188,7 @@ impl Call {
         let prefixes: Vec<&String> = targets.iter().filter(|target| is_number(target)).collect();
         let begins = |prefix: &&String| {
             crate::trunk::inbound::normal(number, None)
-                .starts_with(&*crate::trunk::inbound::normal(prefix, None))
+                .starts_with(&crate::trunk::inbound::normal_prefix(prefix))
         };
         let is_listed = prefixes.is_empty() || prefixes.iter().any(begins);
         match is_listed && trunk.outbound.allows_number(number) {
@@ -243,8 +243,10 @@ impl Call {
         self.transfer.as_ref().map(|transfer| transfer.give_up)
     }
 
-    pub(super) fn handle_transfer_timeout(&mut self, now: Instant) {
-        if self.transfer.take_if(|transfer| transfer.give_up <= now).is_some() {
+    pub(super) fn handle_transfer_timeout(&mut self, around: &mut Surroundings<'_>) {
+        if self.transfer.take_if(|transfer| transfer.give_up <= around.now).is_some() {
+            // A late word must not be taken for that of the next transfer.
+            self.ask_sip(around, Verb::ForgetRefer);
             self.tell_transfer("failed", "nobody said in time how it went");
         }
     }

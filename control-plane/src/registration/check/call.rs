@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::ear::Ear;
 use super::{CALL_STEPS, Report, Unread, Verdict, sdp, status_line};
+use crate::call::order::{self, Callee};
 use crate::registration::driver::{self, CallNews, Office};
 use crate::sip::Verb;
 use crate::trunk::Trunk;
@@ -54,11 +55,14 @@ pub(super) async fn try_call(
     via_host: Option<String>,
     report: &mut Report,
 ) -> Result<(), Unread> {
-    if !trunk.outbound.allows_number(to) {
-        let detail = format!("the trunk's numbers_allowed and numbers_denied do not let {to} be called");
-        return fail_all(report, &detail, "name another number, or change the lists").await;
-    }
-    let Some((mut invite, destination)) = invite(trunk, to) else {
+    let callee = match order::read_to(to, Some(trunk)) {
+        Ok(callee) => callee,
+        Err(error) => {
+            let detail = format!("{to} cannot be called: it {}", error.problem);
+            return fail_all(report, &detail, "name another number, or change the trunk's lists").await;
+        }
+    };
+    let Some((mut invite, destination)) = invite(trunk, &callee) else {
         return fail_all(report, &format!("{to} is no number and no SIP URI"), "--to +4930123456").await;
     };
     let host = via_host.unwrap_or_else(|| "127.0.0.1".to_owned());
@@ -80,13 +84,14 @@ async fn fail_all(report: &mut Report, detail: &str, advice: &str) -> Result<(),
     report.skip(&CALL_STEPS[1..], "there was no call", "").await
 }
 
-fn invite(trunk: &Trunk, to: &str) -> Option<(InviteRequest, crate::sip::Destination)> {
+fn invite(trunk: &Trunk, to: &Callee) -> Option<(InviteRequest, crate::sip::Destination)> {
     let credential = &trunk.credential;
-    let target = if to.starts_with("sip:") || to.starts_with("sips:") {
-        Uri::parse(to).ok()?
-    } else {
-        let number = trunk.outbound.number_format.write(to);
-        Uri::parse(&format!("sip:{}@{}", escape_user(&number), credential.domain()?)).ok()?
+    let target = match to {
+        Callee::Uri(uri) => uri.clone(),
+        Callee::Number(_) | Callee::Phone(_) => {
+            let number = trunk.outbound.number_format.write(to.shown());
+            Uri::parse(&format!("sip:{}@{}", escape_user(&number), credential.domain()?)).ok()?
+        }
     };
     let from = match &trunk.outbound.caller_id {
         Some(number) => Uri::parse(&format!("sip:{}@{}", escape_user(number), credential.domain()?)).ok()?,

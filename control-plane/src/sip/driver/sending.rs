@@ -71,7 +71,13 @@ impl Driver {
     }
 
     fn try_targets(&mut self, token: Token, wanted: Wanted, identity: Identity, targets: Vec<Target>) {
-        let attempt = self.outgoing.plan(token, wanted, Some(identity), targets, Instant::now());
+        let now = Instant::now();
+        if let Some(trunk) = &identity.trunk {
+            for target in &targets {
+                self.guard.resolved(trunk, target.address.ip(), now);
+            }
+        }
+        let attempt = self.outgoing.plan(token, wanted, Some(identity), targets, now);
         if let Err(why) = self.try_next(attempt) {
             self.not_sent(token, why);
         }

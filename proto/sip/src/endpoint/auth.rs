@@ -12,7 +12,7 @@ use crate::write::Writer;
 
 /// How often one request is sent anew: a challenge of a proxy, one of the server behind it, and for one of them a stale
 /// nonce; one more for a longer session.
-pub(crate) const MAX_TRIES: u8 = 4;
+pub const SENT_AGAIN_MAX: u8 = 4;
 
 impl Endpoint {
     /// On 401 or 407: sends the request again with an answer to each challenge (§22.2). False if there is nothing to answer
@@ -112,7 +112,7 @@ impl Endpoint {
         add: &[(HeaderName, String)],
         now: Instant,
     ) -> Option<Id> {
-        let state = self.transactions.get(transaction).filter(|state| state.tries < MAX_TRIES)?;
+        let state = self.transactions.get(transaction).filter(|state| state.tries < SENT_AGAIN_MAX)?;
         let (flow, tries, was_stale) = (state.flow, state.tries, state.was_stale);
         let request = self.request_of(transaction)?;
         let call = self.call_of_owner(owner);
@@ -152,6 +152,9 @@ impl Endpoint {
             exchange.transaction = next;
         }
         if let Some(call) = call.and_then(|id| self.calls.get_mut(id)) {
+            if let Some(transfers) = &mut call.transfers {
+                transfers.sent_again(transaction, next, number);
+            }
             if call.invite_out == Some(transaction) {
                 call.invite_out = Some(next);
                 if call.dialog.is_none() {

@@ -45,6 +45,10 @@ pub(crate) struct OwnAddress {
     pub(crate) is_secure: bool,
 }
 
+/// Whether a peer insists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IsRequired(pub(crate) bool);
+
 /// The dialog that a provisional response to our INVITE has made: one a fork.
 #[derive(Debug)]
 pub(crate) struct Early {
@@ -93,6 +97,8 @@ pub(crate) struct Call {
     pub(crate) offers_100rel: bool,
     /// A PRACK whose body the user has to write.
     pub(crate) prack_wanted: Option<PrackWanted>,
+    /// Their INVITE can confirm provisional responses, and whether it must.
+    pub(crate) asks_100rel: Option<IsRequired>,
     /// Reliable provisional responses to their INVITE, until its ACK.
     pub(crate) reliable: Option<Box<Provisionals>>,
     pub(crate) session: Session,
@@ -102,7 +108,7 @@ pub(crate) struct Call {
     pub(crate) offer_out: Option<Box<[u8]>>,
     /// A print of the peer's description that holds.
     pub(crate) remote_sdp: Option<u64>,
-    /// A re-INVITE of the user's that waits for our refresh.
+    /// A re-INVITE of the user's that waits for our refresh, or for the ACK to our 2xx.
     pub(crate) reinvite_wanted: Option<Option<Body>>,
     /// An UPDATE of ours with an offer that has no answer yet.
     pub(crate) update_out: Option<Id>,
@@ -137,6 +143,7 @@ impl Call {
             early: Vec::new(),
             offers_100rel: false,
             prack_wanted: None,
+            asks_100rel: None,
             reliable: None,
             session,
             local_sdp: None,
@@ -199,8 +206,15 @@ impl Call {
             Phase::Outgoing { .. } => {
                 self.remote_sdp.is_none() || self.early.iter().all(|early| early.rseq.is_none())
             }
-            Phase::Confirmed | Phase::Closing => self.invite_in.is_some() || self.invite_out.is_some(),
+            Phase::Confirmed | Phase::Closing => {
+                self.invite_in.is_some() || self.invite_out.is_some() || self.reinvite_wanted.is_some()
+            }
         }
+    }
+
+    /// Whether their re-INVITE with an offer has no answer yet.
+    pub(crate) fn waits_for_our_answer(&self) -> bool {
+        self.phase == Phase::Confirmed && self.invite_in.is_some() && self.session.asked.sdp.is_some()
     }
 
     /// The dialog in which requests of ours go: before the answer the newest early one.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::call::{PendingUpdate, Phase};
+use super::carried::Carried;
 use super::event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
 use super::ledger::{Extras, Owner, Wake};
 use super::refusal::Refusal;
@@ -58,14 +59,18 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Re-INVITE with a new offer (or none, asking for one).
+    /// Re-INVITE with a new offer (or none, asking for one). It waits for a refresh of ours that is under way, and for the
+    /// ACK to our last 2xx.
     pub fn reinvite(&mut self, call: CallHandle, body: Option<Body>, now: Instant) -> Result<(), CallError> {
         let id = Id::from(call);
         let state = self.calls.get_mut(id).ok_or(CallError::Unknown)?;
         if !state.is_idle() {
-            // The user cannot know of a refresh of ours that is under way.
+            // The user cannot know of a refresh, ours or theirs, that is under way.
             let waits_for_refresh = state.invite_out.is_some() && state.invite_out == state.session.refresh;
-            if waits_for_refresh && state.reinvite_wanted.is_none() {
+            let waits_for_ack =
+                state.invite_in.is_none() && state.invite_out.is_none() && state.unacked.is_some();
+            let may_wait = state.phase == Phase::Confirmed && state.bye_wanted.is_none();
+            if may_wait && (waits_for_refresh || waits_for_ack) && state.reinvite_wanted.is_none() {
                 state.reinvite_wanted = Some(body);
                 return Ok(());
             }
@@ -200,10 +205,15 @@ impl Endpoint {
             return self.refuse(&request, key, flow, refusal, now);
         }
         let remote_tag: Box<str> = remote_tag.as_ref().into();
-        call.flow = flow;
+        let had = std::mem::replace(&mut call.flow, flow).connection;
         call.session.hear(&request.head);
         call.sent_by_port = Some(request.head.via().port_or_default());
         let is_closing = call.phase == Phase::Closing;
+        let is_new_way = had != flow.connection;
+        if is_new_way {
+            self.carry(flow.connection, Carried::Call(id));
+        }
+        let Some(call) = self.calls.get_mut(id) else { return };
         match request.method {
             Method::Bye => self.handle_bye(id, &request, key, flow, now),
             Method::Options => {
@@ -215,6 +225,13 @@ impl Endpoint {
                 self.refuse(&request, key, flow, refusal, now);
             }
             Method::Invite => self.handle_reinvite(id, request, key, flow, now),
+            Method::Update if !request.body.is_empty() && call.waits_for_our_answer() => {
+                // RFC 3311 §5.2: their own offer before this one has no answer yet.
+                let wait_s = self.random.duration(Duration::ZERO, Duration::from_secs(10)).as_secs() as u32;
+                let mut refusal = Refusal::new(500, "one_offer", "UPDATE");
+                refusal.reply = refusal.reply.retry_after_s(wait_s);
+                self.refuse(&request, key, flow, refusal, now);
+            }
             Method::Update if !request.body.is_empty() && call.has_open_offer() => {
                 self.refuse(&request, key, flow, Refusal::new(491, "one_offer", "UPDATE"), now);
             }
@@ -273,7 +290,8 @@ impl Endpoint {
         // Who sends the next re-INVITE has given the one before up, and its ACK will not come. If that one only refreshed, there
         // is nobody to tell.
         call.unacked.take_if(|unacked| unacked.is_hidden);
-        let is_busy = call.invite_out.is_some() || call.update_out.is_some();
+        let is_busy =
+            call.invite_out.is_some() || call.update_out.is_some() || call.reinvite_wanted.is_some();
         if is_busy || call.unacked.is_some() || call.ack_wanted.is_some() {
             return self.refuse(&request, key, flow, Refusal::new(491, "one_offer", "INVITE"), now);
         }
@@ -320,7 +338,7 @@ impl Endpoint {
         }
         if is_invite && call.session.refresh == Some(transaction) {
             self.refresh_failed(id, Err(why), now);
-            return self.refresh_is_over(id, now);
+            return self.send_wanted_reinvite(id, now);
         }
         match (&call.phase, why) {
             (Phase::Outgoing { .. }, _) if is_invite => self.end_call(id, EndReason::NoResponse(why), now),

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::Endpoint;
 use super::call::{OwnAddress, Phase};
+use super::carried::Carried;
 use super::event::{Event, NoResponse};
 use super::reply::Template;
 use crate::dialog::Unacked;
@@ -146,6 +147,7 @@ impl Endpoint {
             wake: None,
         };
         let id = self.transactions.insert(transaction);
+        self.carry(flow.connection, Carried::Transaction(id));
         self.index.insert(key, id);
         self.arm(Wake::Transaction(id));
         id
@@ -407,9 +409,9 @@ impl Endpoint {
             Owner::Call(call) if is_client => self.call_request_failed(call, id, why, now),
             Owner::Refresh(call) => {
                 self.refresh_failed(call, Err(why), now);
-                self.refresh_is_over(call, now);
+                self.send_wanted_reinvite(call, now);
             }
-            Owner::Refer(call) => self.refer_failed(call),
+            Owner::Refer(call) => self.refer_failed(call, id),
             Owner::Notify(call) => self.notify_answered(call, 408, now),
             Owner::Exchange(exchange) => {
                 let Some(exchange_value) = self.exchanges.remove(exchange) else { return };

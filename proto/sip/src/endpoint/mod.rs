@@ -3,7 +3,7 @@
 //! ```text
 //!   bytes ─▶ parse ─▶ transaction known? ──yes─▶ its machine ──▶ the call it belongs to ──▶ Event
 //!                         │ no                                        ▲
-//!                         └─▶ uas.rs: checks ──▶ new transaction ─────┘
+//!                         └─▶ door.rs ─▶ uas.rs: checks ─▶ new transaction
 //!   verbs ─▶ uas.rs (respond, reply) · uac.rs (invite, cancel, ack, request) · in_call.rs (bye, reinvite …)
 //!   clock ─▶ ledger.rs: one queue of deadlines
 //! ```
@@ -14,8 +14,10 @@
 
 mod auth;
 mod call;
+mod carried;
 mod checks;
 mod config;
+mod door;
 mod event;
 mod in_call;
 mod ledger;
@@ -35,18 +37,21 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Instant;
 
+pub use auth::SENT_AGAIN_MAX;
 pub use config::{
     CallError, Counters, EndpointConfig, IDLE_MAX, InviteRequest, MAX_CALLS, MAX_CONNECTIONS, MAX_QUEUED,
     MAX_TRANSACTIONS, MIN_SE_S, OutgoingRequest, OwnContact, PARTIAL_MAX, RESERVED_PART, RETRY_AFTER_FULL_S,
     Reliability, SessionTimer, Sizes,
 };
 
+pub use door::{Door, Knock};
 pub use event::{CallHandle, EndReason, Event, NoResponse, RequestHandle};
 pub use refer::REFER_LIFE;
 pub use refusal::{MAX_DETAIL_LEN, MAX_REFUSALS_QUEUED};
 pub use reliable::{MAX_EARLY_DIALOGS, MAX_PROVISIONALS_WAITING};
 
 use call::{Call, Exchange, OwnAddress};
+use carried::CarriedBy;
 use ledger::{Extras, Transaction, Wake};
 use refusal::Refusal;
 use stream::Stream;
@@ -84,6 +89,7 @@ pub struct Endpoint {
     tags: HashMap<Box<str>, Id>,
     exchanges: Table<Exchange>,
     streams: HashMap<ConnectionId, Stream>,
+    carried_by: CarriedBy,
     wakes: BinaryHeap<Reverse<(Instant, Wake)>>,
     /// Our addresses as text: see `name_local`.
     local_names: Vec<(SocketAddr, Box<str>)>,
@@ -132,6 +138,7 @@ impl Endpoint {
             tags: HashMap::new(),
             exchanges: Table::new(),
             streams: HashMap::new(),
+            carried_by: CarriedBy::default(),
             wakes: BinaryHeap::new(),
             local_names: Vec::new(),
             transmits: VecDeque::new(),
@@ -182,9 +189,22 @@ impl Endpoint {
 
     /// Bytes arrived: one datagram, one WebSocket message, or any piece of a TCP or TLS stream.
     pub fn handle_input(&mut self, bytes: &[u8], flow: Flow, now: Instant) {
-        match flow.connection.filter(|_| flow.transport.is_stream()) {
-            Some(connection) => self.handle_stream(bytes, flow, connection, now),
-            None => self.handle_message(bytes, flow, now),
+        self.handle_input_at(bytes, flow, now, &mut |_| true);
+    }
+
+    /// The same, with a say in what may begin: `door` is asked for each whole message that belongs to nothing that there is.
+    /// A connection over which such a message comes is closed when it says no, and what stands behind the message with it.
+    pub fn handle_input_at(&mut self, bytes: &[u8], flow: Flow, now: Instant, door: &mut Door<'_>) {
+        match flow.connection {
+            Some(connection) if flow.transport.is_stream() => {
+                self.handle_stream(bytes, flow, connection, now, door);
+            }
+            connection => {
+                if let (false, Some(connection)) = (self.handle_message(bytes, flow, now, door), connection) {
+                    let why = ParseError::Unwelcome;
+                    self.events.push_back(Event::CloseConnection { connection, why });
+                }
+            }
         }
     }
 
@@ -201,22 +221,25 @@ impl Endpoint {
     /// the final one may come by another connection.
     pub fn handle_closed(&mut self, connection: ConnectionId, now: Instant) {
         self.streams.remove(&connection);
-        let unheard = |(id, transaction): (Id, &mut Transaction)| {
+        let (transactions, calls) = self.take_carried(connection);
+        for &id in &transactions {
+            let Some(transaction) = self.transactions.get(id) else { continue };
             let is_unheard = match &transaction.machine {
                 Machine::InviteClient(machine) => machine.is_calling(),
                 Machine::Client(machine) => machine.awaits_response(),
                 Machine::InviteServer(_) | Machine::Server(_) => false,
             };
-            (is_unheard && transaction.flow.connection == Some(connection)).then_some(id)
-        };
-        let unheard: Vec<Id> = self.transactions.iter_mut().filter_map(unheard).collect();
-        for id in unheard {
-            self.fail(id, NoResponse::Transport, now);
+            if is_unheard && transaction.flow.connection == Some(connection) {
+                self.fail(id, NoResponse::Transport, now);
+            }
         }
-        for (_, call) in self.calls.iter_mut() {
-            call.connection_closed(connection);
+        for id in calls {
+            if let Some(call) = self.calls.get_mut(id) {
+                call.connection_closed(connection);
+            }
         }
-        for (_, transaction) in self.transactions.iter_mut() {
+        for id in transactions {
+            let Some(transaction) = self.transactions.get_mut(id) else { continue };
             for ack in transaction.acks.iter_mut().filter(|ack| ack.flow.connection == Some(connection)) {
                 ack.flow.connection = None;
             }
@@ -268,34 +291,40 @@ impl Endpoint {
 
     // --- bytes to messages ---
 
-    fn handle_message(&mut self, bytes: &[u8], flow: Flow, now: Instant) {
+    /// `false`: the door was shut.
+    fn handle_message(&mut self, bytes: &[u8], flow: Flow, now: Instant, door: &mut Door<'_>) -> bool {
         // Keep-alives (RFC 5626 §4.4.1); over WebSocket the double CRLF wants an answer (RFC 7118 §6).
         if bytes.iter().all(|&b| b == b'\r' || b == b'\n') {
             if bytes == b"\r\n\r\n" && flow.connection.is_some() {
                 self.transmit(flow, b"\r\n".to_vec());
             }
-            return;
+            return true;
         }
         self.name_local(flow.local);
         match parse(bytes) {
             Ok(Message::Request(request)) => {
                 self.counters.requests_in += 1;
-                self.handle_request(request, flow, now);
+                self.handle_request(request, flow, now, door)
             }
             Ok(Message::Response(response)) => {
                 self.counters.responses_in += 1;
                 self.handle_response(response, now);
+                true
             }
-            Err(why) => self.handle_unparsable(bytes, flow, why),
+            Err(why) => self.handle_unparsable(bytes, flow, why, door),
         }
     }
 
     /// A request that says enough of itself gets 400 (or 505, 513 …) with the cause; the rest is silence.
-    fn handle_unparsable(&mut self, bytes: &[u8], flow: Flow, why: ParseError) {
+    /// `false`: the door was shut.
+    fn handle_unparsable(&mut self, bytes: &[u8], flow: Flow, why: ParseError, door: &mut Door<'_>) -> bool {
         let Some(salvaged) = salvage(bytes).filter(|salvaged| salvaged.method != Method::Ack.as_str()) else {
             self.counters.garbage += 1;
-            return;
+            return door(&Knock::Garbage);
         };
+        if !door(&Knock::Malformed(why)) {
+            return false;
+        }
         self.counters.bad_requests += 1;
         let template =
             reply::Template::new(&salvaged.headers, &salvaged.via, salvaged.has_to_tag(), flow.remote);
@@ -305,6 +334,7 @@ impl Endpoint {
         let response_flow = reply::response_flow(&salvaged.via, flow);
         self.respond_stateless(&template, &answer, Extras::Plain, None, response_flow);
         self.report(flow, Refusal::new(status, "malformed_request", why));
+        true
     }
 
     // --- our addresses ---

@@ -5,7 +5,7 @@
 //!   theirs:  REFER ─▶ Request ─▶ accept_refer: 202, NOTIFY 100 ─▶ notify_refer(180), notify_refer(200): the end
 //! ```
 //!
-//! One transfer of a call at a time each way. `Refer-Sub: false` (RFC 4488) is understood both ways. The subscription lives
+//! One transfer of a call at a time each way; ours ends when the user forgets it, too. `Refer-Sub: false` (RFC 4488) is understood both ways. The subscription lives
 //! in the call's dialog and ends with the call.
 
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use super::event::{CallHandle, Event, RequestHandle};
 use super::ledger::{Extras, Owner, Wake};
 use super::refusal::Refusal;
 use super::{CallError, Endpoint};
+use crate::dialog::Dialog;
 use crate::flow::Flow;
 use crate::header::refer::ReferTo;
 use crate::header::sipfrag::{SubscriptionState, parse_sipfrag, write_sipfrag};
@@ -29,6 +30,9 @@ pub const REFER_LIFE: Duration = Duration::from_secs(300);
 /// Our REFER.
 #[derive(Debug)]
 pub(crate) struct TransferOut {
+    /// CSeq of the REFER, by which its NOTIFYs may be told from those of another (§2.4.6).
+    id: u32,
+    transaction: Id,
     /// When we stop waiting for NOTIFYs.
     until: Instant,
     /// The last word has come; further NOTIFYs are answered and not told.
@@ -60,6 +64,8 @@ pub(crate) struct ReferAsk {
 #[derive(Debug, Default)]
 pub(crate) struct Transfers {
     out: Option<TransferOut>,
+    /// The user has given up an earlier one whose subscription nobody has ended: NOTIFYs without an id may be its own.
+    has_forgotten: bool,
     inward: Option<TransferIn>,
 }
 
@@ -67,6 +73,13 @@ impl Transfers {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let out = self.out.as_ref().filter(|out| !out.is_over).map(|out| out.until);
         [out, self.inward.as_ref().map(|inward| inward.until)].into_iter().flatten().min()
+    }
+
+    /// Our REFER has left anew, with other headers and this CSeq.
+    pub(crate) fn sent_again(&mut self, transaction: Id, next: Id, cseq: u32) {
+        if let Some(out) = self.out.as_mut().filter(|out| out.transaction == transaction) {
+            (out.transaction, out.id) = (next, cseq);
+        }
     }
 }
 
@@ -115,28 +128,52 @@ impl Endpoint {
         let Some((branch, bytes, flow)) = self.write_in_call(id, &Method::Refer, &all, None) else {
             return Err(CallError::Unknown);
         };
-        self.start_client(&Method::Refer, &branch, bytes, flow, Owner::Refer(id), now);
+        let transaction = self.start_client(&Method::Refer, &branch, bytes, flow, Owner::Refer(id), now);
         if let Some(state) = self.calls.get_mut(id) {
+            let refer = state.dialog.as_ref().map_or(0, Dialog::last_cseq);
             let transfers = state.transfers.get_or_insert_default();
-            transfers.out = Some(TransferOut { until: now + REFER_LIFE, is_over: false });
+            transfers.out =
+                Some(TransferOut { id: refer, transaction, until: now + REFER_LIFE, is_over: false });
         }
         self.arm(Wake::Call(id));
         Ok(())
     }
 
+    /// The user waits for our transfer no longer: what still comes of it is answered and not told, and another one may begin.
+    pub fn forget_refer(&mut self, call: CallHandle) -> Result<(), CallError> {
+        let state = self.calls.get_mut(call.into()).ok_or(CallError::Unknown)?;
+        if let Some(transfers) = &mut state.transfers
+            && let Some(out) = transfers.out.as_mut().filter(|out| !out.is_over)
+        {
+            out.is_over = true;
+            transfers.has_forgotten = true;
+        }
+        Ok(())
+    }
+
     /// Our REFER has its final response.
-    pub(super) fn refer_answered(&mut self, id: Id, response: &Response, now: Instant) {
+    pub(super) fn refer_answered(&mut self, id: Id, transaction: Id, response: &Response, now: Instant) {
         let status = response.status;
         let is_final = status >= 300 || wants_no_notify(response.head.headers());
-        self.refer_progress(id, status, &response.reason, is_final);
+        if self.is_refer_of(id, transaction) {
+            self.refer_progress(id, status, &response.reason, is_final);
+        }
         if status == 481 || status == 408 {
             self.dialog_lost(id, status, now);
         }
     }
 
-    /// Our REFER was not answered, or its subscription has run out.
-    pub(super) fn refer_failed(&mut self, id: Id) {
-        self.refer_progress(id, 408, reason_phrase(408), true);
+    /// Our REFER was not answered.
+    pub(super) fn refer_failed(&mut self, id: Id, transaction: Id) {
+        if self.is_refer_of(id, transaction) {
+            self.refer_progress(id, 408, reason_phrase(408), true);
+        }
+    }
+
+    /// Whether a transaction is that of our newest REFER.
+    fn is_refer_of(&self, id: Id, transaction: Id) -> bool {
+        let transfers = self.calls.get(id).and_then(|call| call.transfers.as_ref());
+        transfers.and_then(|all| all.out.as_ref()).is_some_and(|out| out.transaction == transaction)
     }
 
     fn refer_progress(&mut self, id: Id, status: u16, reason: &str, is_final: bool) {
@@ -170,11 +207,17 @@ impl Endpoint {
             }
             return self.refuse(&notify, key, flow, Refusal::unknown_dialog(&Method::Notify), now);
         }
+        let refer = event.split(';').skip(1).find_map(|param| param.trim().strip_prefix("id="));
+        let refer = refer.map(|id| id.trim().to_owned());
         let state = notify.header(HeaderName::SubscriptionState).map(SubscriptionState::parse);
         let fragment = parse_sipfrag(&notify.body);
         self.finish_at_once(&notify, key, flow, &Reply::new(200), Extras::Plain, Owner::Nobody, now);
         // Without Subscription-State, as in the years of its draft, the status alone says when it is over.
         let is_terminated = matches!(state, Some(Ok(SubscriptionState { is_terminated: true, .. })));
+        let is_last = is_terminated || matches!(fragment, Some((200.., _)));
+        if !self.is_notify_of_newest(id, refer.as_deref(), is_last) {
+            return;
+        }
         match fragment {
             Some((status, reason)) => {
                 self.refer_progress(id, status, &reason, status >= 200 || is_terminated);
@@ -183,6 +226,22 @@ impl Endpoint {
             None if is_terminated => self.refer_progress(id, 500, "no word of the target", true),
             None => {}
         }
+    }
+
+    /// Whether a NOTIFY tells of our newest transfer. One that names none is of the one that the user has forgotten, as long
+    /// as that one goes on: better a transfer of which nothing is heard than a call that ends for another's success.
+    fn is_notify_of_newest(&mut self, id: Id, refer: Option<&str>, is_last: bool) -> bool {
+        let transfers = self.calls.get_mut(id).and_then(|call| call.transfers.as_mut());
+        let Some(transfers) = transfers else { return false };
+        let Some(out) = &transfers.out else { return false };
+        let is_newest = match refer.map(str::parse::<u32>) {
+            Some(Ok(refer)) => refer == out.id,
+            Some(Err(_)) | None => !transfers.has_forgotten,
+        };
+        if is_last && (!is_newest || out.is_over) {
+            transfers.has_forgotten = false;
+        }
+        is_newest
     }
 
     // --- theirs ---
@@ -300,7 +359,7 @@ impl Endpoint {
         let out_is_late = transfers.out.as_ref().is_some_and(|out| !out.is_over && now >= out.until);
         let inward_is_late = transfers.inward.as_ref().is_some_and(|inward| now >= inward.until);
         if out_is_late {
-            self.refer_failed(id);
+            self.refer_progress(id, 408, reason_phrase(408), true);
         }
         if inward_is_late {
             self.send_notify(id, Some("timeout"), now);

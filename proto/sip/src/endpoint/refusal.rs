@@ -26,7 +26,9 @@ pub(crate) struct Refusal {
 impl Refusal {
     /// `detail` must hold no URI and no credentials.
     pub(crate) fn new(status: u16, rule: &'static str, detail: impl Display) -> Refusal {
-        let mut detail = detail.to_string();
+        // It may be a header's text, and goes into logs.
+        let mut detail: String =
+            detail.to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         let end = (0..=MAX_DETAIL_LEN.min(detail.len())).rev().find(|&end| detail.is_char_boundary(end));
         detail.truncate(end.unwrap_or(0));
         Refusal { reply: Reply::new(status), extras: Extras::Plain, rule, detail }
@@ -59,8 +61,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn detail_is_cut_between_characters() {
+    fn detail_is_cut_between_characters_and_holds_no_control_characters() {
         assert_eq!(Refusal::new(501, "method_known", "A".repeat(500)).detail.len(), MAX_DETAIL_LEN);
+        assert_eq!(Refusal::new(400, "x", "a\u{1b}[31m\nb").detail, "a?[31m?b");
         assert_eq!(Refusal::new(400, "x", "a\u{e4}".repeat(50)).detail.len(), MAX_DETAIL_LEN - 1);
     }
 }

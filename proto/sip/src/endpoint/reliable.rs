@@ -13,19 +13,20 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::call::{Early, Phase};
+use super::call::{Early, IsRequired, Phase};
 use super::event::{CallHandle, EndReason, Event};
 use super::ledger::{Extras, Owner, Wake};
 use super::refusal::Refusal;
 use super::session::print_of;
 use super::uac::finish;
-use super::{CallError, Endpoint, Reliability};
+use super::{CallError, Endpoint, Reliability, SessionTimer};
 use crate::dialog::Dialog;
 use crate::flow::Flow;
 use crate::grammar;
 use crate::header::rack::RAck;
 use crate::headers::{HeaderName, Headers};
-use crate::message::{Body, Method, Reply, Request, Response};
+use crate::message::{Body, Head, Method, Reply, Request, Response};
+use crate::random::Random;
 use crate::table::Id;
 use crate::timer::PROVISIONAL_REPEAT;
 use crate::transaction::key::Key;
@@ -131,8 +132,50 @@ pub(super) enum OnProvisional {
     Absorb,
 }
 
+/// Whether a request can confirm provisional responses, and whether it must.
+pub(super) fn asked(head: &Head) -> Option<IsRequired> {
+    let is_required = head.lists(HeaderName::Require, TAG);
+    (is_required || head.lists(HeaderName::Supported, TAG)).then_some(IsRequired(is_required))
+}
+
+/// §3: the first RSeq is random, with room above.
+pub(super) fn first_rseq(random: &mut Random) -> u32 {
+    (random.next_u64() % (1 << 30)) as u32
+}
+
 impl Endpoint {
     // --- UAS ---
+
+    /// What holds for this call instead of the configuration's own: for an incoming one before its first response other than
+    /// 100, when the user has found out whose it is. Whoever must have reliable responses and may not is the user's to refuse
+    /// (420); here it gets plain ones.
+    pub fn agree(
+        &mut self,
+        call: CallHandle,
+        reliable: Reliability,
+        timer: Option<SessionTimer>,
+    ) -> Result<(), CallError> {
+        let id = Id::from(call);
+        let rseq = first_rseq(&mut self.random);
+        let state = self.calls.get_mut(id).ok_or(CallError::Unknown)?;
+        let Some(invite) =
+            state.invite_in.filter(|_| matches!(state.phase, Phase::Incoming { repeat_at: None }))
+        else {
+            return Err(CallError::State(state.doing()));
+        };
+        state.session.timer = timer.unwrap_or(state.session.timer);
+        let cseq = self.transactions.get(invite).and_then(|of| of.server.as_ref()).map(|server| server.cseq);
+        match (reliable, state.asks_100rel, cseq) {
+            (Reliability::Never, _, _) => state.reliable = None,
+            (Reliability::Prefer | Reliability::Require, Some(_), Some(cseq)) if state.reliable.is_none() => {
+                let offers = state.session.asked.sdp.is_none();
+                state.reliable = Some(Box::new(Provisionals::new(cseq, rseq, offers)));
+            }
+            (Reliability::IfRequired, Some(IsRequired(false)), _) => state.reliable = None,
+            _ => {}
+        }
+        Ok(())
+    }
 
     /// Whether their INVITE gets its provisional responses reliably; 421 if it must and cannot.
     pub(super) fn reliability_of(&self, invite: &Request) -> Result<bool, Box<Refusal>> {

@@ -161,7 +161,9 @@ impl Session {
             return None;
         }
         let ours = self.timer.expires_s.max(self.timer.min_s()).max(ask.min_se_s);
-        let interval_s = ask.interval_s.map_or(ours, |asked| asked.min(ours));
+        // Who cannot read a 422 gets the shortest that the RFC lets anybody grant (§5), whatever it asked for.
+        let least = super::MIN_SE_S.max(ask.min_se_s);
+        let interval_s = ask.interval_s.map_or(ours, |asked| asked.clamp(least, ours));
         let running = self.running.as_ref();
         let as_before = running.map(|r| if r.we_refresh { Refresher::Uas } else { Refresher::Uac });
         let refresher = if ask.supports {
@@ -242,9 +244,11 @@ impl Endpoint {
         }
         let expires =
             response.header(HeaderName::SessionExpires).and_then(|value| SessionExpires::parse(value).ok());
+        // Nobody may answer less than we said that we bear (§9), and we refresh no faster.
+        let least = call.session.timer.min_s();
         let granted = expires
             .filter(|expires| !call.session.timer.is_off() && expires.interval_s > 0)
-            .map(|expires| (expires.interval_s, expires.refresher != Some(Refresher::Uas)));
+            .map(|expires| (expires.interval_s.max(least), expires.refresher != Some(Refresher::Uas)));
         call.session.start(granted, now);
         self.arm(Wake::Call(id));
     }
@@ -340,7 +344,7 @@ impl Endpoint {
         } else {
             self.refresh_failed(id, Ok(response), now);
         }
-        self.refresh_is_over(id, now);
+        self.send_wanted_reinvite(id, now);
     }
 
     /// A refresh of ours was refused or not answered: when to try again.
@@ -379,9 +383,9 @@ impl Endpoint {
         self.arm(Wake::Call(id));
     }
 
-    /// A re-INVITE of the user's that waited for our refresh may go now.
-    pub(super) fn refresh_is_over(&mut self, id: Id, now: Instant) {
-        let Some(call) = self.calls.get_mut(id).filter(|call| call.phase == Phase::Confirmed) else { return };
+    /// A re-INVITE of the user's that waited for our refresh, or for an ACK, may go now.
+    pub(super) fn send_wanted_reinvite(&mut self, id: Id, now: Instant) {
+        let Some(call) = self.calls.get_mut(id).filter(|call| call.is_idle()) else { return };
         let Some(body) = call.reinvite_wanted.take() else { return };
         if self.reinvite(id.into(), body, now).is_err() {
             self.reinvite_refused(id, 503);
@@ -452,6 +456,9 @@ mod tests {
             (ask(Some(600), Some(Uac), true), Some((600, Uac))),
             (ask(Some(600), Some(Uas), true), Some((600, Uas))),
             (ask(Some(600), None, true), Some((600, Uas))),
+            (ask(Some(0), None, false), Some((90, Uas))),
+            (ask(Some(1), Some(Uac), false), Some((90, Uas))),
+            (Ask { min_se_s: 300, ..ask(Some(1), None, false) }, Some((300, Uas))),
             (Ask { min_se_s: 2400, ..ask(Some(3600), None, true) }, Some((2400, Uas))),
         ] {
             let grant = session.grant(&asked).map(|grant| (grant.interval_s, grant.refresher.unwrap()));

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::event::Event;
 use super::ledger::Wake;
-use super::{Endpoint, IDLE_MAX, MAX_CONNECTIONS, PARTIAL_MAX};
+use super::{Door, Endpoint, IDLE_MAX, MAX_CONNECTIONS, PARTIAL_MAX};
 use crate::flow::{ConnectionId, Flow};
 use crate::framing::{Frame, StreamFramer};
 use crate::parse::ParseError;
@@ -41,7 +41,14 @@ impl Endpoint {
         room
     }
 
-    pub(super) fn handle_stream(&mut self, bytes: &[u8], flow: Flow, connection: ConnectionId, now: Instant) {
+    pub(super) fn handle_stream(
+        &mut self,
+        bytes: &[u8],
+        flow: Flow,
+        connection: ConnectionId,
+        now: Instant,
+        door: &mut Door<'_>,
+    ) {
         if !self.open_stream(connection) {
             let why = ParseError::TooManyConnections;
             return self.events.push_back(Event::CloseConnection { connection, why });
@@ -52,11 +59,16 @@ impl Endpoint {
         let before = framer.buffered();
         loop {
             match framer.next_frame() {
-                Ok(Some(Frame::Message(message))) => self.handle_message(message, flow, now),
+                Ok(Some(Frame::Message(message))) => {
+                    if !self.handle_message(message, flow, now, door) {
+                        let why = ParseError::Unwelcome;
+                        return self.events.push_back(Event::CloseConnection { connection, why });
+                    }
+                }
                 Ok(Some(Frame::Ping)) => self.transmit(flow, b"\r\n".to_vec()),
                 Ok(None) => break,
                 Err(why) => {
-                    self.handle_unparsable(framer.remainder(), flow, why);
+                    self.handle_unparsable(framer.remainder(), flow, why, door);
                     return self.events.push_back(Event::CloseConnection { connection, why });
                 }
             }
@@ -78,7 +90,7 @@ impl Endpoint {
     }
 
     pub(super) fn wake_connection(&mut self, connection: ConnectionId, now: Instant) {
-        let has_call = self.calls.iter_mut().any(|(_, call)| call.flow.connection == Some(connection));
+        let has_call = self.carries_call(connection);
         let Some(stream) = self.streams.get_mut(&connection) else { return };
         if has_call {
             stream.alive = Some(now);

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use super::call::{Call, Exchange, OwnAddress, Phase};
+use super::carried::Carried;
 use super::config::{InviteRequest, OutgoingRequest};
 use super::event::{CallHandle, EndReason, Event, RequestHandle};
 use super::ledger::{Owner, SentAck, Wake};
@@ -56,6 +57,7 @@ impl Endpoint {
         call.own = OwnAddress { host: invite.advertised_host, user: invite.contact_user, is_secure };
         let own = call.own.clone();
         let id = self.calls.insert(call);
+        self.carry(invite.flow.connection, Carried::Call(id));
         self.tags.insert(tag.clone(), id);
 
         let begin = Begin {
@@ -393,8 +395,12 @@ impl Endpoint {
                     self.report_reinvite_answered(id, response, wants_ack);
                 }
                 if is_refresh {
-                    self.refresh_is_over(id, now);
+                    self.send_wanted_reinvite(id, now);
                 }
+            }
+            // It has crossed our BYE: the session is over, and the peer must still hear that we have it (§13.2.2.4).
+            (Phase::Closing, Some(dialog)) if *dialog.remote_tag() == *tag => {
+                self.send_ack(id, transaction, cseq, None);
             }
             // Repeated while the user has yet to write the ACK.
             (_, Some(dialog)) if *dialog.remote_tag() == *tag => self.counters.retransmits_in += 1,
@@ -422,6 +428,7 @@ impl Endpoint {
         let (_, via) = self.new_via(flow, host.as_deref());
         let ack = dialog.write(&Method::Ack, response.head.cseq().number, &via).finish(b"");
         self.transmit(flow, ack.clone());
+        self.carry(flow.connection, Carried::Transaction(transaction));
         if let Some(invite) = self.transactions.get_mut(transaction) {
             invite.acks.push(SentAck { remote_tag: dialog.remote_tag().into(), bytes: ack, flow });
         }
@@ -449,7 +456,7 @@ impl Endpoint {
         call.offer_out = None;
         if call.session.refresh == Some(transaction) && status != 481 {
             self.refresh_failed(id, Ok(&response), now);
-            return self.refresh_is_over(id, now);
+            return self.send_wanted_reinvite(id, now);
         }
         match call.phase {
             Phase::Outgoing { .. } => {
@@ -471,7 +478,7 @@ impl Endpoint {
         match owner {
             Owner::Nobody | Owner::Prack(_) => {}
             Owner::Refresh(id) => self.refresh_answered(id, &response, now),
-            Owner::Refer(id) => self.refer_answered(id, &response, now),
+            Owner::Refer(id) => self.refer_answered(id, transaction, &response, now),
             Owner::Notify(id) => self.notify_answered(id, response.status, now),
             Owner::Call(id) => {
                 let status = Some(response.status);
@@ -571,6 +578,7 @@ impl Endpoint {
         if let Some(invite) = self.transactions.get_mut(transaction) {
             invite.acks.push(SentAck { remote_tag, bytes: bytes.clone(), flow });
         }
+        self.carry(flow.connection, Carried::Transaction(transaction));
         self.transmit(flow, bytes);
     }
 

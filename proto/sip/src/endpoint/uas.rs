@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::call::{Call, Exchange, PendingUpdate, Phase};
+use super::carried::Carried;
 use super::event::{CallHandle, EndReason, Event, RequestHandle};
 use super::ledger::{Extras, Owner, ServerSide, Transaction, Wake};
 use super::refusal::Refusal;
-use super::reliable::Provisionals;
+use super::reliable::{self, Provisionals};
 use super::reply::{self, Template};
 use super::session::{Ask, Session, print_of, push_grant};
-use super::{CallError, Endpoint, MAX_QUEUED, RESERVED_PART, RETRY_AFTER_FULL_S};
+use super::{CallError, Door, Endpoint, Knock, MAX_QUEUED, RESERVED_PART, RETRY_AFTER_FULL_S};
 use crate::dialog::Dialog;
 use crate::flow::Flow;
 use crate::headers::HeaderName;
@@ -164,16 +165,40 @@ impl Endpoint {
 
     // --- requests ---
 
-    pub(super) fn handle_request(&mut self, request: Request, flow: Flow, now: Instant) {
+    /// `false`: the door was shut. An ACK gets no answer and begins nothing: nobody is asked.
+    pub(super) fn handle_request(
+        &mut self,
+        request: Request,
+        flow: Flow,
+        now: Instant,
+        door: &mut Door<'_>,
+    ) -> bool {
         let key = Key::server(&request);
         if let Some(&id) = self.index.get(&key) {
-            return self.handle_repeated(id, request, flow, now);
+            let may = request.method == Method::Ack || door(&Knock::Repeated(&request));
+            if may {
+                self.handle_repeated(id, request, flow, now);
+            }
+            return may;
         }
         match request.method {
             Method::Ack => self.handle_ack(request, now),
-            Method::Cancel => self.handle_cancel(&request, flow, now),
-            _ => self.handle_new(request, key, flow, now),
+            Method::Cancel => {
+                let invite = self.index.get(&Key::cancelled(&request.head)).copied();
+                if invite.is_none() && !door(&Knock::Request(&request)) {
+                    return false;
+                }
+                self.handle_cancel(&request, invite, flow, now);
+            }
+            _ => {
+                let call = self.call_of(&request);
+                if call.is_none() && !door(&Knock::Request(&request)) {
+                    return false;
+                }
+                self.handle_new(request, call, key, flow, now);
+            }
         }
+        true
     }
 
     /// A request of a transaction that we have: its ACK, or a retransmission.
@@ -204,7 +229,8 @@ impl Endpoint {
                 unacked.flow = flow;
             }
         }
-        let (flow, bytes) = (transaction.flow, transaction.message.clone());
+        let (connection, flow, bytes) = (flow.connection, transaction.flow, transaction.message.clone());
+        self.carry(connection, Carried::Transaction(id));
         if resend && !bytes.is_empty() {
             self.counters.retransmits_out += 1;
             self.transmit(flow, bytes);
@@ -230,15 +256,15 @@ impl Endpoint {
         if !unacked.is_hidden {
             self.events.push_back(Event::Acknowledged { call: id.into(), ack: Box::new(ack) });
         }
-        if let Some(headers) = bye {
-            self.send_bye(id, &headers, now);
+        match bye {
+            Some(headers) => self.send_bye(id, &headers, now),
+            None => self.send_wanted_reinvite(id, now),
         }
     }
 
     /// CANCEL (§9.2): 200 to it whenever its INVITE is known, 487 to the INVITE if that is still unanswered. A repeated
     /// one gets the same 200, so it needs no transaction, and works when there is no room for one.
-    fn handle_cancel(&mut self, cancel: &Request, flow: Flow, now: Instant) {
-        let invite = self.index.get(&Key::cancelled(&cancel.head)).copied();
+    fn handle_cancel(&mut self, cancel: &Request, invite: Option<Id>, flow: Flow, now: Instant) {
         let Some((invite, transaction)) = invite.and_then(|id| Some((id, self.transactions.get(id)?))) else {
             return self.turn_away(cancel, flow, Refusal::unknown_dialog(&cancel.method));
         };
@@ -260,8 +286,7 @@ impl Endpoint {
 
     /// The checks of §8.2 in their order, then dispatch. Whoever is refused outside a dialog is refused without state:
     /// a repetition gets the same answer.
-    fn handle_new(&mut self, request: Request, key: Key, flow: Flow, now: Instant) {
-        let call = self.call_of(&request);
+    fn handle_new(&mut self, request: Request, call: Option<Id>, key: Key, flow: Flow, now: Instant) {
         if let Some(refusal) = self.objection(&request) {
             return match call {
                 Some(_) => self.refuse(&request, key, flow, refusal, now),
@@ -320,13 +345,14 @@ impl Endpoint {
         call.replaces = replaces;
         call.session.hear(&invite.head);
         call.session.asked = Ask::of(&invite);
+        call.asks_100rel = reliable::asked(&invite.head);
         if is_reliable {
-            // §3: the first RSeq is random, with room above.
-            let rseq = (self.random.next_u64() % (1 << 30)) as u32;
+            let rseq = reliable::first_rseq(&mut self.random);
             let offers = invite.sdp().is_none();
             call.reliable = Some(Box::new(Provisionals::new(invite.head.cseq().number, rseq, offers)));
         }
         let id = self.calls.insert(call);
+        self.carry(flow.connection, Carried::Call(id));
         let Some(transaction) = self.open_server(&invite, key, flow, Owner::Call(id), Some(tag.clone()), now)
         else {
             self.calls.remove(id);
@@ -448,6 +474,7 @@ impl Endpoint {
             was_stale: false,
             wake: None,
         });
+        self.carry(flow.connection, Carried::Transaction(id));
         self.index.insert(key, id);
         if let Some(merged) = merged {
             self.merged.insert(merged, id);

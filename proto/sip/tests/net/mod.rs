@@ -34,6 +34,8 @@ pub(crate) struct Network {
     pub(crate) agents: Vec<Agent>,
     /// First lines of all that was sent, with sender and virtual milliseconds.
     pub(crate) log: Vec<(u64, usize, String)>,
+    /// So many re-INVITEs of a hundred are followed by a CANCEL, which no endpoint of ours sends by itself.
+    pub(crate) cancelled_percent: u64,
     /// Messages that the link eats: see `Network::eat`.
     eaten: Vec<(String, usize)>,
     in_flight: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, Vec<u8>)>,
@@ -48,6 +50,21 @@ fn some_instant() -> Instant {
 
 pub(crate) fn addr(index: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, index as u8 + 1], 5060))
+}
+
+/// The CANCEL of a re-INVITE; `None`: it is none.
+fn cancel_of_reinvite(bytes: &[u8]) -> Option<Vec<u8>> {
+    let head = std::str::from_utf8(bytes).ok()?.split("\r\n\r\n").next()?;
+    let rest = head.strip_prefix("INVITE ")?;
+    let is_in_dialog = head.lines().any(|line| line.starts_with("To: ") && line.contains(";tag="));
+    let kept = rest.lines().skip(1).filter(|line| {
+        ["Via: ", "From: ", "To: ", "Call-ID: ", "Max-Forwards: ", "CSeq: "]
+            .iter()
+            .any(|name| line.starts_with(name))
+    });
+    let kept: String = kept.map(|line| format!("{}\r\n", line.replace(" INVITE", " CANCEL"))).collect();
+    let line = rest.lines().next()?;
+    is_in_dialog.then(|| format!("CANCEL {line}\r\n{kept}Content-Length: 0\r\n\r\n").into())
 }
 
 impl Network {
@@ -72,6 +89,7 @@ impl Network {
             transport: Transport::Udp,
             agents,
             log: Vec::new(),
+            cancelled_percent: 0,
             eaten: Vec::new(),
             in_flight: BTreeMap::new(),
             sequence: 0,
@@ -134,6 +152,11 @@ impl Network {
                     continue;
                 }
                 let (from, to) = (self.agents[index].addr, transmit.flow.remote);
+                if let Some(cancel) = cancel_of_reinvite(&transmit.bytes)
+                    && self.percent(self.cancelled_percent)
+                {
+                    self.send(from, to, cancel);
+                }
                 if self.percent(self.link.loss_percent) {
                     continue;
                 }
