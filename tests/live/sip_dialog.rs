@@ -1,6 +1,6 @@
 //! What happens to a call between its answer and its end, with sipp as the phone.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tandem_tests::bot::{self, Bot, Dialect};
 use tandem_tests::lossy::LossyLine;
