@@ -524,14 +524,19 @@ fn late_success_of_a_forgotten_transfer_is_not_taken_for_that_of_the_next() {
         let target = ReferTo::blind(Uri::parse("sip:b@example.com").unwrap());
         let now = net.now;
         net.endpoint(0).refer(caller, &target, Headers::new(), now).unwrap();
-        let (refer, _) = refer_request(&mut net, 1);
+        let (refer, second) = net.until(1, |event| match event {
+            Event::Request { handle, request, .. } if request.method == Method::Refer => {
+                Some((*handle, request.head.cseq().number))
+            }
+            _ => None,
+        });
         let now = net.now;
         net.endpoint(1).reply(refer, Reply::new(202), now).unwrap();
         assert_eq!(progress(&mut net, 0), (202, false));
-        // The INVITE had CSeq 1, the first REFER 2.
-        notify(&mut net, callee, if names_it { "refer;id=2" } else { "refer" }, "200 OK");
+        let event = |id: u32| if names_it { format!("refer;id={id}") } else { "refer".to_owned() };
+        notify(&mut net, callee, &event(second - 1), "200 OK");
         assert!(!has_progress(&net), "it was the first one's");
-        notify(&mut net, callee, if names_it { "refer;id=3" } else { "refer" }, "200 OK");
+        notify(&mut net, callee, &event(second), "200 OK");
         assert_eq!(progress(&mut net, 0), (200, true));
         net.bye(0, caller);
         net.settle();
