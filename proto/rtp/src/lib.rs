@@ -1,4 +1,4 @@
-//! RTP and RTCP (RFC 3550, RFC 3551), telephone-events (RFC 4733).
+//! RTP and RTCP (RFC 3550, RFC 3551, RFC 3611), telephone-events (RFC 4733).
 //!
 //! ```text
 //!  datagram ──▶ packet::Packet::parse ──▶ payload type as negotiated? ──▶ latch::SourceLatch ──▶ receiver::Receiver
@@ -75,7 +75,10 @@ pub mod event;
 pub mod jitter;
 pub mod latch;
 pub mod packet;
+pub mod quality;
 pub mod receiver;
+pub mod report;
 pub mod rtcp;
 pub mod sender;
+pub mod srtp;
 pub mod units;
