@@ -23,7 +23,8 @@
 //! something came, and packets of one millisecond are handled together. With many, every millisecond has somebody due.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,12 +32,12 @@ use rtrb::Consumer;
 use slab::Slab;
 
 use crate::leg::event::{EndReason, Event};
-use crate::leg::rtp::RtpParameters;
+use crate::leg::rtp::{Rtcp, RtpParameters};
 use crate::mailbox::{Command, Open, OpenError, Opened, Outbox, SessionKey, Summary};
 use crate::metrics::{CoreMetrics, PUBLISH_EVERY, Tally};
 use crate::ports::{BUSY_PORTS_MAX, Ports};
 use crate::ring::{Completion, Owner, Ring, RingError, SocketId, Wait, bind_udp, prefetch};
-use crate::session::Session;
+use crate::session::{Port, Session};
 use crate::wheel::{Phase, Phases, Wheel};
 
 /// Packets of so long are handled together while the core is quiet: a turn costs more than a packet.
@@ -69,9 +70,12 @@ struct Slot {
     generation: u32,
     session: Session,
     udp: Option<SocketId>,
+    /// The odd port's, while reports travel there.
+    rtcp: Option<SocketId>,
     /// What the RTP socket is connected to.
     peer: Option<SocketAddr>,
     stream: Option<SocketId>,
+    local_address: IpAddr,
     port: u16,
     phase: Option<Phase>,
     /// Its place in the wheel.
@@ -113,18 +117,22 @@ pub struct Worker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leg {
     Rtp,
+    Rtcp,
     Agent,
 }
 
-const GENERATION_MASK: u32 = 0x7FFF_FFFF;
+const GENERATION_MASK: u32 = 0x3FFF_FFFF;
 
 fn owner(key: SessionKey, leg: Leg) -> Owner {
-    let leg = u64::from(leg == Leg::Agent);
-    Owner(leg << 63 | u64::from(key.generation) << 32 | u64::from(key.index))
+    Owner((leg as u64) << 62 | u64::from(key.generation) << 32 | u64::from(key.index))
 }
 
 fn owned(owner: Owner) -> (SessionKey, Leg) {
-    let leg = if owner.0 >> 63 == 0 { Leg::Rtp } else { Leg::Agent };
+    let leg = match owner.0 >> 62 {
+        0 => Leg::Rtp,
+        1 => Leg::Rtcp,
+        _ => Leg::Agent,
+    };
     let generation = (owner.0 >> 32) as u32 & GENERATION_MASK;
     (SessionKey { index: owner.0 as u32, generation }, leg)
 }
@@ -308,9 +316,10 @@ impl Worker {
             return Err(OpenError::SessionsFull(self.sessions_max));
         }
         let call_id: Arc<str> = open.parameters.call.call_id.as_str().into();
+        let separate = matches!(open.parameters.rtp.rtcp, Rtcp::Separate { .. });
         let session = Session::new(open.parameters, now)
             .map_err(|error| OpenError::Agent(format!("agent.websocket: {error}")))?;
-        let (port, socket) = self.bind(&open.local_address, open.local_port, now)?;
+        let (port, socket, rtcp) = self.bind(&open.local_address, open.local_port, separate, now)?;
         self.generation = (self.generation + 1) & GENERATION_MASK;
         let key = SessionKey { index: self.sessions.vacant_key() as u32, generation: self.generation };
         let refused = |error: RingError| OpenError::Socket(error.to_string());
@@ -321,12 +330,22 @@ impl Worker {
                 return Err(refused(error));
             }
         };
+        let rtcp = match rtcp.map(|socket| self.ring.add_udp(socket, owner(key, Leg::Rtcp))).transpose() {
+            Ok(rtcp) => rtcp,
+            Err(error) => {
+                self.ring.close(udp);
+                self.ports.give_back(port, now);
+                return Err(refused(error));
+            }
+        };
         let index = self.sessions.insert(Slot {
             id: open.id,
             call_id,
             generation: key.generation,
             session,
             udp: Some(udp),
+            rtcp,
+            local_address: open.local_address,
             peer: None,
             stream: None,
             port,
@@ -356,18 +375,24 @@ impl Worker {
         Ok(Opened { key, port, agent_ready })
     }
 
-    /// Binds the leased port, or the next free one that nobody else has.
+    /// Binds the leased port, or the next free one that nobody else has; with the odd one beside it if `pair` says so.
     fn bind(
         &mut self,
-        address: &std::net::IpAddr,
+        address: &IpAddr,
         leased: Option<u16>,
+        pair: bool,
         now: Instant,
-    ) -> Result<(u16, std::os::fd::OwnedFd), OpenError> {
+    ) -> Result<(u16, OwnedFd, Option<OwnedFd>), OpenError> {
+        let bind = |port: u16| {
+            let rtp = bind_udp((*address, port).into())?;
+            let rtcp = pair.then(|| bind_udp((*address, port + 1).into())).transpose()?;
+            Ok((port, rtp, rtcp))
+        };
         if let Some(port) = leased {
             if !self.ports.take_this(port, now) {
                 return Err(OpenError::PortBusy(port));
             }
-            return bind_udp((*address, port).into()).map(|socket| (port, socket)).map_err(|error| {
+            return bind(port).map_err(|error: std::io::Error| {
                 self.ports.quarantine(port, now);
                 match error.kind() {
                     std::io::ErrorKind::AddrInUse => OpenError::PortBusy(port),
@@ -377,8 +402,8 @@ impl Worker {
         }
         for _ in 0..BUSY_PORTS_MAX {
             let Some(port) = self.ports.take(now) else { break };
-            match bind_udp((*address, port).into()) {
-                Ok(socket) => return Ok((port, socket)),
+            match bind(port) {
+                Ok(bound) => return Ok(bound),
                 Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
                     self.ports.quarantine(port, now);
                 }
@@ -389,6 +414,21 @@ impl Worker {
             }
         }
         Err(OpenError::PortsFull { resting: self.ports.resting(), quarantined: self.ports.quarantined() })
+    }
+
+    /// Reports travel on the odd port from now on: opens it, unless it is open. Without it the call goes on, unreported.
+    fn open_rtcp(&mut self, key: SessionKey) {
+        let Some(slot) = self.sessions.get(key.index as usize) else { return };
+        if slot.rtcp.is_some() || slot.udp.is_none() {
+            return;
+        }
+        let bound = bind_udp((slot.local_address, slot.port + 1).into()).map_err(RingError::Socket);
+        match bound.and_then(|socket| self.ring.add_udp(socket, owner(key, Leg::Rtcp))) {
+            Ok(socket) => self.sessions[key.index as usize].rtcp = Some(socket),
+            Err(error) => {
+                tracing::warn!(session_id = &*slot.id, port = slot.port + 1, %error, "no port for RTCP");
+            }
+        }
     }
 
     fn start(&mut self, key: SessionKey, is_early: bool, now: Instant) -> bool {
@@ -423,6 +463,9 @@ impl Worker {
             self.sessions[key.index as usize].phase = Some(phase);
         }
         self.sessions[key.index as usize].session.update(rtp, first_packet, now);
+        if matches!(rtp.rtcp, Rtcp::Separate { .. }) {
+            self.open_rtcp(key);
+        }
         self.touch(key.index);
         true
     }
@@ -439,7 +482,18 @@ impl Worker {
     fn let_go(&mut self, index: u32, now: Instant) {
         let slot = &mut self.sessions[index as usize];
         if let Some(udp) = slot.udp.take() {
+            let rtcp = slot.rtcp.take();
+            if let Some(transmit) = slot.session.poll_goodbye(now, self.ring.datagram()) {
+                let from = if transmit.from == Port::Rtcp { rtcp } else { Some(udp) };
+                if let Some(from) = from {
+                    self.ring.send_datagram(from, transmit.to, transmit.len);
+                    self.tally.rtcp_sent_total += 1;
+                }
+            }
             self.ring.close(udp);
+            if let Some(rtcp) = rtcp {
+                self.ring.close(rtcp);
+            }
             self.ports.give_back(slot.port, now);
             if let Some(phase) = slot.phase.take() {
                 self.phases.release(phase);
@@ -492,12 +546,17 @@ impl Worker {
     fn handle(&mut self, completion: Completion, now: Instant) {
         match completion {
             Completion::Datagram { owner, from, data } => {
-                let (key, _) = owned(owner);
-                self.tally.rtp_received_total += 1;
+                let (key, leg) = owned(owner);
+                let is_rtp = leg == Leg::Rtp;
+                self.tally.rtp_received_total += u64::from(is_rtp);
+                self.tally.rtcp_received_total += u64::from(!is_rtp);
                 if let Some(slot) = self.sessions.get_mut(key.index as usize)
                     && slot.generation == key.generation
                 {
-                    slot.session.handle_datagram(from, self.ring.bytes(&data), now);
+                    match is_rtp {
+                        true => slot.session.handle_datagram(from, self.ring.bytes(&data), now),
+                        false => slot.session.handle_report(from, self.ring.bytes(&data), now),
+                    }
                     self.touch(key.index);
                 }
                 self.ring.give_back(data);
@@ -563,7 +622,7 @@ impl Worker {
         for &index in &due {
             let Some(slot) = self.sessions.get_mut(index as usize) else { continue };
             let deadline = slot.deadline.take().unwrap_or(now);
-            let Slot { session, udp, peer, .. } = slot;
+            let Slot { session, udp, rtcp, peer, .. } = slot;
             if let Some(udp) = *udp {
                 let exclusive = session.exclusive_peer(now);
                 if exclusive != *peer {
@@ -572,8 +631,18 @@ impl Worker {
                 }
                 let mut sent = 0;
                 while let Some(transmit) = session.poll_transmit(now, self.ring.datagram()) {
-                    self.ring.send_datagram(udp, transmit.to, transmit.len);
-                    sent += 1;
+                    match transmit.from {
+                        Port::Rtp => {
+                            self.ring.send_datagram(udp, transmit.to, transmit.len);
+                            sent += 1;
+                        }
+                        Port::Rtcp => {
+                            if let Some(rtcp) = *rtcp {
+                                self.ring.send_datagram(rtcp, transmit.to, transmit.len);
+                                self.tally.rtcp_sent_total += 1;
+                            }
+                        }
+                    }
                 }
                 if sent > 0 {
                     self.tally.rtp_sent_total += sent;
@@ -751,6 +820,8 @@ mod tests {
                 event_payload_type: None,
                 direction: Direction::SendReceive,
                 latching: Latching::Auto,
+                rtcp: Rtcp::Off,
+                srtp: None,
             };
             let parameters = SessionParameters {
                 call: CallInfo::default(),
@@ -759,6 +830,7 @@ mod tests {
                 media_timeout: Duration::from_secs(60),
                 max_session: None,
                 seed: 1,
+                since_epoch: Duration::ZERO,
             };
             let local_address = Ipv4Addr::LOCALHOST.into();
             let open =

@@ -25,12 +25,13 @@ use std::time::{Duration, Instant};
 
 use tandem_audio::format::{Codec, SampleRate};
 use tandem_audio::vad::VadEvent;
+use tandem_rtp::report::WallClock;
 use tandem_stream::Dialect;
 use tandem_stream::websocket::HandshakeError;
 
 use crate::leg::agent::{Agent, AgentParameters, CallInfo, Said, Stream, Tell};
 use crate::leg::event::{EndReason, Event, Heard, Request, Stats};
-use crate::leg::rtp::{RtpLeg, RtpParameters};
+use crate::leg::rtp::{Rtcp, RtpLeg, RtpParameters};
 use bridge::Bridge;
 use digits::{Digits, Source};
 use playout::{Playout, Policy, PtimeClock};
@@ -66,11 +67,24 @@ pub struct SessionParameters {
     pub max_session: Option<Duration>,
     /// Random; SSRC, first numbers and masks come from it.
     pub seed: u64,
+    /// Wall-clock time when it is opened, since 1970: what its reports say.
+    pub since_epoch: Duration,
+}
+
+/// Which of the carrier leg's two sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// RTP's, and RTCP's too with rtcp-mux.
+    Rtp,
+    /// The odd one beside it.
+    Rtcp,
 }
 
 /// A datagram that was written to the caller's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transmit {
+    /// From where.
+    pub from: Port,
     /// Where to.
     pub to: SocketAddr,
     /// Its octets.
@@ -171,13 +185,14 @@ impl Session {
     /// # Errors
     /// The upgrade request of a WebSocket agent cannot be written.
     pub fn new(parameters: SessionParameters, now: Instant) -> Result<Self, HandshakeError> {
-        let SessionParameters { call, rtp, agent, media_timeout, max_session, seed } = parameters;
+        let SessionParameters { call, rtp, agent, media_timeout, max_session, seed, since_epoch } =
+            parameters;
         let numbers = [seed as u32, (seed >> 32) as u32 ^ 0x5bd1_e995, (seed >> 16) as u32];
         let is_outbound = call.direction == "outbound";
         let agent = Agent::new(agent, &call, seed, now)?;
         let playout = Playout::new(playout_rate(&agent, rtp.codec), policy(&agent));
         let mut this = Self {
-            rtp: RtpLeg::new(rtp, numbers),
+            rtp: RtpLeg::new(rtp, numbers, WallClock::new(now, since_epoch)),
             agent,
             bridge: None,
             playout,
@@ -290,6 +305,7 @@ impl Session {
         self.clock = Some(PtimeClock::new(first_packet, self.rtp.parameters().ptime));
         self.silence_from = now;
         self.media_deadline = self.next_media_deadline();
+        self.rtp.begin_reports(now);
     }
 
     /// The other side may be heard before it answers: silence goes out, and what the agent says waits for
@@ -301,6 +317,7 @@ impl Session {
             self.clock = Some(PtimeClock::new(first_packet, self.rtp.parameters().ptime));
             self.silence_from = now;
             self.media_deadline = self.next_media_deadline();
+            self.rtp.begin_reports(now);
         }
     }
 
@@ -350,6 +367,7 @@ impl Session {
         if self.started.is_some() {
             self.silence_from = now;
             self.media_deadline = self.next_media_deadline();
+            self.rtp.begin_reports(now);
         }
     }
 
@@ -392,6 +410,13 @@ impl Session {
             self.push_event(Event::MediaStarted { remote: source, took_ms });
         }
         self.handle_digits(now);
+    }
+
+    /// A datagram came on the odd port beside it.
+    pub fn handle_report(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) {
+        if !self.ended {
+            self.rtp.handle_report(source, bytes, true, now);
+        }
     }
 
     /// Runs a method of the RTP leg and lets the agent hear what comes of it.
@@ -604,6 +629,32 @@ impl Session {
 
     /// Writes the datagram that is due into `out` (room for 1 472 octets), or `None` when none is due.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
+        if self.ended {
+            return None;
+        }
+        self.poll_packet(now, out).or_else(|| {
+            let next_packet = self.clock.as_ref().map(PtimeClock::next);
+            let (to, len) = self.rtp.poll_report(now, next_packet, out)?;
+            let stats = self.stats(now);
+            self.push_event(Event::Report { stats });
+            Some(Transmit { from: self.report_port(), to, len })
+        })
+    }
+
+    /// Writes the leave that RTCP takes when the session is over; once.
+    pub fn poll_goodbye(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
+        let (to, len) = self.rtp.poll_goodbye(now, out)?;
+        Some(Transmit { from: self.report_port(), to, len })
+    }
+
+    fn report_port(&self) -> Port {
+        match self.rtp.parameters().rtcp {
+            Rtcp::Separate { .. } => Port::Rtcp,
+            Rtcp::Off | Rtcp::Mux => Port::Rtp,
+        }
+    }
+
+    fn poll_packet(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
         loop {
             let lost = self.clock.as_mut()?.poll_due(now)?;
             for _ in 0..lost {
@@ -623,7 +674,7 @@ impl Session {
             });
             self.handle_played();
             if let Some(len) = written {
-                return Some(Transmit { to, len });
+                return Some(Transmit { from: Port::Rtp, to, len });
             }
         }
     }
@@ -653,7 +704,8 @@ impl Session {
         }
         let agent = self.agent.stream().and_then(|stream| stream.connection().poll_timeout());
         let clock = self.clock.as_ref().map(PtimeClock::next);
-        [clock, self.rtp.poll_timeout(), agent, Some(self.media_deadline), self.end]
+        let report = self.rtp.poll_report_timeout();
+        [clock, report, self.rtp.poll_timeout(), agent, Some(self.media_deadline), self.end]
             .into_iter()
             .flatten()
             .min()

@@ -225,13 +225,8 @@ impl ReorderBuffer {
 
     /// Gives up gaps whose wait is over.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let due = self
-            .held
-            .iter()
-            .flatten()
-            .filter(|held| held.deadline <= now)
-            .map(|held| held.sequence)
-            .max();
+        let due =
+            self.held.iter().flatten().filter(|held| held.deadline <= now).map(|held| held.sequence).max();
         if let Some(sequence) = due {
             let since = self.held.iter().flatten().map(|held| held.arrival).min();
             self.given_up = since.map(|since| (sequence, since));
