@@ -812,6 +812,10 @@ mod tests {
         }
 
         fn open(&mut self, name: &str) -> Opened {
+            self.open_with(name, Rtcp::Off)
+        }
+
+        fn open_with(&mut self, name: &str, rtcp: Rtcp) -> Opened {
             let rtp = RtpParameters {
                 remote: Some((Ipv4Addr::LOCALHOST, 9).into()),
                 codec: Some(Codec::Pcmu),
@@ -820,7 +824,7 @@ mod tests {
                 event_payload_type: None,
                 direction: Direction::SendReceive,
                 latching: Latching::Auto,
-                rtcp: Rtcp::Off,
+                rtcp,
                 srtp: None,
             };
             let parameters = SessionParameters {
@@ -905,6 +909,55 @@ mod tests {
             let late = Duration::from_nanos(bench.worker.tally.late_nanoseconds_max);
             assert!(late >= Duration::from_millis(30), "{late:?}");
             assert_eq!(bench.worker.tally.late_ticks_total, 1);
+        });
+    }
+
+    #[test]
+    fn closed_session_takes_its_leave_from_the_odd_port_and_both_ports_rest() {
+        Bench::on_each(13_300, |mut bench| {
+            let phone = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            phone.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let rtcp = Rtcp::Separate { remote: Some(phone.local_addr().unwrap()) };
+            // Where RTP goes is where the description says, so reports go where it says, too.
+            let opened = bench.open_with("a", rtcp);
+            assert!(UdpSocket::bind((Ipv4Addr::LOCALHOST, opened.port + 1)).is_err(), "it is ours");
+            bench.turn();
+            let (reply, _answer) = oneshot::channel();
+            let close = Command::Close { key: opened.key, reason: "caller".into(), reply };
+            assert!(bench.commands.send(close).is_ok());
+            for _ in 0..4 {
+                bench.turn();
+            }
+            let mut datagram = [0; 200];
+            let (len, from) = phone.recv_from(&mut datagram).unwrap();
+            assert_eq!(from.port(), opened.port + 1);
+            let packets = tandem_rtp::rtcp::parse(&datagram[..len]);
+            let last = packets.last().unwrap().unwrap();
+            assert!(matches!(last, tandem_rtp::rtcp::RtcpPacket::Bye { .. }), "{last:?}");
+            assert_eq!((bench.worker.ports.open(), bench.worker.ports.resting()), (0, 1));
+            assert!(UdpSocket::bind((Ipv4Addr::LOCALHOST, opened.port + 1)).is_ok(), "it was closed");
+        });
+    }
+
+    #[test]
+    fn multiplexed_call_opens_no_port_for_rtcp_until_an_update_asks_for_one() {
+        Bench::on_each(13_400, |mut bench| {
+            let opened = bench.open_with("a", Rtcp::Mux);
+            let beside = || UdpSocket::bind((Ipv4Addr::LOCALHOST, opened.port + 1));
+            assert!(beside().is_ok());
+            let slot = &bench.worker.sessions[opened.key.index as usize];
+            let rtp = RtpParameters { rtcp: Rtcp::Separate { remote: None }, ..*slot.session.rtp() };
+            assert!(bench.worker.update(opened.key, rtp, Instant::now()));
+            assert!(beside().is_err());
+        });
+    }
+
+    #[test]
+    fn busy_odd_port_takes_its_pair_out_of_use() {
+        Bench::on_each(13_500, |mut bench| {
+            let _other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 13_501)).unwrap();
+            let opened = bench.open_with("a", Rtcp::Separate { remote: None });
+            assert_eq!((opened.port, bench.worker.ports.quarantined()), (13_502, 1));
         });
     }
 }
