@@ -34,7 +34,7 @@ pub use inbound::{DidPattern, DidSource, Inbound, Route};
 pub use outbound::{NumberFormat, Outbound, Redirects, Template, TemplateValues};
 
 pub use policy::{
-    Addresses, HeaderRules, Health, ReferIn, Registration, Reliable, SessionTimer, TlsIdentity,
+    Addresses, HeaderRules, Health, ReferIn, Registration, Reliable, SessionTimer, SrtpRules, TlsIdentity,
     TransferPolicy,
 };
 
@@ -65,6 +65,8 @@ pub struct Trunk {
     pub reliable: Reliable,
     /// Whether the keys of an agent go by SIP INFO when the trunk has not agreed on telephone-events.
     pub is_dtmf_by_info: bool,
+    /// Whether the sound is protected.
+    pub srtp: SrtpRules,
     /// Which addresses and which certificate it sees of us.
     pub addresses: Addresses,
 }
