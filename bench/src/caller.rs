@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tandem_audio::format::{Codec, Ptime};
 use tandem_sdp::description::{Direction, SessionDescription};
-use tandem_sdp::negotiate::{self, LocalMedia};
+use tandem_sdp::negotiate::{self, LocalMedia, LocalSrtp};
 use tandem_sip::{
     Body, CallError, CallHandle, EndReason, Endpoint, EndpointConfig, Event, Flow, Headers, InviteRequest,
     NameAddr, NoResponse, Uri,
@@ -204,6 +204,7 @@ pub fn offer(address: IpAddr, port: u16, law: Law) -> SessionDescription {
         session_id: u64::from(port),
         session_version: 1,
         direction: Direction::SendRecv,
+        srtp: LocalSrtp::default(),
     };
     negotiate::offer(&local)
 }

@@ -7,13 +7,14 @@ use std::time::Duration;
 use tandem_api::engine::v1 as proto;
 use tandem_audio::format::{Codec, Ptime};
 use tandem_rtp::latch::Latching;
+use tandem_rtp::srtp::{MasterKey, Suite};
 use tandem_rtp::units::PayloadType;
 use tandem_stream::Dialect;
 use tandem_stream::websocket::Url;
 
 use crate::leg::agent::{CallInfo, WebSocketParameters};
 use crate::leg::event::{EndReason, Event, Stats};
-use crate::leg::rtp::{Direction, RtpParameters};
+use crate::leg::rtp::{Direction, Rtcp, RtpParameters, SrtpKeys};
 use crate::session::Notice;
 use crate::session::second::Role;
 
@@ -74,17 +75,20 @@ pub fn rtp(given: Option<proto::RtpParameters>) -> Result<(RtpParameters, Option
             .and_then(PayloadType::new)
             .ok_or_else(|| invalid(field, format!("{number} is no RTP payload type")))
     };
-    let remote = match (given.remote_address.as_str(), given.remote_port) {
-        ("", _) | (_, 0) => None,
-        (address, port) => {
-            let ip: IpAddr = address
-                .parse()
-                .map_err(|_| invalid("rtp.remote_address", format!("{address:?} is no IP address")))?;
-            let port =
-                u16::try_from(port).map_err(|_| invalid("rtp.remote_port", format!("{port} is no port")))?;
-            Some(SocketAddr::new(ip, port))
-        }
+    let remote =
+        address(&given.remote_address, given.remote_port, ["rtp.remote_address", "rtp.remote_port"])?;
+    let rtcp = match given.rtcp() {
+        proto::Rtcp::Unspecified | proto::Rtcp::Off => Rtcp::Off,
+        proto::Rtcp::Mux => Rtcp::Mux,
+        proto::Rtcp::Separate => Rtcp::Separate {
+            remote: address(
+                &given.remote_rtcp_address,
+                given.remote_rtcp_port,
+                ["rtp.remote_rtcp_address", "rtp.remote_rtcp_port"],
+            )?,
+        },
     };
+    let srtp = given.srtp.as_ref().map(srtp_keys).transpose()?;
     let ptime = match given.ptime_ms {
         0 => DEFAULT_PTIME,
         ms => Ptime::from_ms(ms).ok_or_else(|| invalid("rtp.ptime_ms", format!("{ms} is not carried")))?,
@@ -124,6 +128,8 @@ pub fn rtp(given: Option<proto::RtpParameters>) -> Result<(RtpParameters, Option
             proto::Latching::Strict => Latching::Strict,
             proto::Latching::Off => Latching::Off,
         },
+        rtcp,
+        srtp,
     };
     Ok((parameters, local_port))
 }
@@ -138,6 +144,34 @@ pub fn role(given: proto::LegRole, caller_rings: bool) -> Option<Role> {
         proto::LegRole::Whisper => Some(Role::Whisper),
         proto::LegRole::Listen => Some(Role::Listen),
     }
+}
+
+/// An address of the peer; empty or without a port it is not known.
+fn address(ip: &str, port: u32, fields: [&'static str; 2]) -> Result<Option<SocketAddr>, Invalid> {
+    if ip.is_empty() || port == 0 {
+        return Ok(None);
+    }
+    let ip: IpAddr = ip.parse().map_err(|_| invalid(fields[0], format!("{ip:?} is no IP address")))?;
+    let port = u16::try_from(port).map_err(|_| invalid(fields[1], format!("{port} is no port")))?;
+    Ok(Some(SocketAddr::new(ip, port)))
+}
+
+/// The keys; an error tells how long they are, never what they are.
+fn srtp_keys(given: &proto::SrtpKeys) -> Result<SrtpKeys, Invalid> {
+    let suite = match given.suite() {
+        proto::SrtpSuite::Unspecified => return Err(invalid("rtp.srtp.suite", "is unknown")),
+        proto::SrtpSuite::AesCm128HmacSha180 => Suite::AesCm128HmacSha1_80,
+        proto::SrtpSuite::AesCm128HmacSha132 => Suite::AesCm128HmacSha1_32,
+        proto::SrtpSuite::AeadAes128Gcm => Suite::AeadAes128Gcm,
+        proto::SrtpSuite::AeadAes256Gcm => Suite::AeadAes256Gcm,
+    };
+    let key = |field, octets: &[u8]| {
+        MasterKey::new(suite, octets).map_err(|error| invalid(field, error.to_string()))
+    };
+    Ok(SrtpKeys {
+        local: key("rtp.srtp.local", &given.local)?,
+        remote: key("rtp.srtp.remote", &given.remote)?,
+    })
 }
 
 /// What the agent is told about the call.
@@ -273,6 +307,15 @@ pub fn stats(stats: &Stats) -> proto::SessionStats {
         playout_dropped_ms: stats.playout_dropped_ms,
         agent_dropped_ms: stats.agent_dropped_ms,
         duration_ms: stats.duration_ms,
+        srtp_rejected: stats.srtp_rejected,
+        rtcp_sent: stats.rtcp_sent,
+        rtcp_received: stats.rtcp_received,
+        round_trip_ms: stats.round_trip_ms,
+        remote_lost: stats.remote_lost,
+        remote_jitter_ms: stats.remote_jitter_ms,
+        remote_mos: stats.remote_mos,
+        mos: stats.mos,
+        r_factor: stats.r_factor,
     }
 }
 
@@ -300,6 +343,9 @@ pub fn event(event: &Event) -> proto::event::Event {
         }),
         Event::Dtmf { digit, duration_ms } => {
             Told::DtmfReceived(proto::DtmfReceived { digit: digit.to_string(), duration_ms: *duration_ms })
+        }
+        Event::Report { stats: counters } => {
+            Told::SessionReport(proto::SessionReport { stats: Some(stats(counters)) })
         }
         Event::Ended { reason, stats: counters } => {
             use proto::session_ended::Reason;
@@ -347,9 +393,26 @@ mod tests {
     }
 
     #[test]
+    fn keys_show_in_no_debug_of_what_carries_them() {
+        let mut given = parameters();
+        given.srtp = Some(proto::SrtpKeys {
+            suite: proto::SrtpSuite::AesCm128HmacSha180.into(),
+            local: vec![171; 30],
+            remote: vec![205; 30],
+        });
+        let request = proto::OpenSessionRequest { rtp: Some(given.clone()), ..Default::default() };
+        let (rtp, _) = rtp(Some(given)).unwrap();
+        let shown = format!("{request:?} {rtp:?}");
+        assert!(!shown.contains("171") && !shown.contains("205") && !shown.contains("abab"), "{shown}");
+    }
+
+    #[test]
     fn what_cannot_be_carried_is_named_by_its_field() {
         type Change = fn(&mut proto::RtpParameters);
-        let cases: [(&str, Change); 7] = [
+        fn keys(suite: proto::SrtpSuite, local: usize, remote: usize) -> proto::SrtpKeys {
+            proto::SrtpKeys { suite: suite.into(), local: vec![1; local], remote: vec![2; remote] }
+        }
+        let cases: [(&str, Change); 11] = [
             ("rtp.remote_address", |p| p.remote_address = "host".into()),
             ("rtp.remote_port", |p| p.remote_port = 70_000),
             ("rtp.codec", |p| p.codec = 99),
@@ -357,6 +420,13 @@ mod tests {
             ("rtp.ptime_ms", |p| p.ptime_ms = 7),
             ("rtp.ptime_ms", |p| (p.codec, p.ptime_ms) = (proto::Codec::L1616k.into(), 46)),
             ("rtp.local_port", |p| p.local_port = 4_001),
+            ("rtp.remote_rtcp_port", |p| {
+                (p.rtcp, p.remote_rtcp_address, p.remote_rtcp_port) =
+                    (proto::Rtcp::Separate.into(), "192.0.2.7".into(), 70_000);
+            }),
+            ("rtp.srtp.suite", |p| p.srtp = Some(keys(proto::SrtpSuite::Unspecified, 30, 30))),
+            ("rtp.srtp.local", |p| p.srtp = Some(keys(proto::SrtpSuite::AeadAes128Gcm, 30, 28))),
+            ("rtp.srtp.remote", |p| p.srtp = Some(keys(proto::SrtpSuite::AesCm128HmacSha180, 30, 0))),
         ];
         for (field, change) in cases {
             let mut given = parameters();

@@ -306,7 +306,7 @@ fn prepare(core: usize, driver: DriverKind, sessions_max: usize, waker: &Waker) 
 
 /// Says what of the host will be in the way. None of it keeps the engine from starting.
 fn check_host(config: &Config) {
-    let wanted = 2 * config.sessions_max as u64 + SPARE_DESCRIPTORS;
+    let wanted = 3 * config.sessions_max as u64 + SPARE_DESCRIPTORS;
     match raise_open_files(wanted) {
         Ok(limit) if limit < wanted => tracing::warn!(
             limit,

@@ -79,6 +79,10 @@ core_metrics! {
     rtp_sent_total: "counter",
     /// Datagrams received on RTP ports.
     rtp_received_total: "counter",
+    /// Reports sent from RTCP ports, and leaves taken.
+    rtcp_sent_total: "counter",
+    /// Datagrams received on RTCP ports.
+    rtcp_received_total: "counter",
     /// Octets received from agents.
     agent_received_octets_total: "counter",
     /// Octets sent to agents.

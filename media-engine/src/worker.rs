@@ -24,6 +24,7 @@
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,13 +32,13 @@ use rtrb::Consumer;
 use slab::Slab;
 
 use crate::leg::event::{EndReason, Event, Stats};
-use crate::leg::rtp::RtpParameters;
+use crate::leg::rtp::{Rtcp, RtpParameters};
 use crate::mailbox::{Command, LegError, Open, OpenError, Opened, Outbox, SessionKey, Summary};
 use crate::metrics::{CoreMetrics, PUBLISH_EVERY, Tally};
 use crate::ports::{BUSY_PORTS_MAX, Ports};
 use crate::ring::{Completion, Owner, Ring, RingError, SocketId, Wait, bind_udp, prefetch};
-use crate::session::Session;
 use crate::session::second::Role;
+use crate::session::{Port, Session};
 use crate::wheel::{Phase, Phases, Wheel};
 
 /// Packets of so long are handled together while the core is quiet: a turn costs more than a packet.
@@ -70,9 +71,12 @@ struct Slot {
     generation: u32,
     session: Session,
     udp: Option<SocketId>,
+    /// The odd port's, while reports travel there.
+    rtcp: Option<SocketId>,
     /// What the RTP socket is connected to.
     peer: Option<SocketAddr>,
     stream: Option<SocketId>,
+    local_address: IpAddr,
     port: u16,
     phase: Option<Phase>,
     /// The second leg's.
@@ -124,6 +128,7 @@ pub struct Worker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leg {
     Rtp,
+    Rtcp,
     Agent,
     Second,
 }
@@ -138,7 +143,8 @@ fn owner(key: SessionKey, leg: Leg) -> Owner {
 fn owned(owner: Owner) -> (SessionKey, Leg) {
     let leg = match owner.0 >> LEG_SHIFT {
         0 => Leg::Rtp,
-        1 => Leg::Agent,
+        1 => Leg::Rtcp,
+        2 => Leg::Agent,
         _ => Leg::Second,
     };
     let generation = (owner.0 >> 32) as u32 & GENERATION_MASK;
@@ -337,9 +343,10 @@ impl Worker {
             return Err(OpenError::SessionsFull(self.sessions_max));
         }
         let call_id: Arc<str> = open.parameters.call.call_id.as_str().into();
+        let separate = matches!(open.parameters.rtp.rtcp, Rtcp::Separate { .. });
         let session = Session::new(open.parameters, now)
             .map_err(|error| OpenError::Agent(format!("agent.websocket: {error}")))?;
-        let (port, socket) = self.bind(&open.local_address, open.local_port, now)?;
+        let (port, socket, rtcp) = self.bind(&open.local_address, open.local_port, separate, now)?;
         self.generation = (self.generation + 1) & GENERATION_MASK;
         let key = SessionKey { index: self.sessions.vacant_key() as u32, generation: self.generation };
         let refused = |error: RingError| OpenError::Socket(error.to_string());
@@ -350,12 +357,22 @@ impl Worker {
                 return Err(refused(error));
             }
         };
+        let rtcp = match rtcp.map(|socket| self.ring.add_udp(socket, owner(key, Leg::Rtcp))).transpose() {
+            Ok(rtcp) => rtcp,
+            Err(error) => {
+                self.ring.close(udp);
+                self.ports.give_back(port, now);
+                return Err(refused(error));
+            }
+        };
         let index = self.sessions.insert(Slot {
             id: open.id,
             call_id,
             generation: key.generation,
             session,
             udp: Some(udp),
+            rtcp,
+            local_address: open.local_address,
             peer: None,
             stream: None,
             port,
@@ -386,18 +403,24 @@ impl Worker {
         Ok(Opened { key, port, agent_ready })
     }
 
-    /// Binds the leased port, or the next free one that nobody else has.
+    /// Binds the leased port, or the next free one that nobody else has; with the odd one beside it if `pair` says so.
     fn bind(
         &mut self,
         address: &IpAddr,
         leased: Option<u16>,
+        pair: bool,
         now: Instant,
-    ) -> Result<(u16, std::os::fd::OwnedFd), OpenError> {
+    ) -> Result<(u16, OwnedFd, Option<OwnedFd>), OpenError> {
+        let bind = |port: u16| {
+            let rtp = bind_udp((*address, port).into())?;
+            let rtcp = pair.then(|| bind_udp((*address, port + 1).into())).transpose()?;
+            Ok((port, rtp, rtcp))
+        };
         if let Some(port) = leased {
             if !self.ports.take_this(port, now) {
                 return Err(OpenError::PortBusy(port));
             }
-            return bind_udp((*address, port).into()).map(|socket| (port, socket)).map_err(|error| {
+            return bind(port).map_err(|error: std::io::Error| {
                 self.ports.quarantine(port, now);
                 match error.kind() {
                     std::io::ErrorKind::AddrInUse => OpenError::PortBusy(port),
@@ -407,8 +430,8 @@ impl Worker {
         }
         for _ in 0..BUSY_PORTS_MAX {
             let Some(port) = self.ports.take(now) else { break };
-            match bind_udp((*address, port).into()) {
-                Ok(socket) => return Ok((port, socket)),
+            match bind(port) {
+                Ok(bound) => return Ok(bound),
                 Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
                     self.ports.quarantine(port, now);
                 }
@@ -419,6 +442,21 @@ impl Worker {
             }
         }
         Err(OpenError::PortsFull { resting: self.ports.resting(), quarantined: self.ports.quarantined() })
+    }
+
+    /// Reports travel on the odd port from now on: opens it, unless it is open. Without it the call goes on, unreported.
+    fn open_rtcp(&mut self, key: SessionKey) {
+        let Some(slot) = self.sessions.get(key.index as usize) else { return };
+        if slot.rtcp.is_some() || slot.udp.is_none() {
+            return;
+        }
+        let bound = bind_udp((slot.local_address, slot.port + 1).into()).map_err(RingError::Socket);
+        match bound.and_then(|socket| self.ring.add_udp(socket, owner(key, Leg::Rtcp))) {
+            Ok(socket) => self.sessions[key.index as usize].rtcp = Some(socket),
+            Err(error) => {
+                tracing::warn!(session_id = &*slot.id, port = slot.port + 1, %error, "no port for RTCP");
+            }
+        }
     }
 
     fn start(&mut self, key: SessionKey, is_early: bool, now: Instant) -> bool {
@@ -453,6 +491,9 @@ impl Worker {
             self.sessions[key.index as usize].phase = Some(phase);
         }
         self.sessions[key.index as usize].session.update(rtp, first_packet, now);
+        if matches!(rtp.rtcp, Rtcp::Separate { .. }) {
+            self.open_rtcp(key);
+        }
         self.touch(key.index);
         true
     }
@@ -470,7 +511,7 @@ impl Worker {
         if slot.second.is_some() {
             return Err(LegError::Taken);
         }
-        let (port, socket) = self.bind(&address, leased, now)?;
+        let (port, socket, _) = self.bind(&address, leased, false, now)?;
         let udp = match self.ring.add_udp(socket, owner(key, Leg::Second)) {
             Ok(udp) => udp,
             Err(error) => {
@@ -540,7 +581,18 @@ impl Worker {
         self.let_second_go(index, now);
         let slot = &mut self.sessions[index as usize];
         if let Some(udp) = slot.udp.take() {
+            let rtcp = slot.rtcp.take();
+            if let Some(transmit) = slot.session.poll_goodbye(now, self.ring.datagram()) {
+                let from = if transmit.from == Port::Rtcp { rtcp } else { Some(udp) };
+                if let Some(from) = from {
+                    self.ring.send_datagram(from, transmit.to, transmit.len);
+                    self.tally.rtcp_sent_total += 1;
+                }
+            }
             self.ring.close(udp);
+            if let Some(rtcp) = rtcp {
+                self.ring.close(rtcp);
+            }
             self.ports.give_back(slot.port, now);
             if let Some(phase) = slot.phase.take() {
                 self.phases.release(phase);
@@ -594,12 +646,15 @@ impl Worker {
         match completion {
             Completion::Datagram { owner, from, data } => {
                 let (key, leg) = owned(owner);
-                self.tally.rtp_received_total += 1;
+                let is_report = leg == Leg::Rtcp;
+                self.tally.rtp_received_total += u64::from(!is_report);
+                self.tally.rtcp_received_total += u64::from(is_report);
                 if let Some(slot) = self.sessions.get_mut(key.index as usize)
                     && slot.generation == key.generation
                 {
                     let bytes = self.ring.bytes(&data);
                     match leg {
+                        Leg::Rtcp => slot.session.handle_report(from, bytes, now),
                         Leg::Second => slot.session.handle_second_datagram(from, bytes, now),
                         Leg::Rtp | Leg::Agent => slot.session.handle_datagram(from, bytes, now),
                     }
@@ -668,7 +723,7 @@ impl Worker {
         for &index in &due {
             let Some(slot) = self.sessions.get_mut(index as usize) else { continue };
             let deadline = slot.deadline.take().unwrap_or(now);
-            let Slot { session, udp, peer, second, .. } = slot;
+            let Slot { session, udp, rtcp, peer, second, .. } = slot;
             let mut sent = 0;
             if let Some(second) = second {
                 while let Some(transmit) = session.poll_second(now, self.ring.datagram()) {
@@ -683,8 +738,18 @@ impl Worker {
                     self.ring.connect_udp(udp, exclusive);
                 }
                 while let Some(transmit) = session.poll_transmit(now, self.ring.datagram()) {
-                    self.ring.send_datagram(udp, transmit.to, transmit.len);
-                    sent += 1;
+                    match transmit.from {
+                        Port::Rtp => {
+                            self.ring.send_datagram(udp, transmit.to, transmit.len);
+                            sent += 1;
+                        }
+                        Port::Rtcp => {
+                            if let Some(rtcp) = *rtcp {
+                                self.ring.send_datagram(rtcp, transmit.to, transmit.len);
+                                self.tally.rtcp_sent_total += 1;
+                            }
+                        }
+                    }
                 }
             }
             if sent > 0 {
@@ -854,6 +919,10 @@ mod tests {
         }
 
         fn open(&mut self, name: &str) -> Opened {
+            self.open_with(name, Rtcp::Off)
+        }
+
+        fn open_with(&mut self, name: &str, rtcp: Rtcp) -> Opened {
             let rtp = RtpParameters {
                 remote: Some((Ipv4Addr::LOCALHOST, 9).into()),
                 codec: Some(Codec::Pcmu),
@@ -862,6 +931,8 @@ mod tests {
                 event_payload_type: None,
                 direction: Direction::SendReceive,
                 latching: Latching::Auto,
+                rtcp,
+                srtp: None,
             };
             let parameters = SessionParameters {
                 call: CallInfo::default(),
@@ -870,6 +941,7 @@ mod tests {
                 media_timeout: Duration::from_secs(60),
                 max_session: None,
                 seed: 1,
+                since_epoch: Duration::ZERO,
             };
             let local_address = Ipv4Addr::LOCALHOST.into();
             let open =
@@ -944,6 +1016,55 @@ mod tests {
             let late = Duration::from_nanos(bench.worker.tally.late_nanoseconds_max);
             assert!(late >= Duration::from_millis(30), "{late:?}");
             assert_eq!(bench.worker.tally.late_ticks_total, 1);
+        });
+    }
+
+    #[test]
+    fn closed_session_takes_its_leave_from_the_odd_port_and_both_ports_rest() {
+        Bench::on_each(13_300, |mut bench| {
+            let phone = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            phone.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let rtcp = Rtcp::Separate { remote: Some(phone.local_addr().unwrap()) };
+            // Where RTP goes is where the description says, so reports go where it says, too.
+            let opened = bench.open_with("a", rtcp);
+            assert!(UdpSocket::bind((Ipv4Addr::LOCALHOST, opened.port + 1)).is_err(), "it is ours");
+            bench.turn();
+            let (reply, _answer) = oneshot::channel();
+            let close = Command::Close { key: opened.key, reason: "caller".into(), reply };
+            assert!(bench.commands.send(close).is_ok());
+            for _ in 0..4 {
+                bench.turn();
+            }
+            let mut datagram = [0; 200];
+            let (len, from) = phone.recv_from(&mut datagram).unwrap();
+            assert_eq!(from.port(), opened.port + 1);
+            let packets = tandem_rtp::rtcp::parse(&datagram[..len]);
+            let last = packets.last().unwrap().unwrap();
+            assert!(matches!(last, tandem_rtp::rtcp::RtcpPacket::Bye { .. }), "{last:?}");
+            assert_eq!((bench.worker.ports.open(), bench.worker.ports.resting()), (0, 1));
+            assert!(UdpSocket::bind((Ipv4Addr::LOCALHOST, opened.port + 1)).is_ok(), "it was closed");
+        });
+    }
+
+    #[test]
+    fn multiplexed_call_opens_no_port_for_rtcp_until_an_update_asks_for_one() {
+        Bench::on_each(13_400, |mut bench| {
+            let opened = bench.open_with("a", Rtcp::Mux);
+            let beside = || UdpSocket::bind((Ipv4Addr::LOCALHOST, opened.port + 1));
+            assert!(beside().is_ok());
+            let slot = &bench.worker.sessions[opened.key.index as usize];
+            let rtp = RtpParameters { rtcp: Rtcp::Separate { remote: None }, ..*slot.session.rtp() };
+            assert!(bench.worker.update(opened.key, rtp, Instant::now()));
+            assert!(beside().is_err());
+        });
+    }
+
+    #[test]
+    fn busy_odd_port_takes_its_pair_out_of_use() {
+        Bench::on_each(13_500, |mut bench| {
+            let _other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 13_501)).unwrap();
+            let opened = bench.open_with("a", Rtcp::Separate { remote: None });
+            assert_eq!((opened.port, bench.worker.ports.quarantined()), (13_502, 1));
         });
     }
 }

@@ -1,6 +1,7 @@
 //! The packet path allocates nothing and takes no lock.
 //!
-//! A whole engine runs here, on each driver, with calls to the echo and to WebSocket agents of both dialects. The
+//! A whole engine runs here, on each driver, with calls to the echo and to WebSocket agents of both dialects, whose RTCP is
+//! multiplexed or has ports of its own and is answered. The
 //! global allocator of this program counts what threads called `media-…` (the workers) ask of it: after a warm-up, in
 //! which queues reach their size, the count must stand still while thousands of packets pass through ring, session
 //! and legs. Locks: the sources that run on a worker are read for the words that would be one.
@@ -115,6 +116,10 @@ async fn open(
             remote_address: "127.0.0.1".into(),
             remote_port: u32::from(port),
             codec: proto::Codec::Pcmu.into(),
+            rtcp: if port % 4 < 2 { proto::Rtcp::Mux } else { proto::Rtcp::Separate }.into(),
+            // With RTCP on its own port the reports come back to the phone's only socket all the same.
+            remote_rtcp_address: "127.0.0.1".into(),
+            remote_rtcp_port: u32::from(port),
             ..Default::default()
         }),
         agent: Some(proto::Agent { target: Some(agent) }),
@@ -126,8 +131,8 @@ async fn open(
 }
 
 /// Speaks on every call, 50 packets a second, and reads what comes back.
-fn speak(phones: &[(UdpSocket, u16)], sequence: &mut u16, lasting: Duration) -> (u64, u64) {
-    let (mut sent, mut received) = (0, 0);
+fn speak(phones: &[(UdpSocket, u16)], sequence: &mut u16, lasting: Duration) -> (u64, u64, u64) {
+    let (mut sent, mut received, mut reports) = (0, 0, 0);
     let began = Instant::now();
     let mut next = began;
     let mut buffer = [0u8; 512];
@@ -141,15 +146,26 @@ fn speak(phones: &[(UdpSocket, u16)], sequence: &mut u16, lasting: Duration) -> 
             packet[8..12].copy_from_slice(&[1, 2, 3, 4]);
             socket.send_to(&packet, ("127.0.0.1", *port)).unwrap();
             sent += 1;
-            while socket.recv(&mut buffer).is_ok() {
-                received += 1;
+            while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+                if !matches!(buffer[1], 200..=201) {
+                    received += 1;
+                    continue;
+                }
+                // A report: one with a block about its sender goes back to where it came from.
+                reports += 1;
+                let mut answer = [0u8; 32];
+                answer[..8].copy_from_slice(&[0x81, 201, 0, 7, 1, 2, 3, 4]);
+                answer[8..12].copy_from_slice(&buffer[4..8]);
+                answer[24..28].copy_from_slice(&buffer[10..14]);
+                assert!(len >= 28);
+                socket.send_to(&answer, from).unwrap();
             }
         }
         *sequence = sequence.wrapping_add(1);
         next += Duration::from_millis(20);
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    (sent, received)
+    (sent, received, reports)
 }
 
 fn steady_state_allocates_nothing_on(kind: DriverKind) {
@@ -189,12 +205,14 @@ fn steady_state_allocates_nothing_on(kind: DriverKind) {
         phones
     });
     let mut sequence = 0;
-    speak(&phones, &mut sequence, Duration::from_secs(2));
+    // Each session has reported once: the first report leaves within 3.1 s.
+    speak(&phones, &mut sequence, Duration::from_millis(3_300));
     let asked = WORKERS_ASKED.load(Ordering::Relaxed);
     assert!(asked > 0, "workers are not seen at all: the test shows nothing");
-    let (sent, received) = speak(&phones, &mut sequence, Duration::from_secs(3));
+    let (sent, received, reports) = speak(&phones, &mut sequence, Duration::from_secs(5));
     let asked = WORKERS_ASKED.load(Ordering::Relaxed) - asked;
     assert!(sent > 1_500 && received > sent * 9 / 10, "{received} of {sent} came back");
+    assert!(reports > 0, "no session reported while it was watched");
     assert_eq!(
         asked, 0,
         "allocations on the workers while {sent} packets went in and {received} came out on {kind}"

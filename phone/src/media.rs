@@ -449,6 +449,8 @@ mod tests {
             telephone_event_payload_type: Some(101),
             remote,
             remote_rtcp: remote,
+            rtcp_mux: false,
+            srtp: None,
             direction: Direction::SendRecv,
         }
     }

@@ -16,4 +16,5 @@ mod sip_tls;
 mod sip_transfer;
 mod sip_trunk;
 mod softphone;
+mod srtp;
 mod websocket;

@@ -28,11 +28,16 @@ pub struct Heard {
 
 /// Calls this URI, says these 8 kHz samples, hangs up at their end.
 pub fn call(uri: &str, say: &[i16]) -> anyhow::Result<Heard> {
+    call_with("<sip:caller@127.0.0.1>;regint=0", "", uri, say)
+}
+
+/// The same from an account in the words of its `accounts` file, with more lines for its `config`.
+pub fn call_with(account: &str, settings: &str, uri: &str, say: &[i16]) -> anyhow::Result<Heard> {
     let folder = tempfile::Builder::new().prefix("tandem-baresip-").tempdir()?;
     let path = folder.path();
     crate::sound::write_wav(&path.join("source.wav"), 8_000, say)?;
-    std::fs::write(path.join("config"), config(path))?;
-    std::fs::write(path.join("accounts"), "<sip:caller@127.0.0.1>;regint=0\n")?;
+    std::fs::write(path.join("config"), config(path) + settings)?;
+    std::fs::write(path.join("accounts"), format!("{account}\n"))?;
     std::fs::write(path.join("contacts"), "")?;
     let talk = Duration::from_millis(say.len() as u64 / 8);
     // It reads the file into memory, then dials; the call ends with the file, the program a moment later.

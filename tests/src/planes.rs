@@ -21,7 +21,7 @@ use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
 use control_plane::trunk::{Trunk, Trunks};
 use media_engine::contract::{self, Target};
 use media_engine::leg::agent::AgentParameters;
-use media_engine::session::{Session, SessionParameters};
+use media_engine::session::{Port, Session, SessionParameters};
 use tandem_api::engine::v1 as engine;
 use tandem_api::v1::Call;
 use tandem_sip::{Endpoint, EndpointConfig, Flow, Headers, InviteRequest, Method, Uri};
@@ -271,8 +271,12 @@ impl Planes {
         let mut packet = [0; 1_472];
         for (id, open) in &mut self.sessions {
             while let Some(transmit) = open.session.poll_transmit(now, &mut packet) {
-                self.rtp_sent += 1;
-                network.send(open.address, transmit.to, packet[..transmit.len].to_vec());
+                self.rtp_sent += usize::from(transmit.from == Port::Rtp);
+                let mut from = open.address;
+                if transmit.from == Port::Rtcp {
+                    from.set_port(from.port() + 1);
+                }
+                network.send(from, transmit.to, packet[..transmit.len].to_vec());
             }
             while let Some(event) = open.session.poll_event() {
                 // Across the border and back: in the words of engine.proto.
@@ -402,6 +406,7 @@ impl Planes {
             media_timeout: contract::media_timeout(request.media_timeout_ms),
             max_session: contract::max_session(request.max_session_ms),
             seed: network.random(),
+            since_epoch: Default::default(),
         };
         let session = Session::new(parameters, network.now()).expect("an upgrade request can be written");
         let agent_ready = session.is_agent_ready();

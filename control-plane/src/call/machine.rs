@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tandem_api::engine::v1 as engine;
 use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::v1 as api;
-use tandem_sdp::SessionDescription;
+use tandem_sdp::{LocalSrtp, SessionDescription};
 use tandem_sip::message::{Body, Reply};
 use tandem_sip::{CallHandle, EndReason, Flow, HeaderName, Headers, Request, Uri};
 use uuid::Uuid;
@@ -314,6 +314,7 @@ impl Call {
             }
             Err(ending) => return self.end(ending, around),
         }
+        self.protect(around);
         if let Err(ending) = self.check_offer() {
             return self.end(ending, around);
         }
@@ -348,11 +349,27 @@ impl Call {
         admission::agent(stored, &mut self.trace)
     }
 
+    /// Draws the keys of the call, if its trunk and its signalling want any.
+    fn protect(&mut self, around: &mut Surroundings<'_>) {
+        let rules = self.trunk.as_ref().map(|trunk| trunk.srtp).unwrap_or_default();
+        let is_private = match (&self.outbound, &self.trunk) {
+            (Some(_), Some(trunk)) => trunk.credential.is_private(),
+            _ => self.flow.transport.is_secure(),
+        };
+        let policy = rules.policy(self.outbound.is_some(), is_private);
+        let random = |octets: &mut [u8]| {
+            for eight in octets.chunks_mut(8) {
+                eight.copy_from_slice(&around.random().to_ne_bytes()[..eight.len()]);
+            }
+        };
+        self.negotiation.protect(LocalSrtp::new(policy, random));
+    }
+
     fn check_offer(&mut self) -> Result<(), Ending> {
         let refused = match &self.offer {
             None => return Ok(()),
             Some(Err(error)) => (Cause::UnreadableOffer, error.to_string()),
-            Some(Ok(offer)) => match Negotiation::check(offer) {
+            Some(Ok(offer)) => match self.negotiation.check(offer) {
                 Ok(_) => return Ok(()),
                 Err(error) => (Cause::NoCommonCodec, error.to_string()),
             },
@@ -411,7 +428,9 @@ impl Call {
         let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
         let connect_timeout_ms = millis(limits.ring_max).saturating_sub(AGENT_CONNECT_SLACK_MS).max(1);
         let rtp = match &self.offer {
-            Some(Ok(offer)) => Negotiation::check(offer).ok().map(|negotiated| rtp_parameters(&negotiated)),
+            Some(Ok(offer)) => {
+                self.negotiation.check(offer).ok().map(|negotiated| rtp_parameters(&negotiated))
+            }
             _ => None,
         };
         engine::OpenSessionRequest {
@@ -479,6 +498,9 @@ impl Call {
         };
         // 62 bits: some stacks read o= as a signed number.
         let session_id = around.random() >> 2;
+        if self.outbound.is_some() {
+            self.protect(around);
+        }
         self.negotiation.open(address, port, session_id);
         if self.outbound.is_some() {
             self.agent_ready |= opened.agent_ready;
@@ -572,6 +594,7 @@ impl Call {
             SessionEvent::AgentAnswer => self.answer_after_early_media(around),
             // What only counts.
             SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
+            SessionEvent::Report { stats } => self.stats = Some(*stats),
             SessionEvent::Ended { reason, stats } => {
                 self.session.lose();
                 if stats.is_some() {
@@ -873,6 +896,11 @@ impl Call {
             codec: self.negotiation.current().map(|n| codec_name(n.codec)).unwrap_or_default().to_owned(),
             engine: engine.clone(),
             local_port: self.session.local_port(),
+            mos: stats.mos,
+            round_trip_ms: stats.round_trip_ms,
+            remote_lost: stats.remote_lost,
+            remote_jitter_ms: stats.remote_jitter_ms,
+            encrypted: self.negotiation.current().is_some_and(|n| n.srtp.is_some()),
         });
         Some(CallRecord {
             tenant_id: self.tenant_id.clone()?,

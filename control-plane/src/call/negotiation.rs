@@ -12,8 +12,11 @@ use std::net::IpAddr;
 
 use tandem_api::engine::v1 as engine;
 use tandem_audio::format::Codec;
+use tandem_rtp::srtp::Suite;
 use tandem_sdp::negotiate;
-use tandem_sdp::{Direction, LocalMedia, NegotiateError, Negotiated, ParseError, SessionDescription};
+use tandem_sdp::{
+    Direction, LocalMedia, LocalSrtp, NegotiateError, Negotiated, ParseError, SessionDescription, SrtpPolicy,
+};
 
 use crate::trunk::HoldOffer;
 
@@ -39,6 +42,8 @@ pub enum NegotiationError {
 /// The offer/answer state of one dialog.
 #[derive(Debug, Default)]
 pub struct Negotiation {
+    /// Whether and with what the call is protected.
+    srtp: LocalSrtp,
     local: Option<LocalMedia>,
     /// The description that the caller has last got from us, as sent.
     sent: Option<SessionDescription>,
@@ -49,21 +54,29 @@ pub struct Negotiation {
 }
 
 impl Negotiation {
+    /// The call is protected by these rules, with these keys, from now on.
+    pub fn protect(&mut self, srtp: LocalSrtp) {
+        if let Some(local) = &mut self.local {
+            local.srtp = srtp.clone();
+        }
+        self.srtp = srtp;
+    }
+
     /// Could this offer be answered? Before there is a port.
-    pub fn check(offer: &SessionDescription) -> Result<Negotiated, NegotiateError> {
-        let local = local_media(IpAddr::from([0, 0, 0, 0]), PORT_UNKNOWN, 0);
+    pub fn check(&self, offer: &SessionDescription) -> Result<Negotiated, NegotiateError> {
+        let local = self.local_media(IpAddr::from([0, 0, 0, 0]), PORT_UNKNOWN, 0);
         negotiate::answer(offer, &local).map(|(_, negotiated)| negotiated)
     }
 
     /// The engine has opened a port. `session_id` is random, for `o=`.
     pub fn open(&mut self, address: IpAddr, port: u16, session_id: u64) {
-        self.local = Some(local_media(address, port, session_id));
+        self.local = Some(self.local_media(address, port, session_id));
     }
 
     /// Nobody will open a port: an inactive stream, whatever is offered.
     pub fn open_inactive(&mut self, address: IpAddr, session_id: u64) {
         let direction = Direction::Inactive;
-        self.local = Some(LocalMedia { direction, ..local_media(address, PORT_UNKNOWN, session_id) });
+        self.local = Some(LocalMedia { direction, ..self.local_media(address, PORT_UNKNOWN, session_id) });
     }
 
     /// For another dialog that is to have the same port: nothing is said in it yet, and nobody is held.
@@ -98,8 +111,12 @@ impl Negotiation {
 
     /// Prepares the answer to a re-INVITE; nothing holds until [`Negotiation::commit`].
     pub fn propose(&mut self, offer: &SessionDescription) -> Result<Negotiated, NegotiationError> {
-        let local = self.local.as_ref().ok_or(NegotiationError::Missing)?;
-        let (description, mut negotiated) = negotiate::answer(offer, local)?;
+        let mut local = self.local.clone().ok_or(NegotiationError::Missing)?;
+        if self.current.is_some_and(|current| current.srtp.is_some()) {
+            // What was protected stays so: nobody talks a call out of it half-way.
+            local.srtp.policy = SrtpPolicy::Required;
+        }
+        let (description, mut negotiated) = negotiate::answer(offer, &local)?;
         // An old-style hold names no address; where the engine would send stays as it was.
         if negotiated.remote.ip().is_unspecified()
             && let Some(current) = &self.current
@@ -137,6 +154,15 @@ impl Negotiation {
             Some(current) => vec![current.codec],
             None => vec![Codec::Pcmu, Codec::Pcma],
         };
+        if let Some(current) = &self.current {
+            // And so does its protection, or its want of it.
+            match current.srtp {
+                Some(keys) => {
+                    local.srtp = LocalSrtp { policy: SrtpPolicy::Required, keys: vec![keys.local] };
+                }
+                None => local.srtp = LocalSrtp::default(),
+            }
+        }
         let description = self.versioned(negotiate::offer(&local));
         let text = description.to_string();
         self.sent = Some(description.clone());
@@ -191,6 +217,14 @@ impl Negotiation {
         Ok(negotiated)
     }
 
+    fn local_media(&self, address: IpAddr, port: u16, session_id: u64) -> LocalMedia {
+        LocalMedia {
+            codecs: ANSWERED.to_vec(),
+            srtp: self.srtp.clone(),
+            ..LocalMedia::g711(address, port, session_id)
+        }
+    }
+
     /// With the version that the caller must see: the last one if nothing differs, else one more.
     fn versioned(&mut self, mut description: SessionDescription) -> SessionDescription {
         let Some(sent) = &self.sent else { return description };
@@ -206,10 +240,6 @@ impl Negotiation {
         }
         description
     }
-}
-
-fn local_media(address: IpAddr, port: u16, session_id: u64) -> LocalMedia {
-    LocalMedia { codecs: ANSWERED.to_vec(), ..LocalMedia::g711(address, port, session_id) }
 }
 
 /// The name of a codec in records and lists.
@@ -246,6 +276,20 @@ pub fn rtp_parameters(negotiated: &Negotiated) -> engine::RtpParameters {
         direction: direction.into(),
         latching: engine::Latching::Auto.into(),
         local_port: 0,
+        rtcp: if negotiated.rtcp_mux { engine::Rtcp::Mux } else { engine::Rtcp::Separate }.into(),
+        remote_rtcp_address: negotiated.remote_rtcp.ip().to_string(),
+        remote_rtcp_port: negotiated.remote_rtcp.port().into(),
+        srtp: negotiated.srtp.map(|keys| engine::SrtpKeys {
+            suite: match keys.local.suite() {
+                Suite::AesCm128HmacSha1_80 => engine::SrtpSuite::AesCm128HmacSha180,
+                Suite::AesCm128HmacSha1_32 => engine::SrtpSuite::AesCm128HmacSha132,
+                Suite::AeadAes128Gcm => engine::SrtpSuite::AeadAes128Gcm,
+                Suite::AeadAes256Gcm => engine::SrtpSuite::AeadAes256Gcm,
+            }
+            .into(),
+            local: keys.local.expose().to_vec(),
+            remote: keys.remote.expose().to_vec(),
+        }),
     }
 }
 
@@ -322,9 +366,9 @@ mod tests {
 
     #[test]
     fn offer_without_a_common_codec_is_refused_before_a_port_is_opened() {
-        assert!(Negotiation::check(&description("sendrecv", "0")).is_ok());
+        assert!(Negotiation::default().check(&description("sendrecv", "0")).is_ok());
         assert!(matches!(
-            Negotiation::check(&description("sendrecv", "18")),
+            Negotiation::default().check(&description("sendrecv", "18")),
             Err(NegotiateError::NoCommonCodec { .. })
         ));
     }
@@ -338,6 +382,46 @@ mod tests {
         let negotiated = negotiation.accept(Some(answer.as_bytes())).unwrap();
         assert_eq!(negotiated.codec, Codec::Pcma);
         assert!(!negotiation.awaits_answer());
+    }
+
+    fn protected(offer: &str) -> SessionDescription {
+        let key = "WVNfX19zZW1jdGwgKCkgewkyMjA7fQp9CnVubGVz";
+        let offer = offer.replace("RTP/AVP", "RTP/SAVP");
+        SessionDescription::parse(
+            format!("{offer}a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:{key}\r\n").as_bytes(),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn engine_is_told_the_same_keys_before_and_with_the_answer_and_after_a_refresh() {
+        let mut negotiation = Negotiation::default();
+        negotiation.protect(LocalSrtp::new(SrtpPolicy::Optional, |octets| octets.fill(5)));
+        let offer = protected(&description("sendrecv", "0").to_string());
+        let before = rtp_parameters(&negotiation.check(&offer).unwrap()).srtp;
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77);
+        let first = negotiation.answer(&offer).unwrap();
+        assert!(first.contains("RTP/SAVP") && first.contains("a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:"));
+        assert!(before.is_some());
+        assert_eq!(rtp_parameters(negotiation.current().unwrap()).srtp, before);
+        assert_eq!(negotiation.answer(&offer).unwrap(), first);
+        assert_eq!(rtp_parameters(negotiation.current().unwrap()).srtp, before);
+        let again = negotiation.offer().unwrap();
+        assert!(again.contains("RTP/SAVP") && again.matches("a=crypto").count() == 1, "{again}");
+    }
+
+    #[test]
+    fn protected_call_is_not_talked_out_of_it() {
+        let mut negotiation = Negotiation::default();
+        negotiation.protect(LocalSrtp::new(SrtpPolicy::Optional, |octets| octets.fill(5)));
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77);
+        let clear = description("sendrecv", "0");
+        negotiation.answer(&protected(&clear.to_string())).unwrap();
+        assert_eq!(
+            negotiation.answer(&clear),
+            Err(NegotiationError::NoAgreement(NegotiateError::Unprotected))
+        );
+        assert!(negotiation.current().unwrap().srtp.is_some());
     }
 
     #[test]

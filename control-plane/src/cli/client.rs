@@ -547,6 +547,13 @@ fn print_call(call: &Call) {
             media.rtp_lost,
             media.jitter_ms
         );
+        println!(
+            "quality    MOS {}, round trip {}, the other side lost {}, {}",
+            media.mos.map_or_else(|| "-".to_owned(), |mos| format!("{mos:.1}")),
+            media.round_trip_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0} ms")),
+            media.remote_lost,
+            if media.encrypted { "encrypted" } else { "not encrypted" }
+        );
     }
     if let Some(ending) = &call.ending {
         say!("ending     {} ({}): {}", ending.reason, ending.party, ending.detail);

@@ -89,6 +89,11 @@ pub fn media(media: &MediaStats) -> Value {
         "rtpReceived": media.rtp_received,
         "rtpLost": media.rtp_lost,
         "jitterMs": media.jitter_ms,
+        "mos": media.mos,
+        "roundTripMs": media.round_trip_ms,
+        "remoteLost": media.remote_lost,
+        "remoteJitterMs": media.remote_jitter_ms,
+        "encrypted": media.encrypted,
     })
 }
 

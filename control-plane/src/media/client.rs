@@ -198,6 +198,7 @@ pub fn read(event: engine::Event) -> Option<News> {
         Body::AgentHeaders(set) => SessionEvent::AgentHeaders { headers: set.headers.into_iter().collect() },
         Body::MediaStarted(started) => SessionEvent::MediaStarted { took_ms: started.took_ms },
         Body::DtmfReceived(_) => SessionEvent::Dtmf,
+        Body::SessionReport(report) => SessionEvent::Report { stats: Box::new(report.stats?) },
         Body::SessionEnded(ended) => SessionEvent::Ended { reason: ended.reason(), stats: ended.stats },
     };
     Some(News::Session { session_id: event.session_id.parse().ok()?, event: session_event })

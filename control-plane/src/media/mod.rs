@@ -110,6 +110,11 @@ pub enum SessionEvent {
     },
     /// The caller pressed a key.
     Dtmf,
+    /// How it goes.
+    Report {
+        /// Figures until now.
+        stats: Box<tandem_api::engine::v1::SessionStats>,
+    },
     /// The engine ended the session by itself.
     Ended {
         /// Why.

@@ -179,6 +179,11 @@ fn read_media(value: &serde_json::Value) -> MediaStats {
         codec: text(value, "codec"),
         engine: text(value, "engine"),
         local_port: small(value, "localPort"),
+        mos: value["mos"].as_f64(),
+        round_trip_ms: value["roundTripMs"].as_f64(),
+        remote_lost: number(value, "remoteLost"),
+        remote_jitter_ms: value["remoteJitterMs"].as_f64().unwrap_or_default(),
+        encrypted: flag(value, "encrypted"),
     }
 }
 

@@ -37,6 +37,15 @@ impl SipCredential {
         Uri::parse(&format!("{scheme}:{}{port}{transport}", place.host())).ok()
     }
 
+    /// Whether requests go there through TLS.
+    pub fn is_private(&self) -> bool {
+        self.next_hop().is_some_and(|uri| {
+            let transport = uri.param("transport");
+            let is_tls = |name: &str| ["tls", "wss"].iter().any(|tls| tls.eq_ignore_ascii_case(name));
+            uri.as_str().starts_with("sips:") || transport.is_some_and(is_tls)
+        })
+    }
+
     /// The user of our account there.
     pub fn user(&self) -> Option<String> {
         let own = self.sip_username.clone();

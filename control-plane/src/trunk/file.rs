@@ -4,13 +4,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use tandem_sdp::SrtpPolicy;
 use tandem_sip::Uri;
 
 use super::inbound::{DidPattern, DidSource, Inbound, Route};
 use super::outbound::{NumberFormat, Outbound, Redirects, Template};
 use super::policy::{
-    Addresses, HeaderRules, Health, HoldOffer, ReferIn, Registration, Reliable, SessionTimer, TlsIdentity,
-    TransferPolicy,
+    Addresses, HeaderRules, Health, HoldOffer, ReferIn, Registration, Reliable, SessionTimer, SrtpRules,
+    TlsIdentity, TransferPolicy,
 };
 use super::{Phone, SipCredential, Trunk, Trunks};
 use crate::settings::section::{Section, Source};
@@ -67,6 +68,10 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
         reliable: section.choice("reliable", RELIABLE).unwrap_or_default(),
         hold: section.choice("hold", HOLD).unwrap_or_default(),
         is_dtmf_by_info: section.choice("dtmf", DTMF).unwrap_or_default(),
+        srtp: SrtpRules {
+            mode: section.choice("srtp", SRTP),
+            is_without_tls: section.flag("srtp_without_tls").unwrap_or_default(),
+        },
         addresses: read_addresses(section),
     };
     check_trunk(section, &trunk);
@@ -74,6 +79,8 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
 }
 
 const HOLD: &[(&str, HoldOffer)] = &[("sendonly", HoldOffer::SendOnly), ("inactive", HoldOffer::Inactive)];
+const SRTP: &[(&str, SrtpPolicy)] =
+    &[("off", SrtpPolicy::Off), ("optional", SrtpPolicy::Optional), ("required", SrtpPolicy::Required)];
 
 const RELIABLE: &[(&str, Reliable)] =
     &[("if_required", Reliable::IfRequired), ("prefer", Reliable::Prefer), ("never", Reliable::Never)];

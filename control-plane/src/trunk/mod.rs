@@ -34,8 +34,8 @@ pub use inbound::{DidPattern, DidSource, Inbound, Route};
 pub use outbound::{NumberFormat, Outbound, Redirects, Template, TemplateValues};
 
 pub use policy::{
-    Addresses, HeaderRules, Health, HoldOffer, ReferIn, Registration, Reliable, SessionTimer, TlsIdentity,
-    TransferPolicy,
+    Addresses, HeaderRules, Health, HoldOffer, ReferIn, Registration, Reliable, SessionTimer, SrtpRules,
+    TlsIdentity, TransferPolicy,
 };
 
 /// A carrier, a PBX or another SIP server, and everything that is agreed with it.
@@ -67,6 +67,8 @@ pub struct Trunk {
     pub hold: HoldOffer,
     /// Whether the keys of an agent go by SIP INFO when the trunk has not agreed on telephone-events.
     pub is_dtmf_by_info: bool,
+    /// Whether the sound is protected.
+    pub srtp: SrtpRules,
     /// Which addresses and which certificate it sees of us.
     pub addresses: Addresses,
 }

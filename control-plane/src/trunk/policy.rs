@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tandem_sdp::SrtpPolicy;
+
 /// Whether and how we register with a trunk (RFC 3261 §10).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
@@ -17,6 +19,29 @@ pub struct Registration {
 impl Default for Registration {
     fn default() -> Self {
         Self { is_wanted: false, expires: Duration::from_secs(600), contact_user: None }
+    }
+}
+
+/// Whether the sound of a trunk's calls is protected (SRTP with keys in SDP, RFC 4568).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SrtpRules {
+    /// As the file says; `None`: what is offered with keys is answered with keys, and we do not offer any.
+    pub mode: Option<SrtpPolicy>,
+    /// Keys may also go through signalling without TLS, where anybody on their way can read them: for networks that
+    /// somebody else protects, and phones that know no better.
+    pub is_without_tls: bool,
+}
+
+impl SrtpRules {
+    /// What holds for one call. `is_private`: it is signalled through TLS. What is required is required on any signalling:
+    /// a call is then refused rather than heard by everybody.
+    pub fn policy(self, is_outbound: bool, is_private: bool) -> SrtpPolicy {
+        match self.mode {
+            Some(SrtpPolicy::Required) => SrtpPolicy::Required,
+            Some(SrtpPolicy::Optional) if is_private || self.is_without_tls => SrtpPolicy::Optional,
+            None if !is_outbound && (is_private || self.is_without_tls) => SrtpPolicy::Optional,
+            _ => SrtpPolicy::Off,
+        }
     }
 }
 

@@ -114,7 +114,10 @@ async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Statu
             AgentParameters::WebSocket(parameters)
         }
     };
-    let parameters = SessionParameters { call, rtp, agent, media_timeout, max_session, seed: rand::random() };
+    // A clock that stands before 1970 makes reports say 1970: they are still good for a round trip.
+    let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let parameters =
+        SessionParameters { call, rtp, agent, media_timeout, max_session, seed: rand::random(), since_epoch };
     let local_address = control.config.rtp_address;
     Ok(Box::new(Open { id: id.into(), parameters, agent_address, local_address, local_port }))
 }

@@ -113,6 +113,11 @@ pub enum Event {
         /// How long it was down.
         duration_ms: u32,
     },
+    /// Its own RTCP report has left: how it goes.
+    Report {
+        /// The counters then.
+        stats: Stats,
+    },
     /// The engine ended the session by itself.
     Ended {
         /// Why.
@@ -141,6 +146,24 @@ pub struct Stats {
     pub rtp_rejected: u64,
     /// Interarrival jitter.
     pub jitter_ms: f64,
+    /// SRTP packets that were not authentic, or came again.
+    pub srtp_rejected: u64,
+    /// Compounds of RTCP sent.
+    pub rtcp_sent: u64,
+    /// Compounds of RTCP received.
+    pub rtcp_received: u64,
+    /// From here to the peer and back; `None` until it answered a report of ours.
+    pub round_trip_ms: Option<f64>,
+    /// Packets of ours that the peer lost, as it says.
+    pub remote_lost: u64,
+    /// Interarrival jitter at the peer, as it says.
+    pub remote_jitter_ms: f64,
+    /// Quality at the peer, as it says.
+    pub remote_mos: Option<f64>,
+    /// Mean opinion that the E-model gives what we hear (1 to 4.5); `None` while nothing was heard.
+    pub mos: Option<f64>,
+    /// What it comes from, 0 to 100.
+    pub r_factor: Option<f64>,
     /// Pieces of sound that came from the agent.
     pub agent_frames_in: u64,
     /// Pieces of sound that went to the agent.

@@ -1,13 +1,14 @@
 //! The carrier leg: RTP to and from a phone, a PBX or a trunk.
 //!
 //! ```text
-//!   datagram ─▶ parse ─▶ payload type ─▶ latch ─▶ receiver ─▶ reorder ─┬─ sound ─▶ Heard, at once and in order
-//!                                                                      └─ telephone-event ─▶ digits
-//!   fill(payload) ─▶ sender ─▶ datagram to the latched source, else to the SDP's address
+//!   datagram ─▶ parse ─▶ payload type ─▶ (SRTP) ─▶ latch ─▶ receiver ─▶ reorder ─┬─ sound ─▶ Heard, at once and in order
+//!            └─ RTCP ─▶ (SRTCP) ─▶ reports                                       └─ telephone-event ─▶ digits
+//!   fill(payload) ─▶ sender ─▶ (SRTP) ─▶ datagram to the latched source, else to the SDP's address
+//!   report due ─▶ reports ─▶ (SRTCP) ─▶ datagram: on this port with rtcp-mux (RFC 5761), else from the odd one beside it
 //! ```
 //!
-//! A packet that fails a step is counted and dropped. RTCP on this port is dropped too: the odd port beside it is
-//! reserved, but reports are not sent yet.
+//! A packet that fails a step is counted and dropped. With SRTP a packet must be authentic before it may latch a source.
+//! RTCP is read on either port, since some peers multiplex without having asked; it never latches.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -17,9 +18,12 @@ use tandem_audio::tone::Digit;
 use tandem_rtp::event::{DigitEvent, EventDetector, EventSender};
 use tandem_rtp::jitter::{Placement, Release, ReorderBuffer};
 use tandem_rtp::latch::{Latching, SOURCE_SILENCE, SourceLatch};
-use tandem_rtp::packet::{HEADER_LEN, Packet, is_rtcp};
+use tandem_rtp::packet::{HEADER_LEN, Header, Packet, is_rtcp};
+use tandem_rtp::quality::Impairment;
 use tandem_rtp::receiver::{Receiver, Verdict};
+use tandem_rtp::report::{Media, Reports, WallClock};
 use tandem_rtp::sender::Sender;
+use tandem_rtp::srtp::{Inbound, MasterKey, Outbound, SrtpError};
 use tandem_rtp::units::{PayloadType, SequenceNumber, Ssrc, Timestamp};
 
 use super::event::{Heard, Stats};
@@ -50,6 +54,30 @@ impl Direction {
     }
 }
 
+/// How reports travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rtcp {
+    /// Not at all.
+    #[default]
+    Off,
+    /// On the RTP port (RFC 5761).
+    Mux,
+    /// From the odd port beside it.
+    Separate {
+        /// Where the peer wants them; `None`: the port after its RTP port.
+        remote: Option<SocketAddr>,
+    },
+}
+
+/// Keys of both directions (RFC 4568). Another key, or another suite, is a re-key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SrtpKeys {
+    /// What we send is protected with this.
+    pub local: MasterKey,
+    /// What the peer sends is protected with this.
+    pub remote: MasterKey,
+}
+
 /// What was negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RtpParameters {
@@ -67,7 +95,38 @@ pub struct RtpParameters {
     pub direction: Direction,
     /// How the source is trusted.
     pub latching: Latching,
+    /// How reports travel.
+    pub rtcp: Rtcp,
+    /// Keys, if the stream is protected.
+    pub srtp: Option<SrtpKeys>,
 }
+
+/// The SRTP of a leg.
+#[derive(Debug)]
+struct Srtp {
+    inbound: Inbound,
+    outbound: Outbound,
+}
+
+impl Srtp {
+    fn new(keys: &SrtpKeys) -> Result<Self, SrtpError> {
+        Ok(Self { inbound: Inbound::new(keys.remote)?, outbound: Outbound::new(keys.local)? })
+    }
+
+    fn rekey(&mut self, keys: &SrtpKeys) -> Result<(), SrtpError> {
+        if keys.local != *self.outbound.key() {
+            self.outbound = Outbound::new(keys.local)?;
+        }
+        self.inbound.rekey(keys.remote)
+    }
+}
+
+/// Our SSRC is changed for one that collides at most so often: a peer that goes on answering with ours is a mirror, which
+/// is heard as it is (an echo at the far end, a test that reflects packets).
+const COLLISIONS_MAX: u8 = 1;
+
+/// Headers of IPv4, UDP and RTP, for the bandwidth of the session.
+const HEADERS_OCTETS: usize = 20 + 8 + HEADER_LEN;
 
 /// See the module.
 #[derive(Debug)]
@@ -79,14 +138,25 @@ pub struct RtpLeg {
     digits: EventDetector,
     keys: EventSender,
     sender: Sender,
+    reports: Reports,
+    /// Where the peer's last report came from, if not from its RTP port.
+    report_source: Option<SocketAddr>,
+    srtp: Option<Box<Srtp>>,
+    /// The keys could not be used: nothing may leave, or be believed.
+    is_locked: bool,
+    /// The SSRC after the next collision.
+    next_ssrc: Ssrc,
+    collisions: u8,
     rejected: u64,
     heard_any: bool,
 }
 
 impl RtpLeg {
-    /// A leg that has heard and said nothing. `seed` gives SSRC, first sequence number and timestamp (RFC 3550 §5.1).
-    pub fn new(parameters: RtpParameters, seed: [u32; 3]) -> Self {
+    /// A leg that has heard and said nothing. `seed` gives SSRC, first sequence number and timestamp (RFC 3550 §5.1), and
+    /// what reports need of chance.
+    pub fn new(parameters: RtpParameters, seed: [u32; 3], wall: WallClock) -> Self {
         let codec = parameters.codec.unwrap_or(Codec::Pcmu);
+        let srtp = parameters.srtp.as_ref().map(Srtp::new);
         Self {
             latch: SourceLatch::new(parameters.latching, parameters.remote),
             receiver: Receiver::new(codec.clock_rate()),
@@ -96,9 +166,17 @@ impl RtpLeg {
             sender: Sender::new(
                 Ssrc(seed[0]),
                 parameters.payload_type,
-                SequenceNumber(seed[1] as u16),
+                // The upper half would let a peer that loses the first packets guess the rollover counter wrong
+                // (RFC 3711 §3.3.1).
+                SequenceNumber(seed[1] as u16 & 0x7FFF),
                 Timestamp(seed[2]),
             ),
+            reports: Reports::new(wall, u64::from(seed[1]) << 32 | u64::from(seed[2])),
+            report_source: None,
+            is_locked: matches!(srtp, Some(Err(_))),
+            srtp: srtp.and_then(Result::ok).map(Box::new),
+            next_ssrc: Ssrc(seed[0] ^ seed[1].rotate_left(16) ^ 0xA5A5_0001),
+            collisions: 0,
             parameters,
             rejected: 0,
             heard_any: false,
@@ -121,9 +199,24 @@ impl RtpLeg {
         } else if parameters.remote != self.parameters.remote {
             self.receiver.rearm(parameters.codec.unwrap_or(Codec::Pcmu).clock_rate());
         }
+        if parameters.srtp != self.parameters.srtp {
+            self.is_locked = self.rekey(parameters.srtp).is_err();
+        }
+        if parameters.rtcp != self.parameters.rtcp {
+            self.report_source = None;
+        }
         self.latch.rearm(parameters.latching, parameters.remote);
         self.sender.set_payload_type(parameters.payload_type);
         self.parameters = parameters;
+    }
+
+    fn rekey(&mut self, keys: Option<SrtpKeys>) -> Result<(), SrtpError> {
+        match (&keys, &mut self.srtp) {
+            (Some(keys), Some(srtp)) => srtp.rekey(keys)?,
+            (Some(keys), None) => self.srtp = Some(Box::new(Srtp::new(keys)?)),
+            (None, _) => self.srtp = None,
+        }
+        Ok(())
     }
 
     /// When the last accepted packet came.
@@ -141,20 +234,37 @@ impl RtpLeg {
         mut hear: impl FnMut(Heard<'_>),
     ) -> bool {
         if is_rtcp(bytes) {
+            self.handle_report(source, bytes, false, now);
             return false;
         }
-        let Ok(packet) = Packet::parse(bytes) else {
+        let Ok(mut packet) = Packet::parse(bytes) else {
             self.rejected += 1;
             return false;
         };
         let payload_type = packet.header.payload_type;
         let is_event = self.parameters.event_payload_type == Some(payload_type);
-        if self.parameters.codec.is_none() || !(is_event || payload_type == self.parameters.payload_type) {
+        if self.parameters.codec.is_none()
+            || !(is_event || payload_type == self.parameters.payload_type)
+            || self.is_locked
+        {
             self.rejected += 1;
             return false;
         }
+        let clear;
+        if let Some(srtp) = &mut self.srtp {
+            let Ok(unprotected) = srtp.inbound.unprotect_rtp(bytes) else { return false };
+            clear = unprotected;
+            let Ok(parsed) = Packet::parse(&clear) else {
+                self.rejected += 1;
+                return false;
+            };
+            packet = parsed;
+        }
         if !self.latch.handle_packet(source, packet.header.ssrc, now).is_accepted() {
             return false;
+        }
+        if packet.header.ssrc == self.sender.ssrc() {
+            self.handle_collision(&packet.header, now);
         }
         let verdict = self.receiver.handle_packet(&packet.header, packet.payload.len(), now);
         let Verdict::Accepted { sequence, started } = verdict else {
@@ -169,6 +279,7 @@ impl RtpLeg {
             self.release(now, &mut hear);
         }
         if matches!(placement, Placement::InOrder | Placement::AfterHeld) {
+            self.reports.handle_in_order(1);
             match is_event {
                 true => self.digits.handle_packet(packet.header.timestamp, packet.payload, now),
                 false => hear(Heard::Sound(packet.payload)),
@@ -176,6 +287,19 @@ impl RtpLeg {
         }
         self.release(now, hear);
         !std::mem::replace(&mut self.heard_any, true)
+    }
+
+    /// The peer speaks with our SSRC (RFC 3550 §8.2): by chance, and then ours changes; or it gives back what we send, and
+    /// then changing more often would not help.
+    fn handle_collision(&mut self, header: &Header, now: Instant) {
+        if self.collisions >= COLLISIONS_MAX {
+            return;
+        }
+        self.collisions += 1;
+        self.sender.change_ssrc(self.next_ssrc);
+        // A mirror will speak with the new one next.
+        self.receiver.announce(self.next_ssrc);
+        self.reports.handle_ssrc_change(header.ssrc, now, &self.media());
     }
 
     /// When [`RtpLeg::handle_timeout`] is due.
@@ -198,12 +322,16 @@ impl RtpLeg {
         while let Some(release) = self.reorder.poll_release() {
             match release {
                 Release::Packet(held) => {
+                    self.reports.handle_in_order(1);
                     match self.parameters.event_payload_type == Some(held.header.payload_type) {
                         true => self.digits.handle_packet(held.header.timestamp, held.payload, now),
                         false => hear(Heard::Sound(held.payload)),
                     }
                 }
-                Release::Gap { packets, .. } => hear(Heard::Gap { packets }),
+                Release::Gap { packets, .. } => {
+                    self.reports.handle_missing(packets);
+                    hear(Heard::Gap { packets });
+                }
             }
         }
     }
@@ -231,10 +359,121 @@ impl RtpLeg {
     /// Where packets go now, if they may go at all.
     pub fn destination(&self) -> Option<SocketAddr> {
         self.parameters.codec?;
-        if !self.parameters.direction.sends() {
+        if !self.parameters.direction.sends() || self.is_locked {
             return None;
         }
         self.latch.remote()
+    }
+
+    fn media(&self) -> Media {
+        let codec = self.parameters.codec.unwrap_or(Codec::Pcmu);
+        let ptime = self.parameters.ptime;
+        let packets_a_second = 1_000 / ptime.as_ms().max(1);
+        Media {
+            clock: codec.clock_rate(),
+            ptime,
+            impairment: Impairment::G711_CONCEALED,
+            octets_a_second: 2 * packets_a_second * (codec.octets(ptime) + HEADERS_OCTETS) as u32,
+        }
+    }
+
+    /// Takes a datagram that is RTCP; `own_port`: it came to the port of its own.
+    pub fn handle_report(&mut self, source: SocketAddr, bytes: &[u8], own_port: bool, now: Instant) {
+        let is_signalled =
+            matches!(self.parameters.rtcp, Rtcp::Separate { remote } if remote == Some(source));
+        if self.parameters.rtcp == Rtcp::Off
+            || self.is_locked
+            || !(is_signalled || self.latch.is_believed(source))
+        {
+            return;
+        }
+        let clear;
+        let mut compound = bytes;
+        if let Some(srtp) = &mut self.srtp {
+            let Ok(unprotected) = srtp.inbound.unprotect_rtcp(bytes) else { return };
+            clear = unprotected;
+            compound = &clear;
+        }
+        let received = self.reports.stats().received;
+        let clock = self.parameters.codec.unwrap_or(Codec::Pcmu).clock_rate();
+        self.reports.handle_datagram(compound, self.sender.ssrc(), clock, &mut self.receiver, now);
+        if own_port && self.parameters.latching == Latching::Auto && self.reports.stats().received > received
+        {
+            self.report_source = Some(source);
+        }
+    }
+
+    /// Reports are sent from now on, if they were negotiated; before that and after the end none is due.
+    pub fn begin_reports(&mut self, now: Instant) {
+        if self.parameters.rtcp == Rtcp::Off || self.parameters.codec.is_none() {
+            self.reports.stop();
+        } else {
+            self.reports.begin(&self.media(), now);
+        }
+    }
+
+    /// When [`RtpLeg::poll_report`] has something.
+    pub const fn poll_report_timeout(&self) -> Option<Instant> {
+        self.reports.poll_timeout()
+    }
+
+    /// Where reports go now: to where the peer's came from, else beside where our RTP goes, else as it was signalled.
+    fn report_destination(&self) -> Option<SocketAddr> {
+        let Rtcp::Separate { remote } = self.parameters.rtcp else { return self.latch.remote() };
+        if let Some(source) = self.report_source.filter(|source| self.latch.is_believed(*source)) {
+            return Some(source);
+        }
+        let rtp = self.latch.remote()?;
+        let beside = || rtp.port().checked_add(1).map(|port| SocketAddr::new(rtp.ip(), port));
+        // A peer behind NAT signals an address that is not to be reached; its RTP shows a better one.
+        remote.filter(|_| Some(rtp) == self.parameters.remote).or_else(beside)
+    }
+
+    /// Writes the report that is due, if one is: where it goes, and its length. `next_packet` is when the next packet of
+    /// sound is due.
+    pub fn poll_report(
+        &mut self,
+        now: Instant,
+        next_packet: Option<Instant>,
+        out: &mut [u8],
+    ) -> Option<(SocketAddr, usize)> {
+        if self.reports.poll_timeout().is_none_or(|due| due > now) {
+            return None;
+        }
+        let media = self.media();
+        let media_now = self.media_time(now, next_packet);
+        let Self { reports, sender, receiver, reorder, .. } = self;
+        let len = reports.write_report(out, sender, media_now, receiver, reorder, &media, now).ok()?;
+        let to = self.report_destination()?;
+        Some((to, self.protect_report(out, len)?))
+    }
+
+    /// Writes our leave: where it goes, and its length. Only once, and only if reports were begun.
+    pub fn poll_goodbye(&mut self, now: Instant, out: &mut [u8]) -> Option<(SocketAddr, usize)> {
+        self.reports.poll_timeout()?;
+        let media_now = self.media_time(now, None);
+        let Self { reports, sender, receiver, .. } = self;
+        let len = reports.write_bye(out, sender, media_now, receiver, now).ok()?;
+        let to = self.report_destination()?;
+        Some((to, self.protect_report(out, len)?))
+    }
+
+    fn protect_report(&mut self, out: &mut [u8], len: usize) -> Option<usize> {
+        if self.is_locked {
+            return None;
+        }
+        match &mut self.srtp {
+            Some(srtp) => srtp.outbound.protect_rtcp(out, len).ok(),
+            None => Some(len),
+        }
+    }
+
+    /// Our media time now: the next packet's, less the time until it is due.
+    fn media_time(&self, now: Instant, next_packet: Option<Instant>) -> Timestamp {
+        let until = next_packet.map_or_else(Default::default, |next| next.saturating_duration_since(now));
+        let clock = self.parameters.codec.unwrap_or(Codec::Pcmu).clock_rate();
+        let ticks = until.as_micros() as u64 * u64::from(clock.hz()) / 1_000_000;
+        self.sender.timestamp().plus((ticks as u32).wrapping_neg())
     }
 
     /// The one address that can be heard now and is sent to, if there is no other: the signalled address, while it
@@ -266,12 +505,20 @@ impl RtpLeg {
             let header = self.sender.next_event_header(event_type, &key, ticks);
             header.write(head).ok()?;
             payload.get_mut(..key.payload.len())?.copy_from_slice(&key.payload);
-            return Some(HEADER_LEN + key.payload.len());
+            return self.protect(out, HEADER_LEN + key.payload.len());
         }
         let header = self.sender.next_header(ticks, payload.len());
         header.write(head).ok()?;
         fill(codec, payload);
-        Some(HEADER_LEN + payload.len())
+        let len = HEADER_LEN + payload.len();
+        self.protect(out, len)
+    }
+
+    fn protect(&mut self, out: &mut [u8], len: usize) -> Option<usize> {
+        match &mut self.srtp {
+            Some(srtp) => srtp.outbound.protect_rtp(out, len).ok(),
+            None => Some(len),
+        }
     }
 
     /// True while a key goes out instead of sound.
@@ -292,5 +539,18 @@ impl RtpLeg {
         stats.rtp_rejected =
             self.rejected + self.latch.rejected() + receiver.rejected_ssrc + receiver.rejected_jump;
         stats.jitter_ms = receiver.jitter_ms;
+        stats.srtp_rejected = self.srtp.as_ref().map_or(0, |srtp| srtp.inbound.refused());
+        let (reports, peer) = (self.reports.stats(), self.reports.peer());
+        stats.rtcp_sent = reports.sent;
+        stats.rtcp_received = reports.received;
+        stats.round_trip_ms = peer.round_trip.map(|round_trip| round_trip.as_secs_f64() * 1_000.0);
+        stats.remote_lost = peer.lost;
+        stats.remote_jitter_ms = peer.jitter_ms;
+        stats.remote_mos = peer.mos_cq;
+        if receiver.received > 0 {
+            let score = self.reports.score(&self.media());
+            stats.mos = Some(score.mos_cq);
+            stats.r_factor = Some(score.r_factor);
+        }
     }
 }

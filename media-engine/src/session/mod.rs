@@ -30,12 +30,13 @@ use std::time::{Duration, Instant};
 use tandem_audio::format::{Codec, Ptime, SampleRate};
 use tandem_audio::tone::{Cadence, ProgressTone};
 use tandem_audio::vad::VadEvent;
+use tandem_rtp::report::WallClock;
 use tandem_stream::Dialect;
 use tandem_stream::websocket::HandshakeError;
 
 use crate::leg::agent::{Agent, AgentParameters, CallInfo, Said, Stream, Tell};
 use crate::leg::event::{EndReason, Event, Heard, Request, Stats};
-use crate::leg::rtp::{RtpLeg, RtpParameters};
+use crate::leg::rtp::{Rtcp, RtpLeg, RtpParameters};
 use bridge::Bridge;
 use digits::{Digits, Source};
 use playout::{Playout, Policy, PtimeClock};
@@ -81,11 +82,24 @@ pub struct SessionParameters {
     pub max_session: Option<Duration>,
     /// Random; SSRC, first numbers and masks come from it.
     pub seed: u64,
+    /// Wall-clock time when it is opened, since 1970: what its reports say.
+    pub since_epoch: Duration,
+}
+
+/// Which of the carrier leg's two sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// RTP's, and RTCP's too with rtcp-mux.
+    Rtp,
+    /// The odd one beside it.
+    Rtcp,
 }
 
 /// A datagram that was written to the caller's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transmit {
+    /// From where.
+    pub from: Port,
     /// Where to.
     pub to: SocketAddr,
     /// Its octets.
@@ -154,6 +168,8 @@ pub struct Session {
     bridge: Option<Bridge>,
     playout: Playout,
     clock: Option<PtimeClock>,
+    /// For the reports of its legs.
+    wall: WallClock,
     /// Beside the caller; at most one.
     second: Option<Box<SecondLeg>>,
     /// What a caller hears while the agent consults.
@@ -190,13 +206,16 @@ impl Session {
     /// # Errors
     /// The upgrade request of a WebSocket agent cannot be written.
     pub fn new(parameters: SessionParameters, now: Instant) -> Result<Self, HandshakeError> {
-        let SessionParameters { call, rtp, agent, media_timeout, max_session, seed } = parameters;
+        let SessionParameters { call, rtp, agent, media_timeout, max_session, seed, since_epoch } =
+            parameters;
         let numbers = [seed as u32, (seed >> 32) as u32 ^ 0x5bd1_e995, (seed >> 16) as u32];
         let is_outbound = call.direction == "outbound";
         let agent = Agent::new(agent, &call, seed, now)?;
         let playout = Playout::new(playout_rate(&agent, rtp.codec), policy(&agent));
+        let wall = WallClock::new(now, since_epoch);
         let mut this = Self {
-            rtp: RtpLeg::new(rtp, numbers),
+            rtp: RtpLeg::new(rtp, numbers, wall),
+            wall,
             agent,
             bridge: None,
             playout,
@@ -311,6 +330,7 @@ impl Session {
         self.clock = Some(PtimeClock::new(first_packet, self.rtp.parameters().ptime));
         self.silence_from = now;
         self.media_deadline = self.next_media_deadline();
+        self.rtp.begin_reports(now);
     }
 
     /// The other side may be heard before it answers: silence goes out, and what the agent says waits for
@@ -322,6 +342,7 @@ impl Session {
             self.clock = Some(PtimeClock::new(first_packet, self.rtp.parameters().ptime));
             self.silence_from = now;
             self.media_deadline = self.next_media_deadline();
+            self.rtp.begin_reports(now);
         }
     }
 
@@ -375,6 +396,7 @@ impl Session {
         if self.started.is_some() {
             self.silence_from = now;
             self.media_deadline = self.next_media_deadline();
+            self.rtp.begin_reports(now);
         }
     }
 
@@ -389,7 +411,9 @@ impl Session {
         if self.second.is_some() || self.ended {
             return false;
         }
-        let leg = SecondLeg::new(parameters, role, self.playout.rate(), seed, first_packet);
+        // Nobody reports on this leg yet.
+        let parameters = RtpParameters { rtcp: Rtcp::Off, ..parameters };
+        let leg = SecondLeg::new(parameters, role, self.playout.rate(), seed, self.wall, first_packet);
         self.second = Some(Box::new(leg));
         self.set_ringing();
         true
@@ -473,6 +497,13 @@ impl Session {
             self.push_event(Event::MediaStarted { remote: source, took_ms });
         }
         self.handle_digits(now);
+    }
+
+    /// A datagram came on the odd port beside it.
+    pub fn handle_report(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) {
+        if !self.ended {
+            self.rtp.handle_report(source, bytes, true, now);
+        }
     }
 
     /// Runs a method of the RTP leg and lets the agent hear what comes of it.
@@ -736,6 +767,32 @@ impl Session {
 
     /// Writes the datagram that is due into `out` (room for 1 472 octets), or `None` when none is due.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
+        if self.ended {
+            return None;
+        }
+        self.poll_packet(now, out).or_else(|| {
+            let next_packet = self.clock.as_ref().map(PtimeClock::next);
+            let (to, len) = self.rtp.poll_report(now, next_packet, out)?;
+            let stats = self.stats(now);
+            self.push_event(Event::Report { stats });
+            Some(Transmit { from: self.report_port(), to, len })
+        })
+    }
+
+    /// Writes the leave that RTCP takes when the session is over; once.
+    pub fn poll_goodbye(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
+        let (to, len) = self.rtp.poll_goodbye(now, out)?;
+        Some(Transmit { from: self.report_port(), to, len })
+    }
+
+    fn report_port(&self) -> Port {
+        match self.rtp.parameters().rtcp {
+            Rtcp::Separate { .. } => Port::Rtcp,
+            Rtcp::Off | Rtcp::Mux => Port::Rtp,
+        }
+    }
+
+    fn poll_packet(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
         loop {
             let lost = self.clock.as_mut()?.poll_due(now)?;
             for _ in 0..lost {
@@ -762,7 +819,7 @@ impl Session {
             let written = rtp.write_packet(out, |_, payload| bridge.down(payload, &mut voice));
             self.handle_played();
             if let Some(len) = written {
-                return Some(Transmit { to, len });
+                return Some(Transmit { from: Port::Rtp, to, len });
             }
         }
     }
@@ -770,7 +827,7 @@ impl Session {
     /// The same for the second leg.
     pub fn poll_second(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
         let (to, len) = self.second.as_mut()?.poll_transmit(now, out)?;
-        Some(Transmit { to, len })
+        Some(Transmit { from: Port::Rtp, to, len })
     }
 
     /// Whether [`Session::poll_stream`] has something.
@@ -798,8 +855,9 @@ impl Session {
         }
         let agent = self.agent.stream().and_then(|stream| stream.connection().poll_timeout());
         let clock = self.clock.as_ref().map(PtimeClock::next);
+        let report = self.rtp.poll_report_timeout();
         let second = self.second.as_ref().map(|second| second.poll_timeout());
-        [clock, self.rtp.poll_timeout(), agent, second, Some(self.media_deadline), self.end]
+        [clock, report, self.rtp.poll_timeout(), agent, second, Some(self.media_deadline), self.end]
             .into_iter()
             .flatten()
             .min()

@@ -16,6 +16,7 @@
 use std::time::Instant;
 
 use tandem_audio::format::SampleRate;
+use tandem_rtp::report::WallClock;
 
 use super::bridge::Bridge;
 use super::paced::Paced;
@@ -94,6 +95,7 @@ impl SecondLeg {
         role: Role,
         rate: SampleRate,
         seed: [u32; 3],
+        wall: WallClock,
         first_packet: Instant,
     ) -> Self {
         let mut this = Self {
@@ -101,7 +103,7 @@ impl SecondLeg {
             bridge: None,
             rate,
             clock: PtimeClock::new(first_packet, parameters.ptime),
-            rtp: RtpLeg::new(parameters, seed),
+            rtp: RtpLeg::new(parameters, seed, wall),
             caller: Paced::new(rate),
             agent: Paced::new(rate),
             to_caller: Paced::new(rate),

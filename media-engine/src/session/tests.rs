@@ -13,11 +13,13 @@ use tandem_stream::websocket::{FrameReader, Message, Opcode, Role, UpgradeReques
 
 mod lifetime;
 mod outbound;
+mod reports;
 mod second;
+mod srtp;
 
 use super::*;
 use crate::leg::agent::{Recording, WebSocketParameters};
-use crate::leg::rtp::Direction;
+use crate::leg::rtp::{Direction, Rtcp};
 
 const MS: Duration = Duration::from_millis(1);
 const PHONE: &str = "192.0.2.1:4000";
@@ -36,6 +38,8 @@ fn rtp() -> RtpParameters {
         event_payload_type: PayloadType::new(101),
         direction: Direction::SendReceive,
         latching: Latching::Auto,
+        rtcp: Rtcp::Off,
+        srtp: None,
     }
 }
 
@@ -47,6 +51,7 @@ fn with(agent: AgentParameters) -> SessionParameters {
         media_timeout: Duration::from_secs(60),
         max_session: None,
         seed: 7,
+        since_epoch: Duration::from_secs(1_700_000_000),
     }
 }
 
@@ -77,13 +82,26 @@ struct Call {
     sequence: u16,
     timestamp: u32,
     sent: Vec<Sent>,
+    /// Compounds that left, and where from and to.
+    reports: Vec<(Transmit, Vec<u8>)>,
+    /// What the phone reads protected packets with.
+    phone: Option<tandem_rtp::srtp::Inbound>,
 }
 
 impl Call {
     fn new(parameters: SessionParameters) -> Self {
         let now = Instant::now();
         let session = Session::new(parameters, now).unwrap();
-        Self { session, began: now, now, sequence: 65_530, timestamp: 0, sent: Vec::new() }
+        Self {
+            session,
+            began: now,
+            now,
+            sequence: 65_530,
+            timestamp: 0,
+            sent: Vec::new(),
+            reports: Vec::new(),
+            phone: None,
+        }
     }
 
     fn started(parameters: SessionParameters) -> Self {
@@ -109,7 +127,19 @@ impl Call {
     fn tick(&mut self) {
         let mut out = [0; 1_472];
         while let Some(transmit) = self.session.poll_transmit(self.now, &mut out) {
-            let packet = Packet::parse(&out[..transmit.len]).unwrap();
+            let mut datagram = out[..transmit.len].to_vec();
+            let is_report = tandem_rtp::packet::is_rtcp(&datagram);
+            if let Some(phone) = &mut self.phone {
+                datagram = match is_report {
+                    true => phone.unprotect_rtcp(&datagram).unwrap().to_vec(),
+                    false => phone.unprotect_rtp(&datagram).unwrap().to_vec(),
+                };
+            }
+            if is_report {
+                self.reports.push((transmit, datagram));
+                continue;
+            }
+            let packet = Packet::parse(&datagram).unwrap();
             self.sent.push(Sent {
                 at: self.now - self.began,
                 to: transmit.to,

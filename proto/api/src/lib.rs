@@ -9,6 +9,12 @@ pub mod engine {
     /// Generated from `tandem/engine/v1/engine.proto`.
     pub mod v1 {
         tonic::include_proto!("tandem.engine.v1");
+
+        impl std::fmt::Debug for SrtpKeys {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct("SrtpKeys").field("suite", &self.suite()).finish_non_exhaustive()
+            }
+        }
     }
 }
 

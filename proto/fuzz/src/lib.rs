@@ -8,14 +8,18 @@
 //! The targets are compiled and run with every test, so they cannot rot. An input that once crashed belongs into its corpus.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_audio::format::{ClockRate, MAX_PAYLOAD_OCTETS};
 use tandem_rtp::event::EventDetector;
+use tandem_rtp::ice::{ANSWER_LEN_MAX, Credentials, IceLite};
 use tandem_rtp::jitter::{Release, ReorderBuffer};
 use tandem_rtp::packet::Packet;
 use tandem_rtp::receiver::{Receiver, Verdict};
-use tandem_sdp::{LocalMedia, SessionDescription};
+use tandem_rtp::report::{Reports, WallClock};
+use tandem_rtp::srtp::{Inbound, MasterKey, Outbound, Suite};
+use tandem_rtp::units::Ssrc;
+use tandem_sdp::{LocalMedia, LocalSrtp, SessionDescription, SrtpPolicy};
 use tandem_sip::{ConnectionId, Endpoint, EndpointConfig, Flow, Transport};
 use tandem_stream::agent::{FromAgent, ToAgent, read_audio};
 use tandem_stream::twilio::{FromBot, ToBot, decode_payload};
@@ -25,7 +29,7 @@ use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeReques
 pub type Target = fn(&[u8]);
 
 /// Every entrance, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("sip_datagram", sip_datagram),
     ("sip_stream", sip_stream),
     ("sip_value", sip_value),
@@ -33,6 +37,8 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("sdp", sdp),
     ("rtp", rtp),
     ("rtcp", rtcp),
+    ("srtp", srtp),
+    ("ice", ice),
     ("websocket", websocket),
     ("pcm", pcm),
     ("twilio", twilio),
@@ -75,7 +81,8 @@ pub fn sdp(octets: &[u8]) {
     let Ok(offer) = SessionDescription::parse(octets) else { return };
     let again = SessionDescription::parse(offer.to_string().as_bytes()).expect("what we write, we read");
     assert_eq!(again.media, offer.media);
-    let local = LocalMedia::g711(HERE.ip(), 20_000, 1);
+    let mut local = LocalMedia::g711(HERE.ip(), 20_000, 1);
+    local.srtp = LocalSrtp::new(SrtpPolicy::Optional, |octets| octets.fill(1));
     if let Ok((answer, _)) = tandem_sdp::answer(&offer, &local) {
         assert_eq!(answer.media.len(), offer.media.len());
     }
@@ -103,10 +110,49 @@ pub fn rtp(octets: &[u8]) {
     }
 }
 
-/// A compound RTCP datagram.
+/// A compound RTCP datagram, read by itself and by a session whose SSRC it may name.
 pub fn rtcp(octets: &[u8]) {
     let readable = tandem_rtp::rtcp::parse(octets).take_while(Result::is_ok).count();
     assert!(readable <= octets.len() / 4, "a packet has four octets at least");
+    let mut receiver = Receiver::new(ClockRate::HZ_8000);
+    let mut reports = Reports::new(WallClock::new(now(), Duration::ZERO), 1);
+    reports.handle_datagram(octets, Ssrc(1), ClockRate::HZ_8000, &mut receiver, now());
+    let stats = reports.stats();
+    assert!(stats.received + stats.malformed >= 1);
+    assert!(reports.peer().fraction_lost < 1.0);
+}
+
+/// A STUN message at a media port: without our password it nominates nothing, and its answer is short.
+pub fn ice(octets: &[u8]) {
+    let local = Credentials { ufrag: "evtj".into(), password: "a password of the fuzzer's".into() };
+    let mut side = IceLite::new(local, "h6vY".into());
+    let mut answer = [0; ANSWER_LEN_MAX];
+    if IceLite::is_stun(octets)
+        && let Ok(checked) = side.handle_datagram(octets, THERE, now(), &mut answer)
+    {
+        assert!(checked.answer_len <= ANSWER_LEN_MAX && !checked.is_authentic);
+    }
+    assert_eq!(side.pair(), None);
+}
+
+/// SRTP and SRTCP datagrams, each after its length in one octet, under a key that the fuzzer does not have: none is believed.
+/// In between some that are authentic, which must be believed whatever came before them.
+pub fn srtp(octets: &[u8]) {
+    for suite in Suite::ALL {
+        let key = MasterKey::new(suite, &vec![7; suite.master_len()]).expect("as long as the suite says");
+        let (Ok(mut inbound), Ok(mut outbound)) = (Inbound::new(key), Outbound::new(key)) else { continue };
+        for (n, datagram) in records(octets).take(64).enumerate() {
+            // A tag of 32 bits is guessed once in a long run of the fuzzer.
+            let is_believed = inbound.unprotect_rtp(datagram).is_ok();
+            assert!(!is_believed || suite == Suite::AesCm128HmacSha1_32);
+            assert!(inbound.unprotect_rtcp(datagram).is_err());
+            let mut packet = [0; 64];
+            packet[0] = 0x80;
+            packet[3] = n as u8;
+            let len = outbound.protect_rtp(&mut packet, 32).expect("there is room");
+            assert!(inbound.unprotect_rtp(&packet[..len]).is_ok());
+        }
+    }
 }
 
 /// A WebSocket: its handshake in either direction, its frames in either role, and a URL.

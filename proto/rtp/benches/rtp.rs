@@ -1,4 +1,4 @@
-//! RTP: nanoseconds a packet for the header, and for the whole way of a packet in order.
+//! RTP: nanoseconds a packet for the header, for the whole way of a packet in order, and for SRTP there and back.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use tandem_rtp::latch::{Latching, SourceLatch};
 use tandem_rtp::packet::Packet;
 use tandem_rtp::receiver::{Receiver, Verdict};
 use tandem_rtp::sender::Sender;
+use tandem_rtp::srtp::{Inbound, MasterKey, Outbound, RTP_OVERHEAD_MAX, Suite};
 use tandem_rtp::units::{PayloadType, SequenceNumber, Ssrc, Timestamp};
 
 fn one_packet(c: &mut Criterion) {
@@ -47,5 +48,26 @@ fn one_packet(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, one_packet);
+/// Protect and unprotect of one packet of G.711, as two legs of a call pay for it.
+fn srtp(c: &mut Criterion) {
+    let mut group = c.benchmark_group("srtp");
+    for suite in Suite::ALL {
+        let Ok(key) = MasterKey::new(suite, &vec![7; suite.master_len()]) else { continue };
+        let (Ok(mut outbound), Ok(mut inbound)) = (Outbound::new(key), Inbound::new(key)) else { continue };
+        let mut sender = Sender::new(Ssrc(1), PayloadType::PCMU, SequenceNumber(0), Timestamp(0));
+        let mut datagram = [0; 172 + RTP_OVERHEAD_MAX];
+        group.bench_function(format!("protect_unprotect/{suite}"), |b| {
+            b.iter(|| {
+                let Ok(len) = sender.write_packet(160, black_box(&[0xFF; 160]), &mut datagram) else {
+                    return;
+                };
+                let Ok(len) = outbound.protect_rtp(&mut datagram, len) else { return };
+                let _ = black_box(inbound.unprotect_rtp(black_box(&datagram[..len])));
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, one_packet, srtp);
 criterion_main!(benches);

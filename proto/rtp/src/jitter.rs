@@ -3,10 +3,13 @@
 //! ```text
 //!  in order ──────────────────────────────▶ Placement::InOrder: the caller uses the packet it holds, nothing is copied
 //!  early ──▶ held (8 places) ── gap filled ▶ Release::Packet
-//!                            └─ 40 ms over ▶ Release::Gap, then Release::Packet
+//!                            └─ wait over ─▶ Release::Gap, then Release::Packet
 //!  early, too large to hold ─▶ Placement::AfterHeld: what is before it comes out at once, then the caller uses it
 //!  behind ─▶ Placement::Late: dropped and counted
 //! ```
+//!
+//! The wait adapts within [`MIN_WAIT`] and [`MAX_WAIT`]: a packet that came after it was given up makes it longer, since this
+//! network reorders more widely than was waited; gaps that nobody ever filled make it shorter, since this network loses.
 //!
 //! There is no playout delay: whoever listens (an agent, a recogniser) wants each packet the moment it can be had in order.
 //! A jitter buffer that plays to a clock is not here; what goes to the caller is paced by the session's ptime clock.
@@ -21,8 +24,16 @@ use crate::units::ExtendedSequence;
 
 /// Early packets that are held. Forty milliseconds of 10 ms packets are four; twice that leaves room for a burst.
 pub const MAX_HELD: usize = 8;
-/// How long an early packet waits for what is missing, unless said otherwise: two packets of 20 ms.
+/// How long an early packet waits for what is missing at first: two packets of 20 ms.
 pub const DEFAULT_WAIT: Duration = Duration::from_millis(40);
+/// The shortest wait: packets that two ways of a network swapped are rarely further apart.
+pub const MIN_WAIT: Duration = Duration::from_millis(20);
+/// The longest wait. What a caller says stands still for so long with each lost packet, and that must not be heard.
+pub const MAX_WAIT: Duration = Duration::from_millis(60);
+/// Kept between the lateness that was seen and the wait.
+const WAIT_MARGIN: Duration = Duration::from_millis(5);
+/// A gap that nobody filled takes this part of what is above [`MIN_WAIT`] away: after ten of them it is a quarter.
+const WAIT_DECAY: u32 = 8;
 
 /// Where a packet went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +104,8 @@ struct Held {
     header: Header,
     len: usize,
     arrival: Instant,
+    /// What is missing before it is given up then.
+    deadline: Instant,
 }
 
 /// The reorder stage of one inbound stream.
@@ -106,6 +119,9 @@ pub struct ReorderBuffer {
     payloads: Box<[u8]>,
     place_len: usize,
     wait: Duration,
+    /// The last gap that was given up, and since when its oldest follower had waited: a packet of it that still comes
+    /// tells how long the wait should have been.
+    given_up: Option<(ExtendedSequence, Instant)>,
     /// Everything before this is released now, missing or not.
     give_up_before: Option<ExtendedSequence>,
     /// The caller has this one: the drain that is due ends before it.
@@ -123,15 +139,16 @@ impl ReorderBuffer {
             payloads: vec![0; MAX_HELD * max_payload].into_boxed_slice(),
             place_len: max_payload,
             wait: DEFAULT_WAIT,
+            given_up: None,
             give_up_before: None,
             in_hand: None,
             stats: ReorderStats::default(),
         }
     }
 
-    /// Waits so long for a missing packet instead of [`DEFAULT_WAIT`].
-    pub fn set_wait(&mut self, wait: Duration) {
-        self.wait = wait;
+    /// How long the next gap is waited for.
+    pub const fn wait(&self) -> Duration {
+        self.wait
     }
 
     /// The counters.
@@ -160,6 +177,12 @@ impl ReorderBuffer {
         }
         if sequence < next {
             self.stats.late += 1;
+            if let Some((until, since)) = self.given_up
+                && sequence < until
+            {
+                let would_have_done = now.saturating_duration_since(since) + WAIT_MARGIN;
+                self.wait = self.wait.max(would_have_done.min(MAX_WAIT));
+            }
             return Placement::Late;
         }
         if self.held.iter().flatten().any(|held| held.sequence == sequence) {
@@ -178,7 +201,9 @@ impl ReorderBuffer {
         };
         let start = index * self.place_len;
         self.payloads[start..start + payload.len()].copy_from_slice(payload);
-        self.held[index] = Some(Held { sequence, header: *header, len: payload.len(), arrival: now });
+        let deadline = now + self.wait;
+        self.held[index] =
+            Some(Held { sequence, header: *header, len: payload.len(), arrival: now, deadline });
         self.held_count += 1;
         if sequence.since(next) > MAX_HELD as u64 {
             // More is missing than reordering explains: do not wait for it.
@@ -195,20 +220,17 @@ impl ReorderBuffer {
 
     /// When the oldest gap is given up, if one is open.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.held.iter().flatten().map(|held| held.arrival + self.wait).min()
+        self.held.iter().flatten().map(|held| held.deadline).min()
     }
 
     /// Gives up gaps whose wait is over.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let wait = self.wait;
-        let due = self
-            .held
-            .iter()
-            .flatten()
-            .filter(|held| held.arrival + wait <= now)
-            .map(|held| held.sequence)
-            .max();
+        let due =
+            self.held.iter().flatten().filter(|held| held.deadline <= now).map(|held| held.sequence).max();
         if let Some(sequence) = due {
+            let since = self.held.iter().flatten().map(|held| held.arrival).min();
+            self.given_up = since.map(|since| (sequence, since));
+            self.wait = MIN_WAIT.max(self.wait - self.wait.saturating_sub(MIN_WAIT) / WAIT_DECAY);
             self.give_up_before(sequence);
         }
     }
@@ -255,6 +277,7 @@ impl ReorderBuffer {
         self.held = [None; MAX_HELD];
         self.held_count = 0;
         self.give_up_before = None;
+        self.given_up = None;
         self.in_hand = None;
     }
 

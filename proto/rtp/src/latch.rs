@@ -118,6 +118,16 @@ impl SourceLatch {
         if self.remote() == before { LatchVerdict::Accepted } else { LatchVerdict::Latched }
     }
 
+    /// Whether RTCP from this source is believed: from the host that is heard, or while nobody is, from the one in the SDP.
+    /// RTCP never latches anything, for it carries nothing that a stranger could not make up.
+    pub fn is_believed(&self, source: SocketAddr) -> bool {
+        let host = match (self.latching, self.latched) {
+            (Latching::Auto, Some(latched)) => Some(latched.source.ip()),
+            _ => self.signalled.map(|signalled| signalled.ip()),
+        };
+        host == Some(source.ip())
+    }
+
     /// A new offer or answer was agreed. Another address opens the latch for the next source, and until then we send
     /// there. When the peer signals the address it had, or none (the zeros of an old-style hold), the latch holds: a hold
     /// or session refresh does not open the call to strangers, or send our sound to a private address.
@@ -299,6 +309,57 @@ mod tests {
                 LatchVerdict::Latched
             );
             assert_eq!(latch.remote(), Some(address(moved)));
+        }
+    }
+
+    #[test]
+    fn private_address_in_sdp_gets_sound_both_ways_with_its_first_packet() {
+        let (private, public) = (address("192.168.1.20:4000"), address("203.0.113.9:61000"));
+        let mut latch = SourceLatch::new(Latching::Auto, Some(private));
+        assert!(latch.handle_packet(public, CALLER, start()).is_accepted());
+        assert_eq!(latch.remote(), Some(public));
+    }
+
+    #[test]
+    fn reports_are_believed_from_the_host_that_is_heard_only() {
+        let (private, public) = (address("10.0.0.5:4000"), address("203.0.113.9:61000"));
+        let mut latch = SourceLatch::new(Latching::Auto, Some(private));
+        assert!(latch.is_believed(address("10.0.0.5:4001")) && !latch.is_believed(public));
+        latch.handle_packet(public, CALLER, start());
+        assert!(latch.is_believed(address("203.0.113.9:61001")));
+        assert!(
+            !latch.is_believed(address("10.0.0.5:4001")) && !latch.is_believed(address("198.51.100.1:1"))
+        );
+        assert!(!SourceLatch::new(Latching::Auto, None).is_believed(public));
+    }
+
+    proptest::proptest! {
+        /// Whatever strangers send, with whatever SSRC and in whatever moment of a call that lives: none of it is heard,
+        /// and none of it moves where we send.
+        #[test]
+        fn no_stranger_is_heard_or_followed_once_somebody_is_latched(
+            stranger_hosts in proptest::collection::vec((1_u8..=254, 1024_u16.., 0_u32..4, 0_u64..20), 1..200),
+            refreshes in proptest::collection::vec(0_usize..200, 0..4),
+            latching in 0_usize..3,
+        ) {
+            let latching = [Latching::Auto, Latching::Strict, Latching::Off][latching];
+            let caller = address("203.0.113.9:61000");
+            let signalled = if latching == Latching::Auto { address("10.0.0.5:4000") } else { caller };
+            let mut latch = SourceLatch::new(latching, Some(signalled));
+            let begin = start();
+            latch.handle_packet(caller, CALLER, begin);
+            let remote = latch.remote();
+            for (n, (host, port, ssrc, offset_ms)) in stranger_hosts.into_iter().enumerate() {
+                let now = begin + ms(20 * n as u64);
+                proptest::prop_assert!(latch.handle_packet(caller, CALLER, now).is_accepted());
+                if refreshes.contains(&n) {
+                    latch.rearm(latching, Some(signalled));
+                }
+                let stranger = SocketAddr::from(([198, 51, 100, host], port));
+                let verdict = latch.handle_packet(stranger, Ssrc(ssrc), now + ms(offset_ms));
+                proptest::prop_assert_eq!(verdict, LatchVerdict::Rejected);
+                proptest::prop_assert_eq!(latch.remote(), remote);
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! RTP and RTCP (RFC 3550, RFC 3551), telephone-events (RFC 4733).
+//! RTP and RTCP (RFC 3550, RFC 3551, RFC 3611), telephone-events (RFC 4733).
 //!
 //! ```text
 //!  datagram ──▶ packet::Packet::parse ──▶ payload type as negotiated? ──▶ latch::SourceLatch ──▶ receiver::Receiver
@@ -72,10 +72,14 @@
 //! Nothing here opens a socket or reads a clock, nothing allocates for a packet, and nothing can panic on what a peer sent.
 
 pub mod event;
+pub mod ice;
 pub mod jitter;
 pub mod latch;
 pub mod packet;
+pub mod quality;
 pub mod receiver;
+pub mod report;
 pub mod rtcp;
 pub mod sender;
+pub mod srtp;
 pub mod units;

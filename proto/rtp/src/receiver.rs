@@ -86,6 +86,8 @@ pub struct Receiver {
     clock: ClockRate,
     stream: Option<Stream>,
     candidate: Option<Candidate>,
+    /// An SSRC that is followed as soon as it is heard.
+    announced: Option<Ssrc>,
     /// Totals; `lost` holds that of streams before this one.
     stats: ReceiverStats,
     report: Option<SenderReportSeen>,
@@ -131,6 +133,7 @@ impl Receiver {
             clock,
             stream: None,
             candidate: None,
+            announced: None,
             stats: ReceiverStats {
                 received: 0,
                 octets: 0,
@@ -187,6 +190,11 @@ impl Receiver {
         self.clock = clock;
     }
 
+    /// This SSRC is the peer's next one: it is followed as soon as it is heard.
+    pub const fn announce(&mut self, ssrc: Ssrc) {
+        self.announced = Some(ssrc);
+    }
+
     /// Remembers a sender report, so that our report blocks let the peer compute the round trip.
     pub fn handle_sender_report(&mut self, ssrc: Ssrc, ntp: NtpTime, now: Instant) {
         self.report = Some(SenderReportSeen { ssrc, middle_ntp: ntp.middle(), arrival: now });
@@ -221,7 +229,8 @@ impl Receiver {
             return self.start(header, now);
         };
         if stream.ssrc != header.ssrc {
-            if now.saturating_duration_since(stream.last_arrival) >= SSRC_SILENCE
+            if self.announced.take_if(|announced| *announced == header.ssrc).is_some()
+                || now.saturating_duration_since(stream.last_arrival) >= SSRC_SILENCE
                 || Candidate::handle(&mut self.candidate, header) >= SSRC_CONSECUTIVE
             {
                 return self.start(header, now);

@@ -1,7 +1,10 @@
 //! RTCP (RFC 3550 §6): compound packets written into a buffer, and a parser that believes nothing.
 //!
-//! Sender and receiver reports, SDES CNAME and BYE. Everything else (APP, feedback, extended reports) is skipped by its
-//! length. When to send is the session's matter, not this module's.
+//! Sender and receiver reports, SDES CNAME, BYE, and the VoIP metrics of extended reports ([`xr`]). Everything else (APP,
+//! feedback) is skipped by its length. [`interval`] says when to send, [`crate::report`] what.
+
+pub mod interval;
+pub mod xr;
 
 use crate::packet::NoRoom;
 use crate::units::{Ssrc, Timestamp};
@@ -10,6 +13,7 @@ const TYPE_SENDER_REPORT: u8 = 200;
 const TYPE_RECEIVER_REPORT: u8 = 201;
 const TYPE_SOURCE_DESCRIPTION: u8 = 202;
 const TYPE_BYE: u8 = 203;
+const TYPE_EXTENDED_REPORT: u8 = 207;
 const SDES_CNAME: u8 = 1;
 const REPORT_BLOCK_LEN: usize = 24;
 /// Five bits count the report blocks of one packet.
@@ -166,6 +170,13 @@ pub enum RtcpPacket<'a> {
         /// Why, when it says so.
         reason: Option<&'a [u8]>,
     },
+    /// More than report blocks can say (RFC 3611).
+    ExtendedReport {
+        /// Who reports.
+        ssrc: Ssrc,
+        /// Its first block of VoIP metrics, when there is one.
+        metrics: Option<xr::VoipMetrics>,
+    },
     /// Something else, skipped.
     Other {
         /// Its packet type.
@@ -182,6 +193,21 @@ impl<'a> ReportBlocks<'a> {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = ReportBlock> + 'a {
         self.0.iter().map(ReportBlock::parse)
     }
+}
+
+/// True when a datagram is a whole compound: a report first, without padding, and packets of version 2 that fill it to
+/// its last octet (RFC 3550 appendix A.2). Chance does not make one.
+pub fn is_compound(datagram: &[u8]) -> bool {
+    let [first, TYPE_SENDER_REPORT | TYPE_RECEIVER_REPORT, ..] = datagram else { return false };
+    let mut rest = datagram;
+    while let Some(&[version, _, l0, l1]) = rest.first_chunk::<4>() {
+        let len = 4 + 4 * usize::from(u16::from_be_bytes([l0, l1]));
+        match rest.get(len..) {
+            Some(after) if version >> 6 == 2 => rest = after,
+            _ => return false,
+        }
+    }
+    first & 0x20 == 0 && rest.is_empty()
 }
 
 /// Reads the packets of a datagram one after the other; after an error it ends.
@@ -260,6 +286,13 @@ impl<'a> Packets<'a> {
                 let reason =
                     body[names.len()..].split_first().and_then(|(&len, text)| text.get(..usize::from(len)));
                 Ok(RtcpPacket::Bye { ssrc: be_u32(names, 0).map(Ssrc), reason })
+            }
+            TYPE_EXTENDED_REPORT => {
+                let ssrc = be_u32(body, 0).ok_or(short)?;
+                Ok(RtcpPacket::ExtendedReport {
+                    ssrc: Ssrc(ssrc),
+                    metrics: xr::VoipMetrics::find(&body[4..]),
+                })
             }
             packet_type => Ok(RtcpPacket::Other { packet_type }),
         }
@@ -369,6 +402,18 @@ impl<'a> Compound<'a> {
             body[4] = SDES_CNAME;
             body[5] = text.len() as u8;
             body[6..6 + text.len()].copy_from_slice(text);
+        })
+    }
+
+    /// Appends an extended report with VoIP metrics.
+    ///
+    /// # Errors
+    /// [`NoRoom`] when the buffer is too short; the compound is as before then.
+    pub fn voip_metrics(&mut self, ssrc: Ssrc, metrics: &xr::VoipMetrics) -> Result<(), NoRoom> {
+        self.packet(TYPE_EXTENDED_REPORT, 0, 4 + xr::VOIP_METRICS_LEN, |body| {
+            let (head, tail) = body.split_at_mut(4);
+            head.copy_from_slice(&ssrc.0.to_be_bytes());
+            tail.copy_from_slice(&metrics.to_octets());
         })
     }
 

@@ -19,6 +19,8 @@ pub struct Sender {
     talkspurt_begins: bool,
     packets: u64,
     octets: u64,
+    /// Packets and octets of SSRCs before this one, which reports do not count (RFC 3550 §6.4.1).
+    earlier: (u64, u64),
 }
 
 impl Sender {
@@ -29,7 +31,16 @@ impl Sender {
         sequence: SequenceNumber,
         timestamp: Timestamp,
     ) -> Self {
-        Self { ssrc, payload_type, sequence, timestamp, talkspurt_begins: true, packets: 0, octets: 0 }
+        Self {
+            ssrc,
+            payload_type,
+            sequence,
+            timestamp,
+            talkspurt_begins: true,
+            packets: 0,
+            octets: 0,
+            earlier: (0, 0),
+        }
     }
 
     /// Our SSRC.
@@ -42,12 +53,12 @@ impl Sender {
         self.timestamp
     }
 
-    /// Packets sent.
+    /// Packets sent, under all SSRCs.
     pub const fn packets(&self) -> u64 {
         self.packets
     }
 
-    /// Octets of payload sent.
+    /// Octets of payload sent, under all SSRCs.
     pub const fn octets(&self) -> u64 {
         self.octets
     }
@@ -103,13 +114,21 @@ impl Sender {
         }
     }
 
+    /// Another SSRC from the next packet on, since a peer uses ours (RFC 3550 §8.2). It begins a talkspurt; sequence and
+    /// timestamp go on.
+    pub const fn change_ssrc(&mut self, ssrc: Ssrc) {
+        self.ssrc = ssrc;
+        self.talkspurt_begins = true;
+        self.earlier = (self.packets, self.octets);
+    }
+
     /// The sender part of a report: wall-clock time `ntp` is media time [`Sender::timestamp`].
     pub const fn sender_info(&self, ntp: NtpTime) -> SenderInfo {
         SenderInfo {
             ntp,
             timestamp: self.timestamp,
-            packets: self.packets as u32,
-            octets: self.octets as u32,
+            packets: (self.packets - self.earlier.0) as u32,
+            octets: (self.octets - self.earlier.1) as u32,
         }
     }
 
@@ -180,6 +199,18 @@ mod tests {
         assert!(third.marker);
         assert_eq!(third.payload_type, PayloadType::PCMA);
         assert_eq!(third.sequence.distance_from(first.sequence), 2);
+    }
+
+    #[test]
+    fn new_ssrc_begins_a_talkspurt_and_its_reports_count_from_zero() {
+        let mut sender = sender();
+        let first = sender.next_header(160, 160);
+        sender.change_ssrc(Ssrc(8));
+        let second = sender.next_header(160, 160);
+        assert!(second.marker && second.ssrc == Ssrc(8));
+        assert_eq!(second.sequence, first.sequence.next());
+        let info = sender.sender_info(NtpTime(0));
+        assert_eq!((info.packets, info.octets, sender.packets()), (1, 160, 2));
     }
 
     #[test]

@@ -173,6 +173,11 @@ impl Media {
         self.attributes.iter().find(|a| a.name.eq_ignore_ascii_case(name)).and_then(|a| a.value.as_deref())
     }
 
+    /// Whether `a=name` is there, with a value or without.
+    pub fn has_flag(&self, name: &str) -> bool {
+        self.attributes.iter().any(|a| a.name.eq_ignore_ascii_case(name))
+    }
+
     /// All readable `a=rtpmap`.
     pub fn rtpmaps(&self) -> impl Iterator<Item = RtpMap<'_>> {
         self.attributes

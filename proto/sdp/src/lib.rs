@@ -1,4 +1,4 @@
-//! Session descriptions (RFC 8866) and the offer/answer model (RFC 3264), for one audio stream over RTP/AVP.
+//! Session descriptions (RFC 8866) and the offer/answer model (RFC 3264), for one audio stream over RTP/AVP or RTP/SAVP.
 //!
 //! ```text
 //!   body of an INVITE ──▶ SessionDescription::parse ──▶ negotiate::answer ──▶ Negotiated  (what the engine is told)
@@ -9,15 +9,18 @@
 //! * [`description`]: the lines we care about as types
 //! * [`parse`]: text to description, forgiving as carriers need, with the line's number in each error
 //! * [`write`](mod@write): description to text
-//! * [`negotiate`]: codec, payload types, packet time, telephone-event, direction and hold
+//! * [`negotiate`]: codec, payload types, packet time, telephone-event, direction and hold, rtcp-mux
+//! * [`crypto`]: keys of SRTP (RFC 4568)
 //!
-//! Left out, and refused with a reason: SRTP, feedback profiles, ICE, host names that would have to be looked up.
+//! Left out, and refused with a reason: feedback profiles, ICE, host names that would have to be looked up.
 
+pub mod crypto;
 pub mod description;
 pub mod negotiate;
 pub mod parse;
 pub mod write;
 
+pub use crypto::{LocalSrtp, NegotiatedSrtp, SrtpPolicy};
 pub use description::{Direction, SessionDescription};
 pub use negotiate::{LocalMedia, NegotiateError, Negotiated, accept_answer, answer, offer};
 pub use parse::ParseError;

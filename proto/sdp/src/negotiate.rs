@@ -5,22 +5,26 @@
 //!   offer(ours) ─▶ … peer … ─▶ accept_answer(offer, answer) ─▶ Negotiated      we called, or were called without an offer
 //! ```
 //!
-//! The first `m=` that is audio over RTP/AVP with a codec of ours is taken, every other one is refused with port 0, in order.
+//! The first `m=` that is audio over RTP/AVP or RTP/SAVP with a codec of ours (and a key, if one is needed) is taken, every other one is refused with port 0, in order.
 //! Of its formats the first we know is taken: the order is the offerer's preference (§6.1), and answering with one codec keeps
 //! both ways alike. Hold (`sendonly`, `inactive`, an address of zeros) becomes a direction, never an error.
 
 use std::net::{IpAddr, SocketAddr};
 
 use tandem_audio::format::{ClockRate, Codec, Ptime};
+use tandem_rtp::srtp::MasterKey;
 
+use crate::crypto::{Crypto, LocalSrtp, NegotiatedSrtp, SrtpPolicy};
 use crate::description::{Attribute, Connection, Direction, Media, Origin, SessionDescription};
 
 /// The first dynamic payload type that our offers use (RFC 3551 §3).
 const FIRST_DYNAMIC_PAYLOAD_TYPE: u8 = 96;
 /// The payload types nearly everybody uses for telephone-event at 8 kHz, and ours at 16 kHz.
 const TELEPHONE_EVENT_PAYLOAD_TYPES: [(u32, u8); 2] = [(8_000, 101), (16_000, 102)];
-/// The only profile we speak.
+/// Sound in the clear, or opportunistically protected (RFC 8643).
 const PROFILE: &str = "RTP/AVP";
+/// Protected sound.
+const SECURE_PROFILE: &str = "RTP/SAVP";
 
 /// What we can do for one call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +45,8 @@ pub struct LocalMedia {
     pub session_version: u64,
     /// What we want: `Inactive` or `SendOnly` put the peer on hold.
     pub direction: Direction,
+    /// Whether and with which keys we protect it.
+    pub srtp: LocalSrtp,
 }
 
 impl LocalMedia {
@@ -55,6 +61,7 @@ impl LocalMedia {
             session_id,
             session_version: session_id,
             direction: Direction::SendRecv,
+            srtp: LocalSrtp::default(),
         }
     }
 }
@@ -74,8 +81,12 @@ pub struct Negotiated {
     pub telephone_event_payload_type: Option<u8>,
     /// Where we send RTP; its address is zeros when the peer holds us in the old way.
     pub remote: SocketAddr,
-    /// Where we send RTCP.
+    /// Where we send RTCP, unless it shares the port of RTP.
     pub remote_rtcp: SocketAddr,
+    /// RTCP shares the port of RTP (RFC 5761).
+    pub rtcp_mux: bool,
+    /// Keys, if it is protected.
+    pub srtp: Option<NegotiatedSrtp>,
     /// Whether *we* send and receive.
     pub direction: Direction,
 }
@@ -96,9 +107,15 @@ pub enum NegotiateError {
     /// All audio has port 0.
     #[error("audio is refused with port 0")]
     AudioRefused,
-    /// Audio is offered over other transports than RTP/AVP only.
-    #[error("audio over {0} is not supported, only {PROFILE}")]
+    /// Audio is offered over other transports than those we speak only.
+    #[error("audio over {0} is not supported, only {PROFILE} and, where it is allowed, {SECURE_PROFILE}")]
     Transport(String),
+    /// It is not protected, and must be.
+    #[error("audio without SRTP is not accepted here")]
+    Unprotected,
+    /// It is protected with nothing we speak.
+    #[error("no common SRTP suite: a=crypto with an AES_CM_128 or AEAD_AES suite and one key is needed")]
+    NoCommonSuite,
     /// Nothing we speak.
     #[error("no common codec, offered are {}", .offered.join(", "))]
     NoCommonCodec {
@@ -129,8 +146,10 @@ pub fn answer(
     let mut refusal = NegotiateError::NoAudio;
     let mut chosen = None;
     for (index, media) in offer.media.iter().enumerate().filter(|(_, media)| media.is("audio")) {
-        match usable(offer, media, &local.codecs) {
-            Ok((codec, payload_type, remote)) => {
+        let usable = usable(offer, media, &local.codecs)
+            .and_then(|usable| answered_crypto(media, &local.srtp).map(|crypto| (usable, crypto)));
+        match usable {
+            Ok(((codec, payload_type, remote), crypto)) => {
                 let ptime = agreed_ptime(media, local.ptime, codec);
                 let direction = offer.direction_of(media).reversed().and(local.direction);
                 let telephone_event =
@@ -143,15 +162,23 @@ pub fn answer(
                     telephone_event_payload_type: telephone_event,
                     remote,
                     remote_rtcp: rtcp_address(media, remote),
+                    rtcp_mux: media.has_flag("rtcp-mux"),
+                    srtp: crypto.map(|(ours, remote)| NegotiatedSrtp { local: ours.key, remote }),
                     direction,
                 };
-                chosen = Some((index, negotiated));
+                chosen = Some((index, negotiated, crypto.map(|(ours, _)| ours)));
                 break;
             }
             Err(error) => refusal = closest(refusal, error),
         }
     }
-    let (chosen, negotiated) = chosen.ok_or(refusal)?;
+    let (chosen, negotiated, crypto) = chosen.ok_or(refusal)?;
+    let terms = Terms {
+        // As it was offered, whichever it is (RFC 4568 §5.1.2, RFC 8643 §3.1).
+        profile: offer.media[chosen].protocol.clone(),
+        cryptos: crypto.into_iter().collect(),
+        rtcp_mux: negotiated.rtcp_mux,
+    };
     let ours = our_media(
         local,
         &[(negotiated.codec, negotiated.payload_type)],
@@ -161,6 +188,7 @@ pub fn answer(
             .as_slice(),
         negotiated.ptime,
         negotiated.direction,
+        terms,
     );
     let media =
         offer.media.iter().enumerate().map(|(i, m)| if i == chosen { ours.clone() } else { refused(m) });
@@ -179,7 +207,12 @@ pub fn offer(local: &LocalMedia) -> SessionDescription {
     let has_clock = |hz: u32| local.codecs.iter().any(|codec| codec.clock_rate().hz() == hz);
     let events =
         TELEPHONE_EVENT_PAYLOAD_TYPES.into_iter().filter(|(hz, _)| local.telephone_event && has_clock(*hz));
-    let media = our_media(local, &formats, &events.collect::<Vec<_>>(), local.ptime, local.direction);
+    let terms = Terms {
+        profile: if local.srtp.policy == SrtpPolicy::Required { SECURE_PROFILE } else { PROFILE }.to_owned(),
+        cryptos: local.srtp.lines(),
+        rtcp_mux: true,
+    };
+    let media = our_media(local, &formats, &events.collect::<Vec<_>>(), local.ptime, local.direction, terms);
     describe(local, vec![media])
 }
 
@@ -198,6 +231,7 @@ pub fn accept_answer(
     let (ours, theirs) = ours.ok_or(NegotiateError::NoAudio)?;
     let offered: Vec<Codec> = ours.payload_types().filter_map(|format| codec_of(ours, format)).collect();
     let (codec, payload_type, remote) = usable(answer, theirs, &offered)?;
+    let srtp = accepted_crypto(ours, theirs)?;
     let offered_ptime = ours.ptime_ms().and_then(Ptime::from_ms).unwrap_or_default();
     let events_offered = telephone_event(ours, codec.clock_rate()).is_some();
     let events = if events_offered { telephone_event(theirs, codec.clock_rate()) } else { None };
@@ -209,6 +243,8 @@ pub fn accept_answer(
         telephone_event_payload_type: events,
         remote,
         remote_rtcp: rtcp_address(theirs, remote),
+        rtcp_mux: ours.has_flag("rtcp-mux") && theirs.has_flag("rtcp-mux"),
+        srtp,
         direction: offer.direction_of(ours).and(answer.direction_of(theirs).reversed()),
     })
 }
@@ -222,7 +258,7 @@ fn usable(
     if media.port == 0 {
         return Err(NegotiateError::AudioRefused);
     }
-    if !media.protocol.eq_ignore_ascii_case(PROFILE) {
+    if !media.protocol.eq_ignore_ascii_case(PROFILE) && !is_secure(media) {
         return Err(NegotiateError::Transport(media.protocol.clone()));
     }
     let known = |payload_type: u8| {
@@ -241,6 +277,49 @@ fn usable(
         None => return Err(NegotiateError::Address(String::new())),
     };
     Ok((codec, payload_type, SocketAddr::new(address, media.port)))
+}
+
+fn is_secure(media: &Media) -> bool {
+    media.protocol.eq_ignore_ascii_case(SECURE_PROFILE)
+}
+
+/// Our line of the answer and the offerer's key, of the first suite that both speak; `None`: in the clear.
+fn answered_crypto(
+    offered: &Media,
+    local: &LocalSrtp,
+) -> Result<Option<(Crypto, MasterKey)>, NegotiateError> {
+    if local.policy == SrtpPolicy::Off {
+        return match is_secure(offered) {
+            true => Err(NegotiateError::Transport(offered.protocol.clone())),
+            false => Ok(None),
+        };
+    }
+    let common = offered.cryptos().find_map(|theirs| {
+        let key = local.key(theirs.key.suite())?;
+        Some((Crypto { tag: theirs.tag, key }, theirs.key))
+    });
+    match common {
+        Some(common) => Ok(Some(common)),
+        None if is_secure(offered) => Err(NegotiateError::NoCommonSuite),
+        None if local.policy == SrtpPolicy::Required => Err(NegotiateError::Unprotected),
+        None => Ok(None),
+    }
+}
+
+/// The keys of an answer: its line has the number and the suite of one of ours.
+fn accepted_crypto(ours: &Media, theirs: &Media) -> Result<Option<NegotiatedSrtp>, NegotiateError> {
+    let pair = theirs.cryptos().find_map(|answered| {
+        let offered = ours
+            .cryptos()
+            .find(|offered| offered.tag == answered.tag && offered.key.suite() == answered.key.suite())?;
+        Some(NegotiatedSrtp { local: offered.key, remote: answered.key })
+    });
+    match pair {
+        Some(pair) => Ok(Some(pair)),
+        None if is_secure(theirs) => Err(NegotiateError::NoCommonSuite),
+        None if is_secure(ours) => Err(NegotiateError::Unprotected),
+        None => Ok(None),
+    }
 }
 
 /// The codec of a payload type: by its `a=rtpmap`, or the static one.
@@ -283,7 +362,8 @@ fn closest(one: NegotiateError, other: NegotiateError) -> NegotiateError {
         NegotiateError::AudioRefused => 1,
         NegotiateError::Transport(_) => 2,
         NegotiateError::NoCommonCodec { .. } => 3,
-        NegotiateError::Address(_) => 4,
+        NegotiateError::Unprotected | NegotiateError::NoCommonSuite => 4,
+        NegotiateError::Address(_) => 5,
     };
     if rank(&other) > rank(&one) { other } else { one }
 }
@@ -300,12 +380,20 @@ fn names(media: &Media) -> Vec<String> {
     media.formats.iter().map(name).collect()
 }
 
+/// How the stream travels.
+struct Terms {
+    profile: String,
+    cryptos: Vec<Crypto>,
+    rtcp_mux: bool,
+}
+
 fn our_media(
     local: &LocalMedia,
     formats: &[(Codec, u8)],
     events: &[(u32, u8)],
     ptime: Ptime,
     direction: Direction,
+    terms: Terms,
 ) -> Media {
     let mut attributes = Vec::new();
     for (codec, payload_type) in formats {
@@ -318,11 +406,13 @@ fn our_media(
     }
     attributes.push(Attribute::with_value("ptime", ptime.as_ms().to_string()));
     attributes.push(Attribute::flag(direction.as_str()));
+    attributes.extend(terms.rtcp_mux.then(|| Attribute::flag("rtcp-mux")));
+    attributes.extend(terms.cryptos.into_iter().map(Crypto::to_attribute));
     let audio = formats.iter().map(|(_, payload_type)| payload_type);
     Media {
         kind: "audio".to_owned(),
         port: local.port,
-        protocol: PROFILE.to_owned(),
+        protocol: terms.profile,
         formats: audio
             .chain(events.iter().map(|(_, payload_type)| payload_type))
             .map(u8::to_string)

@@ -72,7 +72,10 @@ fn webrtc_is_refused_by_the_name_of_its_transport() {
     let offer = include_str!("bodies/webrtc.sdp").parse().unwrap();
     let refusal = answer(&offer, &local()).unwrap_err();
     assert_eq!(refusal, NegotiateError::Transport("UDP/TLS/RTP/SAVPF".to_owned()));
-    assert_eq!(refusal.to_string(), "audio over UDP/TLS/RTP/SAVPF is not supported, only RTP/AVP");
+    assert_eq!(
+        refusal.to_string(),
+        "audio over UDP/TLS/RTP/SAVPF is not supported, only RTP/AVP and, where it is allowed, RTP/SAVP"
+    );
 }
 
 #[test]

@@ -153,7 +153,7 @@ fn offer_lists_every_codec_with_its_events() {
          m=audio 20000 RTP/AVP 0 8 96 97 101 102\r\n\
          a=rtpmap:0 PCMU/8000\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:96 L16/16000\r\na=rtpmap:97 L16/8000\r\n\
          a=rtpmap:101 telephone-event/8000\r\na=fmtp:101 0-15\r\n\
-         a=rtpmap:102 telephone-event/16000\r\na=fmtp:102 0-15\r\na=ptime:20\r\na=sendrecv\r\n"
+         a=rtpmap:102 telephone-event/16000\r\na=fmtp:102 0-15\r\na=ptime:20\r\na=sendrecv\r\na=rtcp-mux\r\n"
     );
 }
 

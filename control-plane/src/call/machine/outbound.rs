@@ -436,6 +436,8 @@ impl Call {
             return self.end(ending, around);
         }
         self.negotiation.restart();
+        // Another trunk has other rules, and must not see the keys that this one was offered.
+        self.protect(around);
         self.send_invite(None, around);
     }
 

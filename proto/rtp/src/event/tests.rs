@@ -5,6 +5,8 @@ use proptest::prelude::*;
 
 const CLOCK: ClockRate = ClockRate::HZ_8000;
 const PTIME_TICKS: u32 = 160;
+/// The clocks of telephone-events beside G.711, wide-band L16 and Opus.
+const CLOCKS: [ClockRate; 3] = [ClockRate::HZ_8000, ClockRate::HZ_16000, ClockRate::HZ_48000];
 
 #[allow(clippy::disallowed_methods)]
 fn start() -> Instant {
@@ -21,7 +23,12 @@ fn payload(key: char, end: bool, duration: u16) -> [u8; EVENT_LEN] {
 
 /// Packets of a dialled string with the tick at which each is sent.
 fn dial(keys: &str, key_ms: u32) -> Vec<(u32, EventPacket)> {
-    let mut sender = EventSender::with_lengths(CLOCK, key_ms, 60);
+    dial_at(CLOCK, keys, key_ms)
+}
+
+fn dial_at(clock: ClockRate, keys: &str, key_ms: u32) -> Vec<(u32, EventPacket)> {
+    let ptime_ticks = clock.hz() / 50;
+    let mut sender = EventSender::with_lengths(clock, key_ms, 60);
     for key in keys.chars() {
         sender.push(digit(key)).unwrap();
     }
@@ -29,20 +36,24 @@ fn dial(keys: &str, key_ms: u32) -> Vec<(u32, EventPacket)> {
     let mut time = 0;
     while !sender.is_idle() {
         packets.extend(
-            sender.next_packet(Timestamp(5_000).plus(time), PTIME_TICKS).map(|packet| (time, packet)),
+            sender.next_packet(Timestamp(5_000).plus(time), ptime_ticks).map(|packet| (time, packet)),
         );
-        time += PTIME_TICKS;
+        time += ptime_ticks;
     }
     packets
 }
 
 /// What a detector makes of packets, each with its time of arrival in ticks, and of the silence after them.
 fn detect(packets: &[(u32, EventPacket)]) -> Vec<DigitEvent> {
+    detect_at(CLOCK, packets)
+}
+
+fn detect_at(clock: ClockRate, packets: &[(u32, EventPacket)]) -> Vec<DigitEvent> {
     let begin = start();
-    let mut detector = EventDetector::new(CLOCK);
+    let mut detector = EventDetector::new(clock);
     let mut events = vec![];
     for (time, packet) in packets {
-        let now = begin + Duration::from_micros(u64::from(*time) * 125);
+        let now = begin + Duration::from_micros(u64::from(*time) * 1_000_000 / u64::from(clock.hz()));
         detector.handle_timeout(now);
         events.extend(std::iter::from_fn(|| detector.poll_event()));
         detector.handle_packet(packet.timestamp, &packet.payload, now);
@@ -110,6 +121,33 @@ fn any_single_packet_of_a_key_is_enough() {
     let packets = dial("7", 100);
     for packet in packets {
         assert_eq!(ended(&detect(&[packet])), "7");
+    }
+}
+
+#[test]
+fn keys_of_40_ms_are_told_at_every_clock_when_only_their_ends_arrive() {
+    for clock in CLOCKS {
+        let packets = dial_at(clock, "11223344556677889900", 40);
+        let ends: Vec<_> = packets
+            .into_iter()
+            .filter(|(_, packet)| packet.payload[1] & 0x80 != 0 && !packet.marker)
+            .collect();
+        let events = detect_at(clock, &ends);
+        assert_eq!(ended(&events), "11223344556677889900", "{clock:?}");
+        assert!(
+            events
+                .iter()
+                .all(|event| !matches!(event, DigitEvent::Ended { duration_ms, .. } if *duration_ms != 40))
+        );
+    }
+}
+
+#[test]
+fn keys_without_their_markers_and_first_packets_are_told_once() {
+    for clock in CLOCKS {
+        let packets: Vec<_> =
+            dial_at(clock, "404", 100).into_iter().filter(|(_, packet)| !packet.marker).collect();
+        assert_eq!(ended(&detect_at(clock, &packets)), "404");
     }
 }
 
@@ -214,13 +252,14 @@ fn idle_sender_leaves_the_line_to_sound() {
 proptest! {
     /// Losing, doubling and shuffling within a key: none lost as long as one packet arrives, none told twice.
     #[test]
-    fn no_key_is_lost_or_doubled(keys in "[0-9*#A-D]{1,12}", key_ms in 40_u32..300,
+    fn no_key_is_lost_or_doubled(keys in "[0-9*#A-D]{1,12}", key_ms in 40_u32..300, clock in 0_usize..3,
                                  fates in proptest::collection::vec((0_u8..4, 0_u32..3), 300)) {
-        let sent = dial(&keys, key_ms);
+        let clock = CLOCKS[clock];
+        let sent = dial_at(clock, &keys, key_ms);
         let mut arrived = vec![];
         for ((time, packet), (fate, late)) in sent.iter().zip(fates) {
             // The reorder stage before us lets through what is at most two packets late.
-            let at = time + late * PTIME_TICKS;
+            let at = time + late * clock.hz() / 50;
             match fate {
                 0 => {}
                 1 => arrived.extend([(at, *packet), (at + 10, *packet)]),
@@ -238,7 +277,7 @@ proptest! {
                 Digit::from_event(packet.payload[0]).unwrap().as_char()
             })
             .collect();
-        let events = detect(&arrived);
+        let events = detect_at(clock, &arrived);
         prop_assert_eq!(ended(&events), expected.clone());
         prop_assert_eq!(began(&events), expected);
     }

@@ -131,11 +131,48 @@ fn second_gap_has_a_wait_of_its_own() {
     line.hear(0, now);
     line.hear(2, now + ms(10));
     line.hear(5, now + ms(30));
+    assert_eq!(line.buffer.poll_timeout(), Some(now + ms(50)));
     line.timeout(now + ms(50));
     assert_eq!(line.heard, [0, -1, 2]);
     assert_eq!(line.buffer.poll_timeout(), Some(now + ms(70)));
     line.timeout(now + ms(70));
     assert_eq!(line.heard, [0, -1, 2, -2, 5]);
+}
+
+#[test]
+fn losses_that_nobody_fills_shorten_the_wait_to_its_floor() {
+    let (mut line, mut now) = (Line::new(), start());
+    for n in 0..200 {
+        now += ms(20);
+        if n % 4 != 3 {
+            line.hear(n, now);
+        }
+        line.timeout(now);
+    }
+    let wait = line.buffer.wait();
+    assert!(wait >= MIN_WAIT && wait < MIN_WAIT + ms(1), "{wait:?}");
+    line.hear(201, now);
+    assert_eq!(line.buffer.poll_timeout(), Some(now + wait));
+}
+
+#[test]
+fn packet_after_its_gap_was_given_up_lengthens_the_wait_so_that_the_next_is_heard() {
+    let (mut line, mut now) = (Line::new(), start());
+    let late_by = |line: &mut Line, now: &mut Instant, first: u64, late_ms: u64| {
+        line.hear(first, *now);
+        line.hear(first + 2, *now);
+        line.hear(first + 3, *now + ms(20));
+        line.timeout(*now + ms(late_ms - 1));
+        line.hear(first + 1, *now + ms(late_ms));
+        *now += ms(100);
+    };
+    late_by(&mut line, &mut now, 0, 45);
+    assert_eq!(line.buffer.stats().late, 1);
+    assert_eq!(line.buffer.wait(), ms(50), "what it took and a margin");
+    late_by(&mut line, &mut now, 4, 45);
+    assert_eq!((line.buffer.stats().late, line.buffer.stats().missing), (1, 1), "the second was waited for");
+    late_by(&mut line, &mut now, 8, 200);
+    assert_eq!(line.buffer.wait(), MAX_WAIT, "however late");
 }
 
 #[test]
@@ -232,7 +269,8 @@ proptest! {
                 prop_assert!(line.buffer.poll_timeout().is_none_or(|next| next > deadline), "a deadline must not repeat");
             }
             let oldest_wait = line.buffer.poll_timeout();
-            prop_assert!(oldest_wait.is_none_or(|deadline| deadline > now && deadline <= now + DEFAULT_WAIT));
+            prop_assert!(oldest_wait.is_none_or(|deadline| deadline > now && deadline <= now + MAX_WAIT));
+            prop_assert!((MIN_WAIT..=MAX_WAIT).contains(&line.buffer.wait()));
             line.hear(n, now);
         }
         line.timeout(begin + ms(1_000_000));

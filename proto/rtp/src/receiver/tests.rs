@@ -136,6 +136,16 @@ fn new_ssrc_is_followed_at_once_after_a_silence() {
 }
 
 #[test]
+fn announced_ssrc_is_followed_with_its_first_packet_and_no_other() {
+    let mut line = Line::new();
+    line.hear_all(A, 0..10);
+    line.receiver.announce(Ssrc(B));
+    assert_eq!(line.hear(0xC, 5), Verdict::Rejected(Rejection::ForeignSsrc));
+    assert!(is_continued(line.hear(A, 10)));
+    assert!(is_started(line.hear(B, 900)));
+}
+
+#[test]
 fn rearmed_receiver_takes_the_next_ssrc_at_once_and_keeps_its_totals() {
     let mut line = Line::new();
     line.hear_all(A, [0, 1, 3]);
