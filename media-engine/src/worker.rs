@@ -22,6 +22,8 @@
 //! Nothing spins: without sessions the wait has no deadline. With few, it ends at the next due millisecond or when
 //! something came, and packets of one millisecond are handled together. With many, every millisecond has somebody due.
 
+mod links;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,6 +32,7 @@ use std::time::{Duration, Instant};
 use rtrb::Consumer;
 use slab::Slab;
 
+use crate::leg::agent::AgentParameters;
 use crate::leg::event::{EndReason, Event};
 use crate::leg::rtp::RtpParameters;
 use crate::mailbox::{Command, Open, OpenError, Opened, Outbox, SessionKey, Summary};
@@ -38,6 +41,7 @@ use crate::ports::{BUSY_PORTS_MAX, Ports};
 use crate::ring::{Completion, Owner, Ring, RingError, SocketId, Wait, bind_udp, prefetch};
 use crate::session::Session;
 use crate::wheel::{Phase, Phases, Wheel};
+use links::Link;
 
 /// Packets of so long are handled together while the core is quiet: a turn costs more than a packet.
 pub const COALESCE: Duration = Duration::from_millis(1);
@@ -72,6 +76,10 @@ struct Slot {
     /// What the RTP socket is connected to.
     peer: Option<SocketAddr>,
     stream: Option<SocketId>,
+    /// The link that carries the agent's side.
+    link: Option<usize>,
+    /// It waits in the link's list.
+    is_ready: bool,
     port: u16,
     phase: Option<Phase>,
     /// Its place in the wheel.
@@ -88,6 +96,7 @@ pub struct Worker {
     ring: Ring,
     sessions: Slab<Slot>,
     sessions_max: usize,
+    links: Slab<Link>,
     generation: u32,
     wheel: Wheel,
     phases: Phases,
@@ -109,22 +118,26 @@ pub struct Worker {
     stopping: bool,
 }
 
-/// Which of a session's sockets.
+/// Whose socket: one of a session's, or a link, whose key then is its own place and connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leg {
-    Rtp,
-    Agent,
+    Rtp = 0,
+    Agent = 1,
+    Link = 2,
 }
 
-const GENERATION_MASK: u32 = 0x7FFF_FFFF;
+const GENERATION_MASK: u32 = 0x3FFF_FFFF;
 
 fn owner(key: SessionKey, leg: Leg) -> Owner {
-    let leg = u64::from(leg == Leg::Agent);
-    Owner(leg << 63 | u64::from(key.generation) << 32 | u64::from(key.index))
+    Owner((leg as u64) << 62 | u64::from(key.generation) << 32 | u64::from(key.index))
 }
 
 fn owned(owner: Owner) -> (SessionKey, Leg) {
-    let leg = if owner.0 >> 63 == 0 { Leg::Rtp } else { Leg::Agent };
+    let leg = match owner.0 >> 62 {
+        0 => Leg::Rtp,
+        1 => Leg::Agent,
+        _ => Leg::Link,
+    };
     let generation = (owner.0 >> 32) as u32 & GENERATION_MASK;
     (SessionKey { index: owner.0 as u32, generation }, leg)
 }
@@ -143,7 +156,8 @@ impl Worker {
         Self {
             ring,
             sessions: Slab::with_capacity(sessions_max),
-            sessions_max,
+            sessions_max: sessions_max.min(links::SESSIONS_MAX),
+            links: Slab::new(),
             generation: 0,
             wheel: Wheel::new(now, sessions_max),
             phases: Phases::default(),
@@ -185,10 +199,7 @@ impl Worker {
             return Wait::none(self.published);
         }
         let linger = self.lingering.front().map(|(until, _)| *until);
-        let deadline = match (self.wheel.next_due(), linger) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        let deadline = [self.wheel.next_due(), linger, self.links_deadline()].into_iter().flatten().min();
         // A last look at the counters before a long sleep.
         let publish = (self.tally.turns_total != self.metrics.turns_total.get())
             .then_some(self.published + PUBLISH_EVERY);
@@ -205,6 +216,10 @@ impl Worker {
         self.is_behind = batch >= COMPLETIONS_MAX || more_commands;
         // A long batch takes long enough for others to be due.
         let oldest = self.run_due(if batch > 0 { Instant::now() } else { now });
+        self.turn_links(now);
+        self.drain_touched(now);
+        self.pump_links();
+        // Sessions whose last words have just been written.
         self.drain_touched(now);
         self.outbox.ring();
         while let Some((_, socket)) = self.lingering.pop_front_if(|(until, _)| *until <= now) {
@@ -308,6 +323,10 @@ impl Worker {
             return Err(OpenError::SessionsFull(self.sessions_max));
         }
         let call_id: Arc<str> = open.parameters.call.call_id.as_str().into();
+        let token = match &open.parameters.agent {
+            AgentParameters::Link(link) => Some(link.token.clone()),
+            _ => None,
+        };
         let session = Session::new(open.parameters, now)
             .map_err(|error| OpenError::Agent(format!("agent.websocket: {error}")))?;
         let (port, socket) = self.bind(&open.local_address, open.local_port, now)?;
@@ -329,6 +348,8 @@ impl Worker {
             udp: Some(udp),
             peer: None,
             stream: None,
+            link: None,
+            is_ready: false,
             port,
             phase: None,
             deadline: None,
@@ -338,17 +359,17 @@ impl Worker {
         debug_assert_eq!(index, key.index as usize);
         let agent_ready = self.sessions[index].session.is_agent_ready();
         if let Some(address) = open.agent_address {
-            let dialled = match address {
-                Ok(address) => {
-                    let owner = owner(key, Leg::Agent);
-                    self.ring.connect(address, owner).map_err(|error| error.to_string())
+            let dialled = match (address, token) {
+                (Ok(address), Some(token)) => self.join_link(key, address, &token, now),
+                (Ok(address), None) => {
+                    let connecting = self.ring.connect(address, owner(key, Leg::Agent));
+                    let slot = &mut self.sessions[index];
+                    connecting.map(|socket| slot.stream = Some(socket)).map_err(|error| error.to_string())
                 }
-                Err(reason) => Err(reason),
+                (Err(reason), _) => Err(reason),
             };
-            let slot = &mut self.sessions[index];
-            match dialled {
-                Ok(socket) => slot.stream = Some(socket),
-                Err(reason) => slot.session.handle_undiallable(&reason),
+            if let Err(reason) = dialled {
+                self.sessions[index].session.handle_undiallable(&reason);
             }
         }
         self.tally.sessions_opened_total += 1;
@@ -470,8 +491,8 @@ impl Worker {
                 && let Some(completion) = self.ring.next()
             {
                 if let Completion::Datagram { owner, .. } | Completion::Stream { owner, .. } = &completion {
-                    let (key, _) = owned(*owner);
-                    if let Some(slot) = self.sessions.get(key.index as usize) {
+                    let (key, leg) = owned(*owner);
+                    if let (true, Some(slot)) = (leg != Leg::Link, self.sessions.get(key.index as usize)) {
                         prefetch(std::slice::from_ref(slot));
                     }
                 }
@@ -503,8 +524,11 @@ impl Worker {
                 self.ring.give_back(data);
             }
             Completion::Stream { owner, data } => {
-                let (key, _) = owned(owner);
+                let (key, leg) = owned(owner);
                 self.tally.agent_received_octets_total += data.len() as u64;
+                if leg == Leg::Link {
+                    return self.handle_link_bytes(key, data, now);
+                }
                 if let Some(slot) = self.sessions.get_mut(key.index as usize)
                     && slot.generation == key.generation
                 {
@@ -514,13 +538,20 @@ impl Worker {
                 self.ring.give_back(data);
             }
             Completion::Connected { owner } => {
-                if let Some(slot) = self.slot(owner) {
-                    slot.session.handle_connected();
+                let (key, leg) = owned(owner);
+                if leg == Leg::Link {
+                    self.handle_link_connected(key, now);
+                } else if let Some(slot) = self.slot(owner) {
+                    slot.session.handle_connected(now);
                 }
             }
+            // A link is looked at in every turn.
             Completion::Writable { owner } => drop(self.slot(owner)),
             Completion::Ended { owner, error } => {
-                if let Some(slot) = self.slot(owner) {
+                let (key, leg) = owned(owner);
+                if leg == Leg::Link {
+                    self.handle_link_ended(key, error.as_ref(), now);
+                } else if let Some(slot) = self.slot(owner) {
                     slot.session.handle_ended(error.as_ref());
                     if let Some(stream) = slot.stream.take() {
                         self.ring.close(stream);
@@ -533,9 +564,9 @@ impl Worker {
 
     /// The session of a completion, touched.
     fn slot(&mut self, owner: Owner) -> Option<&mut Slot> {
-        let (key, _) = owned(owner);
+        let (key, leg) = owned(owner);
         let slot = self.sessions.get(key.index as usize)?;
-        if slot.generation != key.generation {
+        if slot.generation != key.generation || leg == Leg::Link {
             return None;
         }
         self.touch(key.index);
@@ -614,6 +645,8 @@ impl Worker {
                 self.ring.send_stage(stream, len);
             }
         }
+        self.get_ready(index);
+        let slot = &mut self.sessions[index as usize];
         let oddities = slot.session.poll_oddities();
         self.tally.events_refused_total += oddities.events_refused;
         self.tally.agent_marks_refused_total += oddities.marks_refused;
@@ -649,12 +682,15 @@ impl Worker {
     fn leave(&mut self, index: u32, now: Instant) {
         let slot = &mut self.sessions[index as usize];
         let until = *slot.leaving.get_or_insert(now + LINGER);
-        let is_said = slot.stream.is_none() || slot.session.is_stream_over();
+        let is_over = slot.session.is_stream_over();
+        let is_said = is_over || (slot.stream.is_none() && slot.link.is_none());
         if !is_said && now < until {
             slot.deadline = Some(until);
             return self.wheel.place(index, until);
         }
         self.wheel.remove(index);
+        let generation = slot.generation;
+        self.leave_link(SessionKey { index, generation }, is_said);
         let slot = self.sessions.remove(index as usize);
         if let Some(stream) = slot.stream {
             self.ring.finish(stream);
@@ -685,6 +721,7 @@ impl Worker {
         tally.ring_send_failed_total = ring.send_failed;
         tally.ring_truncated_total = ring.truncated;
         tally.ring_sockets = ring.sockets;
+        tally.links = self.links.iter().filter(|(_, link)| link.is_up()).count() as u64;
         self.metrics.publish(tally);
         tally.turn_nanoseconds_max = 0;
         tally.batch_max = 0;

@@ -113,6 +113,11 @@ impl Connection {
         matches!(self.state, State::Open)
     }
 
+    /// It is open, or may be yet.
+    pub fn is_usable(&self) -> bool {
+        matches!(self.state, State::Connecting | State::Upgrading { .. } | State::Open)
+    }
+
     /// Nothing more will come of it.
     pub fn has_failed(&self) -> bool {
         matches!(self.state, State::Failed)

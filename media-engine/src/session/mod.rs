@@ -3,7 +3,7 @@
 //! ```text
 //!                    ┌──────────────────────── Session ────────────────────────┐
 //!  handle_datagram ─▶│ RtpLeg ──▶ Bridge::up ──────────────────────▶ Agent      │─▶ poll_stream
-//!  poll_transmit   ◀─│ RtpLeg ◀── Bridge::down ◀── Playout ◀── PtimeClock ◀─ Agent │◀─ handle_bytes
+//!  poll_transmit   ◀─│ RtpLeg ◀── Bridge::down ◀── Playout ◀── PtimeClock ◀─ Agent │◀─ handle_bytes, handle_frame
 //!                    └─ poll_timeout, handle_timeout ───────────── poll_event ─┘
 //! ```
 //!
@@ -25,12 +25,14 @@ use std::time::{Duration, Instant};
 
 use tandem_audio::format::{Codec, SampleRate};
 use tandem_audio::vad::VadEvent;
-use tandem_stream::Dialect;
+use tandem_stream::link;
 use tandem_stream::websocket::HandshakeError;
 
-use crate::leg::agent::{Agent, AgentParameters, CallInfo, Said, Stream, Tell};
+use crate::leg::agent::{Agent, AgentParameters, CallInfo};
+use crate::leg::link::LinkStream;
 use crate::leg::event::{EndReason, Event, Heard, Request, Stats};
 use crate::leg::rtp::{RtpLeg, RtpParameters};
+use crate::leg::stream::{Said, Stream, Tell};
 use bridge::Bridge;
 use digits::{Digits, Source};
 use playout::{Playout, Policy, PtimeClock};
@@ -206,7 +208,7 @@ impl Session {
 
     fn build_bridge(&mut self) {
         let parameters = self.rtp.parameters();
-        let listens = self.agent.stream().is_some_and(|stream| stream.dialect() == Dialect::Pcm);
+        let listens = self.agent.stream().is_some_and(Stream::wants_speech);
         self.bridge = parameters.codec.map(|codec| {
             Bridge::new(codec, parameters.ptime, playout_rate(&self.agent, Some(codec)), listens)
         });
@@ -226,7 +228,7 @@ impl Session {
 
     /// An agent that needs no dialling, or one whose stream is up.
     pub fn is_agent_ready(&self) -> bool {
-        self.agent.stream().is_none_or(|stream| stream.connection().is_open())
+        self.agent.stream().is_none_or(Stream::is_open)
     }
 
     /// Why the agent could not be reached, or its stream broke.
@@ -403,7 +405,7 @@ impl Session {
             let (true, Some(bridge)) = (listening, bridge.as_mut()) else { return };
             match agent {
                 Agent::Echo => drop(bridge.up(heard, |samples| playout.push(samples))),
-                Agent::WebSocket(stream) => {
+                Agent::Stream(stream) => {
                     speech = bridge.up(heard, |samples| stream.hear(samples)).or(speech);
                 }
                 Agent::Tone(_) | Agent::File { .. } => {}
@@ -429,18 +431,31 @@ impl Session {
         }
     }
 
-    /// The TCP connection to the agent is up.
-    pub fn handle_connected(&mut self) {
-        if let Some(stream) = self.agent.stream_mut() {
-            stream.connection_mut().handle_connected();
+    /// The TCP connection to the agent is up, or the link that carries this call.
+    pub fn handle_connected(&mut self, now: Instant) {
+        let Some(stream) = self.agent.stream_mut() else { return };
+        stream.handle_connected();
+        if stream.take_ready() {
+            let took_ms = self.age(now).as_millis() as u32;
+            self.push_event(Event::AgentConnected { took_ms });
         }
     }
 
     /// Octets came from the agent.
     pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
+        self.heed(now, |stream, take| stream.handle_bytes(bytes, take));
+    }
+
+    /// A frame of the call came on its link.
+    pub fn handle_frame(&mut self, message: &link::Message<'_>, now: Instant) {
+        self.heed(now, |stream, take| stream.handle_frame(message, take));
+    }
+
+    /// Lets the stream read and does what the agent says.
+    fn heed(&mut self, now: Instant, read: impl FnOnce(&mut Stream, &mut dyn FnMut(Said<'_>))) {
         let took_ms = self.age(now).as_millis() as u32;
         let Self { agent, playout, events, budget, rtp, hangup_when_dry, hung_up, ended, .. } = self;
-        let Agent::WebSocket(stream) = agent else { return };
+        let Agent::Stream(stream) = agent else { return };
         if *ended {
             return;
         }
@@ -448,7 +463,7 @@ impl Session {
         let mut cleared = None;
         let mut refused = Vec::new();
         let mut is_ready = false;
-        stream.handle_bytes(bytes, |said| match said {
+        read(stream, &mut |said| match said {
             Said::Ready => {
                 is_ready = true;
                 push(events, budget, Event::AgentConnected { took_ms });
@@ -461,6 +476,8 @@ impl Session {
                 cleared = Some(names);
             }
             Said::Request(Request::Mark { name }) => refused.extend(playout.mark(name).err()),
+            Said::Request(Request::Pause) => playout.pause(),
+            Said::Request(Request::Resume) => playout.resume(),
             Said::Request(Request::Dtmf { digits }) if rtp.parameters().event_payload_type.is_none() => {
                 if budget.take(now) {
                     push(events, budget, Event::AgentDtmf { digits });
@@ -477,7 +494,11 @@ impl Session {
                     push(events, budget, Event::AgentHeaders { headers });
                 }
             }
-            Said::Request(Request::Hangup { after_drain: true }) => *hangup_when_dry = true,
+            Said::Request(Request::Hangup { after_drain: true }) => {
+                // Last words are to be heard, not held.
+                playout.resume();
+                *hangup_when_dry = true;
+            }
             Said::Request(Request::Hangup { after_drain: false }) => {
                 if !std::mem::replace(hung_up, true) {
                     push(events, budget, Event::AgentHangup { after_drain: false });
@@ -495,7 +516,7 @@ impl Session {
         if let Some(names) = cleared {
             let heard_ms = playout.heard_ms();
             // The Twilio dialect echoes the marks of what was cleared; ours says once how much was heard.
-            if stream.dialect() == Dialect::Twilio {
+            if stream.gives_cleared_marks_back() {
                 for name in &names {
                     stream.tell(&Tell::Mark { name, heard_ms });
                 }
@@ -513,7 +534,7 @@ impl Session {
     /// The agent cannot even be dialled.
     pub fn handle_undiallable(&mut self, reason: &str) {
         if let Some(stream) = self.agent.stream_mut() {
-            stream.connection_mut().close(tandem_stream::websocket::close::NORMAL);
+            stream.abandon();
             self.lose_agent(reason.to_owned());
         }
     }
@@ -521,7 +542,15 @@ impl Session {
     /// The TCP connection to the agent ended, or could not be made.
     pub fn handle_ended(&mut self, error: Option<&std::io::Error>) {
         if let Some(stream) = self.agent.stream_mut() {
-            stream.connection_mut().handle_ended(error);
+            stream.handle_ended(error);
+        }
+        self.handle_loss();
+    }
+
+    /// The link that carries this call is lost.
+    pub fn handle_link_lost(&mut self, reason: &str) {
+        if let Some(stream) = self.agent.stream_mut() {
+            stream.handle_link_lost(reason);
         }
         self.handle_loss();
     }
@@ -530,12 +559,12 @@ impl Session {
     /// Twilio dialect, which has no word for it, closing is how an agent hangs up.
     fn handle_loss(&mut self) {
         let Some(stream) = self.agent.stream_mut() else { return };
-        let dialect = stream.dialect();
-        let Some(loss) = stream.connection_mut().poll_loss() else { return };
+        let Some(loss) = stream.poll_loss() else { return };
+        let is_hangup = loss.is_normal && stream.hangs_up_by_closing() && self.started.is_some();
         if self.ended || self.hung_up || self.hangup_when_dry {
             return;
         }
-        if loss.is_normal && dialect == Dialect::Twilio && self.started.is_some() {
+        if is_hangup {
             self.hangup_when_dry = true;
             self.handle_played();
         } else {
@@ -555,6 +584,12 @@ impl Session {
                 stream.tell(&Tell::Mark { name: &played.name, heard_ms: played.heard_ms });
             }
         }
+        if let Some(stream) = self.agent.stream_mut() {
+            if let Some(heard_ms) = self.playout.poll_paused() {
+                stream.tell(&Tell::Paused { heard_ms });
+            }
+            stream.handle_waiting(self.playout.waiting_ms());
+        }
         if self.hangup_when_dry && self.playout.is_empty() && !self.rtp.is_pressing() {
             self.hangup_when_dry = false;
             if !std::mem::replace(&mut self.hung_up, true) {
@@ -573,7 +608,7 @@ impl Session {
             self.handle_digits(now);
         }
         if let Some(stream) = self.agent.stream_mut() {
-            stream.connection_mut().handle_timeout(now);
+            stream.handle_timeout(now);
             self.handle_loss();
         }
         if self.media_deadline <= now {
@@ -598,6 +633,11 @@ impl Session {
             false => self.media_timeout.max(HELD_MAX),
         };
         self.rtp.last_arrival().map_or(self.silence_from, |last| last.max(self.silence_from)) + patience
+    }
+
+    /// The call on a link, if the agent is reached by one.
+    pub fn link_mut(&mut self) -> Option<&mut LinkStream> {
+        self.agent.stream_mut().and_then(Stream::link_mut)
     }
 
     // --- what must leave ---
@@ -641,8 +681,7 @@ impl Session {
     /// True once the agent's stream is of no more use: lost, or closed by us and all of it written.
     pub fn is_stream_over(&self) -> bool {
         self.agent.stream().is_none_or(|stream| {
-            stream.connection().has_failed()
-                || (!stream.connection().is_open() && self.ended && !stream.has_output())
+            stream.has_failed() || (!stream.is_open() && self.ended && !stream.has_output())
         })
     }
 
@@ -651,7 +690,7 @@ impl Session {
         if self.ended {
             return None;
         }
-        let agent = self.agent.stream().and_then(|stream| stream.connection().poll_timeout());
+        let agent = self.agent.stream().and_then(Stream::poll_timeout);
         let clock = self.clock.as_ref().map(PtimeClock::next);
         [clock, self.rtp.poll_timeout(), agent, Some(self.media_deadline), self.end]
             .into_iter()

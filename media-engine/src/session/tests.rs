@@ -1,7 +1,11 @@
 //! Sessions in virtual time: a phone, a bot and a clock, all of them plain values.
 
 mod agent;
+mod audiosocket;
 mod carrier;
+mod late;
+mod link;
+mod pause;
 
 use std::collections::BTreeMap;
 
@@ -9,13 +13,14 @@ use tandem_audio::format::Ptime;
 use tandem_rtp::latch::Latching;
 use tandem_rtp::packet::{Header, Packet};
 use tandem_rtp::units::{PayloadType, SequenceNumber, Ssrc, Timestamp};
+use tandem_stream::Dialect;
 use tandem_stream::websocket::{FrameReader, Message, Opcode, Role, UpgradeRequest, Url, append_frame};
 
 mod lifetime;
 mod outbound;
 
 use super::*;
-use crate::leg::agent::{Recording, WebSocketParameters};
+use crate::leg::agent::{AudioSocketParameters, LinkParameters, Recording, WebSocketParameters};
 use crate::leg::rtp::Direction;
 
 const MS: Duration = Duration::from_millis(1);
@@ -174,7 +179,7 @@ struct Bot {
 impl Bot {
     /// Connects and upgrades.
     fn meets(call: &mut Call) -> Self {
-        call.session.handle_connected();
+        call.session.handle_connected(call.now);
         let mut out = [0; 4_096];
         let len = call.session.poll_stream(&mut out);
         let (request, _) = UpgradeRequest::parse(&out[..len]).unwrap().unwrap();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod agent;
+mod link;
 mod phone;
 
 use std::future::Future;
