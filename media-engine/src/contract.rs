@@ -193,14 +193,12 @@ fn websocket(given: proto::WebSocketAgent) -> Result<WebSocketParameters, Invali
         proto::Dialect::Twilio => Dialect::Twilio,
     };
     let url = Url::parse(&given.url).map_err(|error| invalid("agent.websocket.url", error.to_string()))?;
-    if url.secure {
-        return Err(invalid("agent.websocket.url", "wss is not carried yet; use ws"));
-    }
     check_fields("agent.websocket.headers", &given.headers)?;
     check_fields("agent.websocket.custom", &given.custom)?;
     Ok(WebSocketParameters {
         url,
         dialect,
+        tls: None,
         headers: given.headers.into_iter().collect(),
         custom: given.custom.into_iter().collect::<BTreeMap<_, _>>(),
         connect_timeout: millis(given.connect_timeout_ms, DEFAULT_CONNECT_TIMEOUT_MS),
@@ -430,7 +428,7 @@ mod tests {
         assert_eq!(refused(given("", 12_000)), "agent.audiosocket.sample_rate_hz");
         let fine = audiosocket_agent(given("6ba7b810-9dad-11d1-80b4-00c04fd430c8", 16_000), &call).unwrap();
         assert_eq!((fine.host.as_str(), fine.port, fine.id[0]), ("::1", 9_092, 0x6b));
-        let secure = proto::WebSocketAgent { url: "wss://host/".into(), ..Default::default() };
-        assert_eq!(websocket(secure).unwrap_err().field, "agent.websocket.url");
+        let other = proto::WebSocketAgent { url: "https://host/".into(), ..Default::default() };
+        assert_eq!(websocket(other).unwrap_err().field, "agent.websocket.url");
     }
 }

@@ -53,6 +53,9 @@ const COMPLETIONS_MAX: u64 = 4 * BATCH_MAX as u64;
 /// Commands carried out in one turn: opening a session binds a port and allocates, tens of microseconds each.
 const COMMANDS_A_TURN: usize = 16;
 
+/// TLS handshakes that go on in one turn: some 0.2 ms each, and packets wait for them.
+const HANDSHAKES_A_TURN: usize = 2;
+
 /// A closed agent stream is given so long to read its good-bye and close its side.
 pub const LINGER: Duration = Duration::from_secs(1);
 
@@ -80,6 +83,8 @@ struct Slot {
     link: Option<usize>,
     /// It waits in the link's list.
     is_ready: bool,
+    /// It waits in `handshakes`.
+    is_shaking: bool,
     port: u16,
     phase: Option<Phase>,
     /// Its place in the wheel.
@@ -97,6 +102,8 @@ pub struct Worker {
     sessions: Slab<Slot>,
     sessions_max: usize,
     links: Slab<Link>,
+    /// Sessions whose agent's TLS handshake waits for its turn, each once.
+    handshakes: VecDeque<u32>,
     generation: u32,
     wheel: Wheel,
     phases: Phases,
@@ -158,6 +165,7 @@ impl Worker {
             sessions: Slab::with_capacity(sessions_max),
             sessions_max: sessions_max.min(links::SESSIONS_MAX),
             links: Slab::new(),
+            handshakes: VecDeque::new(),
             generation: 0,
             wheel: Wheel::new(now, sessions_max),
             phases: Phases::default(),
@@ -195,7 +203,7 @@ impl Worker {
     }
 
     fn wait(&self) -> Wait {
-        if self.is_behind {
+        if self.is_behind || !self.handshakes.is_empty() {
             return Wait::none(self.published);
         }
         let linger = self.lingering.front().map(|(until, _)| *until);
@@ -213,7 +221,8 @@ impl Worker {
     fn turn(&mut self, now: Instant) {
         let batch = self.handle_completions(now);
         let more_commands = self.take_commands(now);
-        self.is_behind = batch >= COMPLETIONS_MAX || more_commands;
+        let more_handshakes = self.shake_hands(now);
+        self.is_behind = batch >= COMPLETIONS_MAX || more_commands || more_handshakes;
         // A long batch takes long enough for others to be due.
         let oldest = self.run_due(if batch > 0 { Instant::now() } else { now });
         self.turn_links(now);
@@ -241,6 +250,19 @@ impl Worker {
         if now.saturating_duration_since(self.published) >= PUBLISH_EVERY {
             self.publish(now);
         }
+    }
+
+    /// Goes on with up to [`HANDSHAKES_A_TURN`] TLS handshakes; true when more wait.
+    fn shake_hands(&mut self, now: Instant) -> bool {
+        for _ in 0..HANDSHAKES_A_TURN {
+            let Some(index) = self.handshakes.pop_front() else { return false };
+            if let Some(slot) = self.sessions.get_mut(index as usize) {
+                slot.is_shaking = false;
+                slot.session.handle_handshake(now);
+                self.touch(index);
+            }
+        }
+        !self.handshakes.is_empty()
     }
 
     // --- commands ---
@@ -328,7 +350,7 @@ impl Worker {
             _ => None,
         };
         let session = Session::new(open.parameters, now)
-            .map_err(|error| OpenError::Agent(format!("agent.websocket: {error}")))?;
+            .map_err(|error| OpenError::Agent(format!("agent: {error}")))?;
         let (port, socket) = self.bind(&open.local_address, open.local_port, now)?;
         self.generation = (self.generation + 1) & GENERATION_MASK;
         let key = SessionKey { index: self.sessions.vacant_key() as u32, generation: self.generation };
@@ -350,6 +372,7 @@ impl Worker {
             stream: None,
             link: None,
             is_ready: false,
+            is_shaking: false,
             port,
             phase: None,
             deadline: None,
@@ -646,6 +669,10 @@ impl Worker {
             }
         }
         self.get_ready(index);
+        let slot = &mut self.sessions[index as usize];
+        if slot.session.wants_handshake() && !std::mem::replace(&mut slot.is_shaking, true) {
+            self.handshakes.push_back(index);
+        }
         let slot = &mut self.sessions[index as usize];
         let oddities = slot.session.poll_oddities();
         self.tally.events_refused_total += oddities.events_refused;

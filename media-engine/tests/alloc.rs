@@ -309,7 +309,9 @@ fn sources_that_run_on_a_worker_have_no_lock() {
     }
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
-    for part in ["worker.rs", "worker", "wheel.rs", "ports.rs", "mailbox.rs", "metrics.rs", "session", "leg", "ring"] {
+    for part in
+        ["worker.rs", "worker", "wheel.rs", "ports.rs", "mailbox.rs", "metrics.rs", "session", "leg", "ring"]
+    {
         read(&source.join(part), &mut found);
     }
     assert!(found.is_empty(), "{found:#?}");

@@ -106,8 +106,14 @@ async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Statu
             };
             AgentParameters::File(loaded.map_err(wrong)?)
         }
-        Target::WebSocket(parameters) => {
+        Target::WebSocket(mut parameters) => {
             agent_address = Some(resolve(&parameters.url.host, parameters.url.port).await);
+            if parameters.url.secure {
+                match control.agent_tls() {
+                    Ok(tls) => parameters.tls = Some(tls),
+                    Err(reason) => agent_address = Some(Err(reason)),
+                }
+            }
             AgentParameters::WebSocket(parameters)
         }
         Target::Link(parameters) => {

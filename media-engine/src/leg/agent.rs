@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tandem_audio::format::SampleRate;
 use tandem_audio::tone::Sine;
-use tandem_stream::websocket::{HandshakeError, Url};
+use tandem_stream::websocket::Url;
 use tandem_stream::{Dialect, audiosocket};
 
 use super::audiosocket::AudioSocketStream;
@@ -59,6 +59,8 @@ pub struct WebSocketParameters {
     pub url: Url,
     /// How it wants to be spoken to.
     pub dialect: Dialect,
+    /// For `wss://`: what it is trusted by.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
     /// Headers of the upgrade request; they may hold secrets.
     pub headers: Vec<(String, String)>,
     /// For its start frame.
@@ -158,12 +160,15 @@ pub enum Agent {
 
 impl Agent {
     /// The agent for these parameters.
+    ///
+    /// # Errors
+    /// It cannot be asked so, in words.
     pub fn new(
         parameters: AgentParameters,
         call: &CallInfo,
         seed: u64,
         now: Instant,
-    ) -> Result<Self, HandshakeError> {
+    ) -> Result<Self, String> {
         Ok(match parameters {
             AgentParameters::Echo => Self::Echo,
             AgentParameters::Tone { frequency_hz } => {

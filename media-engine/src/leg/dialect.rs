@@ -4,21 +4,25 @@ use std::time::Instant;
 
 use tandem_audio::format::SampleRate;
 use tandem_audio::{g711, pcm};
-use tandem_stream::websocket::{
-    ClientHandshake, HandshakeError, MASKED_HEADER_MAX, Opcode, close, write_frame_with,
-};
+use tandem_stream::websocket::{ClientHandshake, MASKED_HEADER_MAX, Opcode, close, write_frame_with};
 use tandem_stream::{Dialect, agent as pcm_dialect, twilio};
 
 use super::agent::{CallInfo, WebSocketParameters};
 use super::backlog::Backlog;
 use super::event::Request;
 use super::stream::{FRAME_MS, PIECE, Said, Tell, event, hear_pcm, request};
+use super::tls::{RECORD_OVERHEAD, Tls};
 use super::websocket::{Connection, Incoming, Loss, Masks};
+
+/// Octets of the WebSocket that are put into one TLS record: with its overhead it fits the ring's stage.
+const RECORD_OCTETS: usize = 4_096 - RECORD_OVERHEAD;
 
 /// An agent behind a WebSocket.
 #[derive(Debug)]
 pub struct WebSocketStream {
     connection: Connection,
+    /// Below the connection, for `wss://`.
+    tls: Option<Box<Tls>>,
     dialect: Dialect,
     start: Start,
     writer: twilio::StreamWriter,
@@ -44,7 +48,7 @@ impl WebSocketStream {
         call: &CallInfo,
         seed: u64,
         now: Instant,
-    ) -> Result<Self, HandshakeError> {
+    ) -> Result<Self, String> {
         let mut masks = Masks::new(seed);
         let (high, low) = (masks.next_bits(), masks.next_bits());
         let mut key = [0; 16];
@@ -53,12 +57,14 @@ impl WebSocketStream {
         let handshake = ClientHandshake::new(key);
         let mut request = Vec::new();
         let headers = parameters.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        handshake.write_request(
-            &parameters.url.host_header(),
-            &parameters.url.path,
-            headers,
-            &mut request,
-        )?;
+        let url = &parameters.url;
+        handshake
+            .write_request(&url.host_header(), &url.path, headers, &mut request)
+            .map_err(|error| error.to_string())?;
+        let tls = match parameters.tls {
+            Some(config) => Some(Box::new(Tls::new(config, &url.host)?)),
+            None => None,
+        };
         let ids = twilio::StreamIds {
             stream_sid: format!("MZ{:016x}{:016x}", masks.next_bits(), masks.next_bits()),
             call_sid: format!("CA{}", call.call_id.replace('-', "")),
@@ -68,6 +74,7 @@ impl WebSocketStream {
         pcm.custom = parameters.custom;
         Ok(Self {
             connection: Connection::new(handshake, request, masks, now + parameters.connect_timeout),
+            tls,
             dialect: parameters.dialect,
             start: Start { pcm, said: false },
             writer: twilio::StreamWriter::new(ids),
@@ -132,6 +139,32 @@ impl WebSocketStream {
     }
 
     pub(super) fn handle_bytes(&mut self, bytes: &[u8], take: &mut dyn FnMut(Said<'_>)) {
+        self.through_tls(take, |tls, plain| tls.handle_bytes(bytes, plain), bytes);
+    }
+
+    pub(super) fn wants_handshake(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.wants_handshake()) && self.connection.is_usable()
+    }
+
+    pub(super) fn handle_handshake(&mut self, take: &mut dyn FnMut(Said<'_>)) {
+        self.through_tls(take, |tls, plain| tls.handle_handshake(plain), &[]);
+    }
+
+    /// Lets TLS read and hears what it gives; without TLS, hears `plain`.
+    fn through_tls(
+        &mut self,
+        take: &mut dyn FnMut(Said<'_>),
+        read: impl FnOnce(&mut Tls, &mut dyn FnMut(&[u8])) -> Result<(), String>,
+        plain: &[u8],
+    ) {
+        let Some(mut tls) = self.tls.take() else { return self.handle_plain(plain, take) };
+        if let Err(reason) = read(&mut tls, &mut |plain| self.handle_plain(plain, take)) {
+            self.connection.fail(reason);
+        }
+        self.tls = Some(tls);
+    }
+
+    fn handle_plain(&mut self, bytes: &[u8], take: &mut dyn FnMut(Said<'_>)) {
         let Self { connection, dialect, start, writer, frames_in, malformed, backlog, .. } = self;
         connection.handle_bytes(bytes, |incoming, out| match (incoming, &dialect) {
             (Incoming::Opened, Dialect::Pcm) => {
@@ -209,10 +242,38 @@ impl WebSocketStream {
     }
 
     pub(super) fn has_output(&self) -> bool {
-        self.connection.has_control() || (self.connection.is_open() && self.backlog.has_frame())
+        match &self.tls {
+            Some(_) if self.connection.has_failed() => false,
+            Some(tls) => tls.has_output() || (!tls.is_handshaking() && self.has_plain_output()),
+            None => self.has_plain_output(),
+        }
     }
 
     pub(super) fn poll_stream(&mut self, out: &mut [u8]) -> usize {
+        let Some(mut tls) = self.tls.take() else { return self.poll_plain(out) };
+        let mut len = tls.poll_output(out);
+        let mut plain = [0; RECORD_OCTETS];
+        while !tls.has_output() && !tls.is_handshaking() {
+            let room = out.len().saturating_sub(len + RECORD_OVERHEAD).min(RECORD_OCTETS);
+            let octets = self.poll_plain(&mut plain[..room]);
+            if octets == 0 {
+                break;
+            }
+            if let Err(reason) = tls.write(&plain[..octets]) {
+                self.connection.fail(reason);
+                break;
+            }
+            len += tls.poll_output(&mut out[len..]);
+        }
+        self.tls = Some(tls);
+        len
+    }
+
+    fn has_plain_output(&self) -> bool {
+        self.connection.has_control() || (self.connection.is_open() && self.backlog.has_frame())
+    }
+
+    fn poll_plain(&mut self, out: &mut [u8]) -> usize {
         let mut len = self.connection.poll_control(out);
         if self.connection.has_control() || !self.connection.is_open() {
             return len;

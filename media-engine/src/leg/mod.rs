@@ -17,4 +17,5 @@ pub mod event;
 pub mod link;
 pub mod rtp;
 pub mod stream;
+mod tls;
 pub mod websocket;

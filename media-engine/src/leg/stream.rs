@@ -216,6 +216,18 @@ impl Stream {
         }
     }
 
+    /// A TLS handshake waits for its turn.
+    pub fn wants_handshake(&self) -> bool {
+        matches!(self, Self::WebSocket(stream) if stream.wants_handshake())
+    }
+
+    /// Goes on with it.
+    pub fn handle_handshake(&mut self, take: &mut dyn FnMut(Said<'_>)) {
+        if let Self::WebSocket(stream) = self {
+            stream.handle_handshake(take);
+        }
+    }
+
     /// Takes a frame of the link.
     pub fn handle_frame(&mut self, message: &link::Message<'_>, take: &mut dyn FnMut(Said<'_>)) {
         if let Self::Link(stream) = self {

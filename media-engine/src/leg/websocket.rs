@@ -249,7 +249,8 @@ impl Connection {
         self.state = State::Closing;
     }
 
-    fn fail(&mut self, reason: String) {
+    /// What is below it broke.
+    pub(super) fn fail(&mut self, reason: String) {
         self.loss = Some(Loss { reason, is_normal: false });
         self.state = State::Failed;
         self.control = Vec::new();

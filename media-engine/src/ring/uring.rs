@@ -122,8 +122,10 @@ impl Uring {
 
     pub(super) fn add_stream(&mut self, fd: OwnedFd, owner: Owner) -> Result<SocketId, RingError> {
         let limit = self.table.limit();
-        let id =
-            self.table.insert(fd, owner, Some(Stream::new(None, STAGE_OCTETS))).ok_or(RingError::SocketsFull(limit))?;
+        let id = self
+            .table
+            .insert(fd, owner, Some(Stream::new(None, STAGE_OCTETS)))
+            .ok_or(RingError::SocketsFull(limit))?;
         self.arm_receive(id);
         Ok(id)
     }
@@ -136,8 +138,10 @@ impl Uring {
         stage_octets: usize,
     ) -> Result<SocketId, RingError> {
         let limit = self.table.limit();
-        let id =
-            self.table.insert(fd, owner, Some(Stream::new(Some(to), stage_octets))).ok_or(RingError::SocketsFull(limit))?;
+        let id = self
+            .table
+            .insert(fd, owner, Some(Stream::new(Some(to), stage_octets)))
+            .ok_or(RingError::SocketsFull(limit))?;
         let Some(socket) = self.table.get_mut(id) else {
             return Err(RingError::SocketsFull(limit));
         };

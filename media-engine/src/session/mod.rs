@@ -26,11 +26,10 @@ use std::time::{Duration, Instant};
 use tandem_audio::format::{Codec, SampleRate};
 use tandem_audio::vad::VadEvent;
 use tandem_stream::link;
-use tandem_stream::websocket::HandshakeError;
 
 use crate::leg::agent::{Agent, AgentParameters, CallInfo};
-use crate::leg::link::LinkStream;
 use crate::leg::event::{EndReason, Event, Heard, Request, Stats};
+use crate::leg::link::LinkStream;
 use crate::leg::rtp::{RtpLeg, RtpParameters};
 use crate::leg::stream::{Said, Stream, Tell};
 use bridge::Bridge;
@@ -171,8 +170,8 @@ impl Session {
     /// A session that is silent until [`Session::start`].
     ///
     /// # Errors
-    /// The upgrade request of a WebSocket agent cannot be written.
-    pub fn new(parameters: SessionParameters, now: Instant) -> Result<Self, HandshakeError> {
+    /// The upgrade request of a WebSocket agent cannot be written, or its TLS not be begun; in words.
+    pub fn new(parameters: SessionParameters, now: Instant) -> Result<Self, String> {
         let SessionParameters { call, rtp, agent, media_timeout, max_session, seed } = parameters;
         let numbers = [seed as u32, (seed >> 32) as u32 ^ 0x5bd1_e995, (seed >> 16) as u32];
         let is_outbound = call.direction == "outbound";
@@ -444,6 +443,16 @@ impl Session {
     /// Octets came from the agent.
     pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
         self.heed(now, |stream, take| stream.handle_bytes(bytes, take));
+    }
+
+    /// A TLS handshake waits for its turn.
+    pub fn wants_handshake(&self) -> bool {
+        self.agent.stream().is_some_and(Stream::wants_handshake)
+    }
+
+    /// Its turn has come.
+    pub fn handle_handshake(&mut self, now: Instant) {
+        self.heed(now, |stream, take| stream.handle_handshake(take));
     }
 
     /// A frame of the call came on its link.

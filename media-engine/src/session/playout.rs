@@ -228,7 +228,8 @@ impl Playout {
     /// Puts the fade over samples that leave.
     fn shape(&mut self, samples: &mut [i16]) {
         let whole = self.fade() as i32;
-        let scale = |sample: &mut i16, part: usize| *sample = (i32::from(*sample) * part as i32 / whole) as i16;
+        let scale =
+            |sample: &mut i16, part: usize| *sample = (i32::from(*sample) * part as i32 / whole) as i16;
         match &mut self.motion {
             Motion::FadingOut { left } => {
                 for sample in samples {

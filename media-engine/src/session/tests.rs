@@ -58,6 +58,7 @@ fn websocket(dialect: Dialect) -> AgentParameters {
     AgentParameters::WebSocket(Box::new(WebSocketParameters {
         url: Url::parse("ws://bot.test/talk").unwrap(),
         dialect,
+        tls: None,
         headers: vec![("x-secret".into(), "s".into())],
         custom: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
         connect_timeout: Duration::from_secs(5),

@@ -26,7 +26,8 @@ struct Agent {
 
 impl Agent {
     async fn accept(listener: &TcpListener) -> Self {
-        let stream = tokio::time::timeout(Duration::from_secs(5), listener.accept()).await.unwrap().unwrap().0;
+        let stream =
+            tokio::time::timeout(Duration::from_secs(5), listener.accept()).await.unwrap().unwrap().0;
         stream.set_nodelay(true).unwrap();
         let server = Server::new(TOKEN.as_bytes().to_vec());
         Self { stream, server, calls: HashMap::new(), heard: HashMap::new(), words: HashMap::new() }

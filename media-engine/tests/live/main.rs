@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod agent;
+mod audiosocket;
 mod link;
 mod phone;
+mod tls;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

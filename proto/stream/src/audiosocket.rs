@@ -119,12 +119,7 @@ pub fn append(out: &mut Vec<u8>, message: &Message<'_>) {
 }
 
 /// Writes an audio frame of `octets` straight into `out`; `fill` writes its samples. `None` when it does not fit.
-pub fn write_audio(
-    out: &mut [u8],
-    rate: Rate,
-    octets: usize,
-    fill: impl FnOnce(&mut [u8]),
-) -> Option<usize> {
+pub fn write_audio(out: &mut [u8], rate: Rate, octets: usize, fill: impl FnOnce(&mut [u8])) -> Option<usize> {
     if octets > PAYLOAD_MAX {
         return None;
     }
@@ -223,7 +218,10 @@ mod tests {
             (Message::Hangup, &[0, 0, 0]),
             (Message::Id(id), &[&[1, 0, 16], &id[..]].concat()),
             (Message::Dtmf(b'5'), &[3, 0, 1, 0x35]),
-            (Message::Audio { rate: Rate::Hz8000, samples: &[0; 320] }, &[&[0x10, 1, 0x40], &[0; 320][..]].concat()),
+            (
+                Message::Audio { rate: Rate::Hz8000, samples: &[0; 320] },
+                &[&[0x10, 1, 0x40], &[0; 320][..]].concat(),
+            ),
             (Message::Error(Some(2)), &[0xFF, 0, 1, 2]),
         ];
         for (message, octets) in cases {
@@ -249,7 +247,14 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_unknown_and_the_next_frame_is_read() {
-        let wire = [&[1, 0, 2, 1, 2][..], &[3, 0, 1, b'x'], &[0x10, 0, 1, 9], &[0x10, 0, 0], &[0x42, 0, 0], &[0, 0, 0]];
+        let wire = [
+            &[1, 0, 2, 1, 2][..],
+            &[3, 0, 1, b'x'],
+            &[0x10, 0, 1, 9],
+            &[0x10, 0, 0],
+            &[0x42, 0, 0],
+            &[0, 0, 0],
+        ];
         let mut seen = Vec::new();
         Reader::default().handle_bytes(&wire.concat(), |message| seen.push(format!("{message:?}"))).unwrap();
         assert_eq!(seen[..5], ["Unknown(1)", "Unknown(3)", "Unknown(16)", "Unknown(16)", "Unknown(66)"]);

@@ -93,10 +93,7 @@ fn another_version_is_refused() {
     append(&mut hello, 0, &Message::Hello { version: VERSION + 1, token: b"" });
     let mut server = Server::new(Vec::new());
     let mut out = Vec::new();
-    assert_eq!(
-        server.handle_bytes(&hello, &mut out, |_, _| {}),
-        Err(LinkError::Version(VERSION + 1))
-    );
+    assert_eq!(server.handle_bytes(&hello, &mut out, |_, _| {}), Err(LinkError::Version(VERSION + 1)));
 }
 
 #[test]
@@ -158,7 +155,9 @@ fn a_frame_above_the_bound_ends_the_connection_and_one_at_the_bound_passes() {
 #[test]
 fn a_body_that_makes_no_sense_is_its_calls_matter_and_the_next_frame_is_read() {
     let mut wire = Vec::new();
-    for (kind, body) in [(18u8, &b"odd"[..]), (19, b"abc"), (20, b""), (21, b"short"), (22, b"X0000"), (23, b"\xff")] {
+    for (kind, body) in
+        [(18u8, &b"odd"[..]), (19, b"abc"), (20, b""), (21, b"short"), (22, b"X0000"), (23, b"\xff")]
+    {
         wire.extend_from_slice(&[body.len() as u8, 0, kind, 0, 5, 0, 0, 0]);
         wire.extend_from_slice(body);
     }
@@ -185,17 +184,19 @@ fn any_frame() -> impl Strategy<Value = (u32, Vec<u8>, Owned)> {
     let audio = (any::<u32>(), proptest::collection::vec(any::<[u8; 2]>(), 0..400))
         .prop_map(move |(call, pairs)| frame(call, &Message::Audio(&pairs.concat())));
     let text = (any::<u32>(), ".{0,60}").prop_map(move |(call, text)| frame(call, &Message::Event(&text)));
-    let open = (any::<u32>(), ".{0,90}").prop_map(move |(call, text)| frame(call, &Message::Open { start: &text }));
+    let open =
+        (any::<u32>(), ".{0,90}").prop_map(move |(call, text)| frame(call, &Message::Open { start: &text }));
     let mark = (any::<u32>(), any::<u64>(), ".{0,60}")
         .prop_map(move |(call, heard_ms, name)| frame(call, &Message::Mark { heard_ms, name: &name }));
     let credit =
         (any::<u32>(), any::<u32>()).prop_map(move |(call, octets)| frame(call, &Message::Credit { octets }));
-    let clear =
-        (any::<u32>(), any::<u64>()).prop_map(move |(call, heard_ms)| frame(call, &Message::Clear { heard_ms }));
+    let clear = (any::<u32>(), any::<u64>())
+        .prop_map(move |(call, heard_ms)| frame(call, &Message::Clear { heard_ms }));
     let dtmf = (any::<u32>(), "[0-9*#A-D]", any::<u32>()).prop_map(move |(call, digit, duration_ms)| {
         frame(call, &Message::Dtmf { digit: digit.as_bytes()[0], duration_ms })
     });
-    let close = (any::<u32>(), ".{0,60}").prop_map(move |(call, reason)| frame(call, &Message::Close { reason: &reason }));
+    let close = (any::<u32>(), ".{0,60}")
+        .prop_map(move |(call, reason)| frame(call, &Message::Close { reason: &reason }));
     let plain = (any::<u32>(), 0..3u8).prop_map(move |(call, which)| match which {
         0 => frame(call, &Message::Accepted),
         1 => frame(call, &Message::Ping),

@@ -93,7 +93,9 @@ fn a_hang_up_and_an_orderly_end_let_the_last_words_be_heard() {
 fn an_error_and_a_broken_protocol_are_failures_with_a_reason() {
     let mut call = connected(Rate::Hz8000);
     says(&mut call, &Message::Error(Some(4)));
-    assert!(matches!(&call.events()[..], [Event::AgentFailed { reason }] if reason == "agent reported error 4"));
+    assert!(
+        matches!(&call.events()[..], [Event::AgentFailed { reason }] if reason == "agent reported error 4")
+    );
     let mut call = connected(Rate::Hz8000);
     call.session.handle_bytes(&[0x10, 0xFF, 0xFF], call.now);
     assert!(matches!(&call.events()[..], [Event::AgentFailed { reason }] if reason.contains("65535 octets")));

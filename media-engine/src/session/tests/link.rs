@@ -153,7 +153,11 @@ fn a_lost_link_ends_the_call_as_a_broken_websocket_does() {
     );
     assert_eq!(call.session.agent_gone(), Some("agent closed the link"));
     call.pass(80);
-    assert_eq!(call.payloads().iter().filter(|payload| is_sound(**payload)).count(), 2, "last words are played");
+    assert_eq!(
+        call.payloads().iter().filter(|payload| is_sound(**payload)).count(),
+        2,
+        "last words are played"
+    );
     assert!(call.session.is_stream_over());
 }
 
@@ -175,14 +179,18 @@ fn a_call_that_is_refused_or_not_answered_has_failed() {
 
     let mut call = Call::started(with(link()));
     call.pass(5_100);
-    assert!(matches!(&call.events()[..], [Event::AgentFailed { reason }] if reason.contains("connected in time")));
+    assert!(
+        matches!(&call.events()[..], [Event::AgentFailed { reason }] if reason.contains("connected in time"))
+    );
 
     let mut call = Call::started(with(link()));
     call.session.link_mut().unwrap().set_call(CALL);
     call.session.handle_connected(call.now);
     heard(&mut call);
     call.pass(5_100);
-    assert!(matches!(&call.events()[..], [Event::AgentFailed { reason }] if reason.contains("accept the call in time")));
+    assert!(
+        matches!(&call.events()[..], [Event::AgentFailed { reason }] if reason.contains("accept the call in time"))
+    );
     assert_eq!(heard(&mut call), ["Close { reason: \"timeout\" }"], "it must not begin yet");
 }
 

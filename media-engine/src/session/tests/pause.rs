@@ -23,7 +23,10 @@ fn a_pause_is_answered_with_the_position_and_a_resume_plays_the_rest() {
     assert_eq!(paused_at, call.session.playout().heard_ms());
     call.payloads();
     call.pass(500);
-    assert!(call.payloads().iter().all(|payload| *payload == 0xFF), "silence, in which nothing counts as heard");
+    assert!(
+        call.payloads().iter().all(|payload| *payload == 0xFF),
+        "silence, in which nothing counts as heard"
+    );
     assert_eq!(call.session.playout().heard_ms(), paused_at);
     bot.asks(&mut call, r#"{"event":"resume"}"#);
     call.pass(300);

@@ -214,12 +214,7 @@ pub fn append(out: &mut Vec<u8>, call: u32, message: &Message<'_>) {
 }
 
 /// Writes an audio frame of `octets` straight into `out`; `fill` writes its body. `None` when it does not fit.
-pub fn write_audio(
-    out: &mut [u8],
-    call: u32,
-    octets: usize,
-    fill: impl FnOnce(&mut [u8]),
-) -> Option<usize> {
+pub fn write_audio(out: &mut [u8], call: u32, octets: usize, fill: impl FnOnce(&mut [u8])) -> Option<usize> {
     if octets > BODY_MAX {
         return None;
     }
