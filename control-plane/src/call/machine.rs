@@ -835,7 +835,7 @@ impl Call {
     }
 
     /// The call as lists and the store show it; `None` while its tenant is unknown.
-    pub fn record(&self, settings: &super::registry::Settings) -> Option<CallRecord> {
+    pub fn record(&self, settings: &Settings) -> Option<CallRecord> {
         let engine = self.session.engine().and_then(|id| settings.engines.get(id.0));
         let stats = self.stats.unwrap_or_default();
         let media = engine.map(|engine| api::MediaStats {
