@@ -15,6 +15,7 @@ use anyhow::Context;
 use tandem_sdp::description::SessionDescription;
 use tandem_sip::{CallHandle, EndReason, Event, Headers};
 
+use crate::agent::{AgentKind, AgentPeer};
 use crate::caller::{self, Caller};
 use crate::clock::{Mono, NANOS_PER_MS};
 use crate::distribution::{Distribution, round};
@@ -24,7 +25,7 @@ use crate::host;
 use crate::observe::{Observed, Usage, cpu_ms_per_call_s, cpu_percent};
 use crate::plan::{Interrupted, Plan};
 use crate::progress::Progress;
-use crate::report::{Calls, ControlPlane, Engine, Floor, Host, Report};
+use crate::report::{Agent, Calls, ControlPlane, Engine, Floor, Host, Report};
 use crate::scrape::MetricsUrl;
 
 /// An INVITE without a final response for so long is given up (CANCEL) and counts as failed.
@@ -48,6 +49,8 @@ pub struct CallsPlan {
     pub control_metrics: Option<MetricsUrl>,
     /// Measure the floor as well.
     pub floor: bool,
+    /// Be the agent too, there.
+    pub agent: Option<(AgentKind, SocketAddr)>,
 }
 
 /// Where one caller stands.
@@ -334,6 +337,7 @@ pub fn run(plan: &CallsPlan) -> anyhow::Result<Report> {
 }
 
 fn measure_calls(plan: &CallsPlan) -> anyhow::Result<Report> {
+    let agent = plan.agent.map(|(kind, listen)| AgentPeer::start(kind, listen)).transpose()?;
     let user_agent = Caller::open(&plan.target)?;
     let generator = Generator::start(
         plan.plan.calls,
@@ -354,6 +358,7 @@ fn measure_calls(plan: &CallsPlan) -> anyhow::Result<Report> {
     let mut report =
         Report { run: plan.plan.describe("calls", &user_agent.target_for_people()), ..Report::default() };
     report.run.cps = plan.cps;
+    report.agent = agent.as_ref().map(Agent::of);
     report.calls = Some(Calls {
         attempted: roster.attempted,
         established: roster.established,

@@ -3,6 +3,7 @@
 //! ```text
 //!   main ─▶ calls ──▶ caller (SIP, tandem-sip) ─────────────────────────────────────▶ control plane
 //!        │    │  └──▶ generator ─▶ stream ─▶ marker, sequence, schedule ─ ring ─────▶ media engine
+//!        │    ├─────▶ agent (--agent): what the calls talk to, over a link or WebSockets ◀─ media engine
 //!        │    └─────▶ observe: host, bare timer; scrape: the engine's own figures
 //!        ├▶ floor ──▶ generator … ─────────────────────────────────────────────────▶ a bare echo (child process)
 //!        ├▶ setup, idle ──▶ caller; processes: the target's, by pid
@@ -13,10 +14,12 @@
 //! * [`calls`], [`floor`], [`setup`], [`idle`], [`codec`], [`compare`]: the commands
 //! * [`plan`], [`progress`], [`report`], [`table`], [`verdict`]: what is asked for, and what is said
 //! * [`caller`]: SIP user agent on one socket; [`generator`]: media of all calls on one pinned thread
+//! * [`agent`]: an agent that says back what it hears
 //! * [`stream`], [`marker`], [`sequence`], [`schedule`], [`emodel`], [`distribution`]: one call's account, without I/O
 //! * [`observe`], [`timer`], [`scrape`], [`processes`]: what is watched meanwhile
 //! * [`ring`], [`host`], [`clock`]: the kernel
 
+pub mod agent;
 pub mod caller;
 pub mod calls;
 pub mod clock;

@@ -1,11 +1,13 @@
 //! `tandem-bench`: the command line. Exit codes: 0 reported; 1 nothing to report; 2 wrong arguments; 3 the generator was
 //! the bottleneck and nothing is reported; 130 interrupted.
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use tandem_bench::agent::AgentKind;
 use tandem_bench::calls::{self, CallsPlan};
 use tandem_bench::idle::{self, IdlePlan};
 use tandem_bench::marker::Law;
@@ -102,9 +104,16 @@ struct Common {
 
 #[derive(Args)]
 struct CallsArgs {
-    /// Whom to call.
-    #[arg(long, default_value = DEMO_ECHO)]
-    target: String,
+    /// Whom to call; the demo's echo, or with --agent the demo assistant of that agent, if not given.
+    #[arg(long)]
+    target: Option<String>,
+    /// Is the agent of the calls as well, and says back what it hears: over the engine's link in place of the voice
+    /// agent (which must not run), or over a WebSocket a call.
+    #[arg(long, value_enum)]
+    agent: Option<AgentKind>,
+    /// Where that agent listens; where the demo looks for it, if not given.
+    #[arg(long, requires = "agent")]
+    agent_listen: Option<SocketAddr>,
     /// New calls a second.
     #[arg(long, default_value_t = 50.0)]
     cps: f64,
@@ -257,9 +266,13 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Calls(args) => {
+            let agent =
+                args.agent.map(|kind| (kind, args.agent_listen.unwrap_or_else(|| kind.demo_address())));
+            let demo = args.agent.map_or(DEMO_ECHO, AgentKind::demo_target);
             let report = calls::run(&CallsPlan {
+                agent,
                 plan: args.load.plan()?,
-                target: args.target,
+                target: args.target.unwrap_or_else(|| demo.to_owned()),
                 cps: args.cps,
                 engine_metrics: args.engine_metrics,
                 control_metrics: args.control_metrics,
@@ -278,6 +291,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                     engine_metrics,
                     control_metrics: None,
                     floor: true,
+                    agent: None,
                 })?,
             };
             tell(report, &args.load.common)

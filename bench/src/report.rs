@@ -40,6 +40,8 @@ pub struct Report {
     pub engine: Option<Engine>,
     /// The control plane's own figures.
     pub control_plane: Option<ControlPlane>,
+    /// The agent that the calls talked to (of `calls --agent`).
+    pub agent: Option<Agent>,
     /// The floor.
     pub floor: Option<Floor>,
     /// Set-ups (of `setup`).
@@ -74,6 +76,27 @@ pub struct Run {
     pub version: String,
     /// True for a build without optimisation: its own figures are then worth little.
     pub debug_build: bool,
+}
+
+/// What an agent of our own saw.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Agent {
+    /// Calls that came.
+    pub calls: u64,
+    /// Frames of sound, each of which was returned.
+    pub frames: u64,
+    /// Connections that they came by.
+    pub connections: u64,
+    /// A connection did not keep the protocol.
+    pub broken: bool,
+}
+
+impl Agent {
+    /// What it has seen until now.
+    pub fn of(peer: &crate::agent::AgentPeer) -> Self {
+        let (calls, frames, connections) = peer.counters();
+        Self { calls, frames, connections, broken: peer.is_broken() }
+    }
 }
 
 /// Calls.

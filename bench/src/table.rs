@@ -72,6 +72,19 @@ impl Report {
                 row(f, "", format_args!("  {count} × {cause}"))?;
             }
         }
+        if let Some(agent) = &self.agent {
+            row(
+                f,
+                "agent",
+                format_args!(
+                    "{} calls on {} connections, {} frames returned{}",
+                    agent.calls,
+                    agent.connections,
+                    agent.frames,
+                    if agent.broken { ", a connection broke the protocol" } else { "" }
+                ),
+            )?;
+        }
         if let Some(setup) = &self.setup {
             row(
                 f,

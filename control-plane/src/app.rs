@@ -134,6 +134,7 @@ impl App {
         let settings = Settings {
             limits: config.limits,
             talker_url: config.talker_url.clone(),
+            talker_token: config.service_token.clone(),
             engines: config.engines.clone(),
             seed: rand::random(),
         };

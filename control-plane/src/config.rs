@@ -10,6 +10,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tandem_sip::digest::Algorithm;
 
+use crate::call::agent::LINK_SCHEME;
 use crate::call::gate::TenantLimits;
 use crate::settings::section::{Source, TableError};
 use crate::settings::{Layers, SettingsError};
@@ -226,8 +227,9 @@ impl Config {
             engines: engines(layers)?,
             state_dir,
             service_token: layers.text("service_token").map(SecretString::from),
-            talker_url: parse(layers, "talker_url", "a URL such as ws://127.0.0.1:8767/v1/talk", |text| {
-                text.starts_with("ws://").then(|| text.to_owned())
+            talker_url: parse(layers, "talker_url", "a URL such as link://127.0.0.1:8767", |text| {
+                let is_known = text.starts_with("ws://") || text.starts_with(LINK_SCHEME);
+                is_known.then(|| text.to_owned())
             })?,
             demo,
             declared,
@@ -274,7 +276,7 @@ impl Config {
             engines,
             state_dir: std::env::temp_dir(),
             service_token: None,
-            talker_url: "ws://127.0.0.1:8767/v1/talk".to_owned(),
+            talker_url: "link://127.0.0.1:8767".to_owned(),
             demo: true,
             limits: Limits::default(),
             declared: Declared::default(),

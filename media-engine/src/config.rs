@@ -62,6 +62,11 @@ pub const SETTINGS: &[Setting] = &[
     Setting { name: "driver", default: "auto", help: "auto, io_uring or epoll; see --explain" },
     Setting { name: "sessions-max", default: "", help: "Sessions carried at most; unset: 4000 a core" },
     Setting { name: "media-dir", default: "./media", help: "Folder of the file agent's WAV files" },
+    Setting {
+        name: "agent-ca",
+        default: "",
+        help: "PEM file of certificates that agents behind wss:// may be signed by, beside the public ones",
+    },
     Setting { name: "drain-seconds", default: "10", help: "How long a stopping engine lets calls go on" },
     Setting {
         name: "orphan-seconds",
@@ -115,6 +120,8 @@ pub struct Config {
     pub sessions_max: usize,
     /// Folder of recordings to be played.
     pub media_dir: PathBuf,
+    /// Certificates that agents may be signed by, beside the public roots.
+    pub agent_ca: Option<PathBuf>,
     /// How long a stopping engine waits for calls to end.
     pub drain: Duration,
     /// How long sessions live without a controller.
@@ -329,6 +336,10 @@ impl Config {
             driver: layers.parse("driver", "auto, io_uring or epoll", |text| text.parse().ok())?,
             sessions_max,
             media_dir: layers.get("media-dir").0.into(),
+            agent_ca: layers.parse("agent-ca", "a PEM file that can be read", |text| match text {
+                "" => Some(None),
+                text => std::fs::File::open(text).ok().map(|_| Some(PathBuf::from(text))),
+            })?,
             drain: layers.parse("drain-seconds", "a number of seconds", seconds)?,
             orphan: layers.parse("orphan-seconds", "a number of seconds", seconds)?,
         })
@@ -348,6 +359,7 @@ impl Config {
             driver: Choice::Auto,
             sessions_max: 1_000,
             media_dir: "./media".into(),
+            agent_ca: None,
             drain: Duration::from_millis(200),
             orphan: Duration::from_secs(600),
         }

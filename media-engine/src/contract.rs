@@ -1,18 +1,18 @@
 //! The words of engine.proto and our own: checked on the way in, filled in on the way out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tandem_api::engine::v1 as proto;
-use tandem_audio::format::{Codec, Ptime};
+use tandem_audio::format::{Codec, Ptime, SampleRate};
 use tandem_rtp::latch::Latching;
 use tandem_rtp::srtp::{MasterKey, Suite};
 use tandem_rtp::units::PayloadType;
-use tandem_stream::Dialect;
 use tandem_stream::websocket::Url;
+use tandem_stream::{Dialect, audiosocket, link};
 
-use crate::leg::agent::{CallInfo, WebSocketParameters};
+use crate::leg::agent::{AudioSocketParameters, CallInfo, LinkParameters, WebSocketParameters};
 use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::{Direction, Rtcp, RtpParameters, SrtpKeys};
 use crate::session::Notice;
@@ -205,10 +205,14 @@ pub enum Target {
     },
     /// One that is dialled.
     WebSocket(Box<WebSocketParameters>),
+    /// The built-in voice agent.
+    Link(Box<LinkParameters>),
+    /// An AudioSocket server.
+    AudioSocket(AudioSocketParameters),
 }
 
 /// The agent leg.
-pub fn agent(given: Option<proto::Agent>) -> Result<Target, Invalid> {
+pub fn agent(given: Option<proto::Agent>, call: &CallInfo) -> Result<Target, Invalid> {
     use proto::agent::Target as Given;
     let target = given.and_then(|agent| agent.target).ok_or_else(|| invalid("agent.target", "is missing"))?;
     Ok(match target {
@@ -225,6 +229,8 @@ pub fn agent(given: Option<proto::Agent>) -> Result<Target, Invalid> {
         },
         Given::File(file) => Target::File { path: file.path, repeat: file.r#loop },
         Given::Websocket(agent) => Target::WebSocket(Box::new(websocket(agent)?)),
+        Given::Link(agent) => Target::Link(Box::new(link_agent(agent)?)),
+        Given::Audiosocket(agent) => Target::AudioSocket(audiosocket_agent(agent, call)?),
     })
 }
 
@@ -234,27 +240,71 @@ fn websocket(given: proto::WebSocketAgent) -> Result<WebSocketParameters, Invali
         proto::Dialect::Twilio => Dialect::Twilio,
     };
     let url = Url::parse(&given.url).map_err(|error| invalid("agent.websocket.url", error.to_string()))?;
-    if url.secure {
-        return Err(invalid("agent.websocket.url", "wss is not carried yet; use ws"));
-    }
-    let octets = |fields: &std::collections::HashMap<String, String>| -> usize {
-        fields.iter().map(|(name, value)| name.len() + value.len()).sum()
-    };
-    for (field, fields) in
-        [("agent.websocket.headers", &given.headers), ("agent.websocket.custom", &given.custom)]
-    {
-        if fields.len() > FIELDS_MAX || octets(fields) > FIELDS_OCTETS_MAX {
-            let what = format!("at most {FIELDS_MAX} with {FIELDS_OCTETS_MAX} octets are carried");
-            return Err(invalid(field, what));
-        }
-    }
+    check_fields("agent.websocket.headers", &given.headers)?;
+    check_fields("agent.websocket.custom", &given.custom)?;
     Ok(WebSocketParameters {
         url,
         dialect,
+        tls: None,
         headers: given.headers.into_iter().collect(),
         custom: given.custom.into_iter().collect::<BTreeMap<_, _>>(),
         connect_timeout: millis(given.connect_timeout_ms, DEFAULT_CONNECT_TIMEOUT_MS),
     })
+}
+
+fn check_fields(field: &'static str, fields: &HashMap<String, String>) -> Result<(), Invalid> {
+    let octets: usize = fields.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if fields.len() > FIELDS_MAX || octets > FIELDS_OCTETS_MAX {
+        let what = format!("at most {FIELDS_MAX} with {FIELDS_OCTETS_MAX} octets are carried");
+        return Err(invalid(field, what));
+    }
+    Ok(())
+}
+
+/// `host:port`, `[IPv6]:port`.
+fn host_port(field: &'static str, given: &str) -> Result<(String, u16), Invalid> {
+    let wrong = || invalid(field, format!("{given:?} is not host:port"));
+    let (host, port) = given.rsplit_once(':').ok_or_else(wrong)?;
+    let port = port.parse().ok().filter(|port| *port > 0).ok_or_else(wrong)?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    if host.is_empty() || host.len() > NAME_MAX * 2 {
+        return Err(wrong());
+    }
+    Ok((host.to_owned(), port))
+}
+
+fn link_agent(given: proto::LinkAgent) -> Result<LinkParameters, Invalid> {
+    let (host, port) = host_port("agent.link.address", &given.address)?;
+    if given.token.len() > link::TOKEN_MAX {
+        return Err(invalid("agent.link.token", format!("is longer than {} octets", link::TOKEN_MAX)));
+    }
+    check_fields("agent.link.custom", &given.custom)?;
+    Ok(LinkParameters {
+        host,
+        port,
+        token: given.token.into_bytes(),
+        custom: given.custom.into_iter().collect(),
+        connect_timeout: millis(given.connect_timeout_ms, DEFAULT_CONNECT_TIMEOUT_MS),
+    })
+}
+
+fn audiosocket_agent(
+    given: proto::AudioSocketAgent,
+    call: &CallInfo,
+) -> Result<AudioSocketParameters, Invalid> {
+    let (host, port) = host_port("agent.audiosocket.address", &given.address)?;
+    let id = match given.uuid.as_str() {
+        "" => uuid::Uuid::parse_str(&call.call_id).unwrap_or_else(|_| uuid::Uuid::new_v4()),
+        text => uuid::Uuid::parse_str(text)
+            .map_err(|_| invalid("agent.audiosocket.uuid", format!("{text:?} is no UUID")))?,
+    };
+    let hz = if given.sample_rate_hz == 0 { 8_000 } else { given.sample_rate_hz };
+    let rate = audiosocket::Rate::from_hz(hz).filter(|_| SampleRate::from_hz(hz).is_some());
+    let rate = rate.ok_or_else(|| {
+        invalid("agent.audiosocket.sample_rate_hz", format!("{hz} is not 8000, 16000, 24000 or 48000"))
+    })?;
+    let connect_timeout = millis(given.connect_timeout_ms, DEFAULT_CONNECT_TIMEOUT_MS);
+    Ok(AudioSocketParameters { host, port, id: id.into_bytes(), rate, connect_timeout })
 }
 
 fn millis(given: u32, default: u32) -> Duration {
@@ -407,6 +457,17 @@ mod tests {
     }
 
     #[test]
+    fn the_token_of_a_link_is_not_shown() {
+        let given = proto::LinkAgent {
+            address: "127.0.0.1:8767".into(),
+            token: "very-secret".into(),
+            ..Default::default()
+        };
+        let parameters = link_agent(given).unwrap();
+        assert!(parameters.token == b"very-secret" && !format!("{parameters:?}").contains("secret"));
+    }
+
+    #[test]
     fn what_cannot_be_carried_is_named_by_its_field() {
         type Change = fn(&mut proto::RtpParameters);
         fn keys(suite: proto::SrtpSuite, local: usize, remote: usize) -> proto::SrtpKeys {
@@ -433,8 +494,24 @@ mod tests {
             change(&mut given);
             assert_eq!(rtp(Some(given)).unwrap_err().field, field);
         }
-        assert_eq!(agent(None).unwrap_err().field, "agent.target");
-        let secure = proto::WebSocketAgent { url: "wss://host/".into(), ..Default::default() };
-        assert_eq!(websocket(secure).unwrap_err().field, "agent.websocket.url");
+        assert_eq!(agent(None, &CallInfo::default()).unwrap_err().field, "agent.target");
+        for address in ["", "host", "host:", ":1", "host:0", "host:70000"] {
+            let given = proto::LinkAgent { address: address.into(), ..Default::default() };
+            assert_eq!(link_agent(given).unwrap_err().field, "agent.link.address", "{address}");
+        }
+        let given = |uuid: &str, sample_rate_hz| proto::AudioSocketAgent {
+            address: "[::1]:9092".into(),
+            uuid: uuid.into(),
+            sample_rate_hz,
+            ..Default::default()
+        };
+        let call = CallInfo::default();
+        let refused = |given| audiosocket_agent(given, &call).unwrap_err().field;
+        assert_eq!(refused(given("no", 0)), "agent.audiosocket.uuid");
+        assert_eq!(refused(given("", 12_000)), "agent.audiosocket.sample_rate_hz");
+        let fine = audiosocket_agent(given("6ba7b810-9dad-11d1-80b4-00c04fd430c8", 16_000), &call).unwrap();
+        assert_eq!((fine.host.as_str(), fine.port, fine.id[0]), ("::1", 9_092, 0x6b));
+        let other = proto::WebSocketAgent { url: "https://host/".into(), ..Default::default() };
+        assert_eq!(websocket(other).unwrap_err().field, "agent.websocket.url");
     }
 }

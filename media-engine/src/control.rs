@@ -12,11 +12,12 @@
 
 mod events;
 mod service;
+mod tls;
 
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tandem_api::engine::v1 as proto;
@@ -160,6 +161,8 @@ pub struct Control {
     events: broadcast::Sender<Broadcast>,
     draining: AtomicBool,
     controllers: AtomicUsize,
+    /// What agents behind `wss://` are trusted by; read when the first is dialled.
+    agent_tls: OnceLock<Result<Arc<rustls::ClientConfig>, String>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -179,7 +182,13 @@ impl Control {
             events: broadcast::Sender::new(SUBSCRIBER_EVENTS_MAX),
             draining: AtomicBool::new(false),
             controllers: AtomicUsize::new(0),
+            agent_tls: OnceLock::new(),
         }
+    }
+
+    /// What agents behind `wss://` are trusted by.
+    fn agent_tls(&self) -> Result<Arc<rustls::ClientConfig>, String> {
+        self.agent_tls.get_or_init(|| tls::client_config(self.config.agent_ca.as_deref())).clone()
     }
 
     /// The settings.

@@ -109,6 +109,10 @@ core_metrics! {
     agent_marks_refused_total: "counter",
     /// Messages of agents that were none of their dialect.
     agent_malformed_total: "counter",
+    /// Links to built-in voice agents that carry calls.
+    links: "gauge",
+    /// Links that broke, or could not be had.
+    links_lost_total: "counter",
     /// System calls that submitted or waited.
     ring_enters_total: "counter",
     /// Operations given to the kernel.

@@ -22,6 +22,8 @@
 //! Nothing spins: without sessions the wait has no deadline. With few, it ends at the next due millisecond or when
 //! something came, and packets of one millisecond are handled together. With many, every millisecond has somebody due.
 
+mod links;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -31,6 +33,7 @@ use std::time::{Duration, Instant};
 use rtrb::Consumer;
 use slab::Slab;
 
+use crate::leg::agent::AgentParameters;
 use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::{Rtcp, RtpParameters};
 use crate::mailbox::{Command, LegError, Open, OpenError, Opened, Outbox, SessionKey, Summary};
@@ -40,6 +43,7 @@ use crate::ring::{Completion, Owner, Ring, RingError, SocketId, Wait, bind_udp, 
 use crate::session::second::Role;
 use crate::session::{Port, Session};
 use crate::wheel::{Phase, Phases, Wheel};
+use links::Link;
 
 /// Packets of so long are handled together while the core is quiet: a turn costs more than a packet.
 pub const COALESCE: Duration = Duration::from_millis(1);
@@ -50,6 +54,9 @@ const COMPLETIONS_MAX: u64 = 4 * BATCH_MAX as u64;
 
 /// Commands carried out in one turn: opening a session binds a port and allocates, tens of microseconds each.
 const COMMANDS_A_TURN: usize = 16;
+
+/// TLS handshakes that go on in one turn: some 0.2 ms each, and packets wait for them.
+const HANDSHAKES_A_TURN: usize = 2;
 
 /// A closed agent stream is given so long to read its good-bye and close its side.
 pub const LINGER: Duration = Duration::from_secs(1);
@@ -77,6 +84,12 @@ struct Slot {
     peer: Option<SocketAddr>,
     stream: Option<SocketId>,
     local_address: IpAddr,
+    /// The link that carries the agent's side.
+    link: Option<usize>,
+    /// It waits in the link's list.
+    is_ready: bool,
+    /// It waits in `handshakes`.
+    is_shaking: bool,
     port: u16,
     phase: Option<Phase>,
     /// The second leg's.
@@ -103,6 +116,9 @@ pub struct Worker {
     ring: Ring,
     sessions: Slab<Slot>,
     sessions_max: usize,
+    links: Slab<Link>,
+    /// Sessions whose agent's TLS handshake waits for its turn, each once.
+    handshakes: VecDeque<u32>,
     generation: u32,
     wheel: Wheel,
     phases: Phases,
@@ -124,17 +140,18 @@ pub struct Worker {
     stopping: bool,
 }
 
-/// Which of a session's sockets.
+/// Whose socket: one of a session's, or a link, whose key then is its own place and connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leg {
-    Rtp,
-    Rtcp,
-    Agent,
-    Second,
+    Rtp = 0,
+    Rtcp = 1,
+    Agent = 2,
+    Second = 3,
+    Link = 4,
 }
 
-const GENERATION_MASK: u32 = 0x3FFF_FFFF;
-const LEG_SHIFT: u32 = 62;
+const GENERATION_MASK: u32 = 0x1FFF_FFFF;
+const LEG_SHIFT: u32 = 61;
 
 fn owner(key: SessionKey, leg: Leg) -> Owner {
     Owner((leg as u64) << LEG_SHIFT | u64::from(key.generation) << 32 | u64::from(key.index))
@@ -145,7 +162,8 @@ fn owned(owner: Owner) -> (SessionKey, Leg) {
         0 => Leg::Rtp,
         1 => Leg::Rtcp,
         2 => Leg::Agent,
-        _ => Leg::Second,
+        3 => Leg::Second,
+        _ => Leg::Link,
     };
     let generation = (owner.0 >> 32) as u32 & GENERATION_MASK;
     (SessionKey { index: owner.0 as u32, generation }, leg)
@@ -165,7 +183,9 @@ impl Worker {
         Self {
             ring,
             sessions: Slab::with_capacity(sessions_max),
-            sessions_max,
+            sessions_max: sessions_max.min(links::SESSIONS_MAX),
+            links: Slab::new(),
+            handshakes: VecDeque::new(),
             generation: 0,
             wheel: Wheel::new(now, sessions_max),
             phases: Phases::default(),
@@ -203,14 +223,11 @@ impl Worker {
     }
 
     fn wait(&self) -> Wait {
-        if self.is_behind {
+        if self.is_behind || !self.handshakes.is_empty() {
             return Wait::none(self.published);
         }
         let linger = self.lingering.front().map(|(until, _)| *until);
-        let deadline = match (self.wheel.next_due(), linger) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        let deadline = [self.wheel.next_due(), linger, self.links_deadline()].into_iter().flatten().min();
         // A last look at the counters before a long sleep.
         let publish = (self.tally.turns_total != self.metrics.turns_total.get())
             .then_some(self.published + PUBLISH_EVERY);
@@ -224,9 +241,14 @@ impl Worker {
     fn turn(&mut self, now: Instant) {
         let batch = self.handle_completions(now);
         let more_commands = self.take_commands(now);
-        self.is_behind = batch >= COMPLETIONS_MAX || more_commands;
+        let more_handshakes = self.shake_hands(now);
+        self.is_behind = batch >= COMPLETIONS_MAX || more_commands || more_handshakes;
         // A long batch takes long enough for others to be due.
         let oldest = self.run_due(if batch > 0 { Instant::now() } else { now });
+        self.turn_links(now);
+        self.drain_touched(now);
+        self.pump_links();
+        // Sessions whose last words have just been written.
         self.drain_touched(now);
         self.outbox.ring();
         while let Some((_, socket)) = self.lingering.pop_front_if(|(until, _)| *until <= now) {
@@ -248,6 +270,19 @@ impl Worker {
         if now.saturating_duration_since(self.published) >= PUBLISH_EVERY {
             self.publish(now);
         }
+    }
+
+    /// Goes on with up to [`HANDSHAKES_A_TURN`] TLS handshakes; true when more wait.
+    fn shake_hands(&mut self, now: Instant) -> bool {
+        for _ in 0..HANDSHAKES_A_TURN {
+            let Some(index) = self.handshakes.pop_front() else { return false };
+            if let Some(slot) = self.sessions.get_mut(index as usize) {
+                slot.is_shaking = false;
+                slot.session.handle_handshake(now);
+                self.touch(index);
+            }
+        }
+        !self.handshakes.is_empty()
     }
 
     // --- commands ---
@@ -344,8 +379,12 @@ impl Worker {
         }
         let call_id: Arc<str> = open.parameters.call.call_id.as_str().into();
         let separate = matches!(open.parameters.rtp.rtcp, Rtcp::Separate { .. });
+        let token = match &open.parameters.agent {
+            AgentParameters::Link(link) => Some(link.token.clone()),
+            _ => None,
+        };
         let session = Session::new(open.parameters, now)
-            .map_err(|error| OpenError::Agent(format!("agent.websocket: {error}")))?;
+            .map_err(|error| OpenError::Agent(format!("agent: {error}")))?;
         let (port, socket, rtcp) = self.bind(&open.local_address, open.local_port, separate, now)?;
         self.generation = (self.generation + 1) & GENERATION_MASK;
         let key = SessionKey { index: self.sessions.vacant_key() as u32, generation: self.generation };
@@ -375,6 +414,9 @@ impl Worker {
             local_address: open.local_address,
             peer: None,
             stream: None,
+            link: None,
+            is_ready: false,
+            is_shaking: false,
             port,
             phase: None,
             second: None,
@@ -385,17 +427,17 @@ impl Worker {
         debug_assert_eq!(index, key.index as usize);
         let agent_ready = self.sessions[index].session.is_agent_ready();
         if let Some(address) = open.agent_address {
-            let dialled = match address {
-                Ok(address) => {
-                    let owner = owner(key, Leg::Agent);
-                    self.ring.connect(address, owner).map_err(|error| error.to_string())
+            let dialled = match (address, token) {
+                (Ok(address), Some(token)) => self.join_link(key, address, &token, now),
+                (Ok(address), None) => {
+                    let connecting = self.ring.connect(address, owner(key, Leg::Agent));
+                    let slot = &mut self.sessions[index];
+                    connecting.map(|socket| slot.stream = Some(socket)).map_err(|error| error.to_string())
                 }
-                Err(reason) => Err(reason),
+                (Err(reason), _) => Err(reason),
             };
-            let slot = &mut self.sessions[index];
-            match dialled {
-                Ok(socket) => slot.stream = Some(socket),
-                Err(reason) => slot.session.handle_undiallable(&reason),
+            if let Err(reason) = dialled {
+                self.sessions[index].session.handle_undiallable(&reason);
             }
         }
         self.tally.sessions_opened_total += 1;
@@ -623,8 +665,8 @@ impl Worker {
                 && let Some(completion) = self.ring.next()
             {
                 if let Completion::Datagram { owner, .. } | Completion::Stream { owner, .. } = &completion {
-                    let (key, _) = owned(*owner);
-                    if let Some(slot) = self.sessions.get(key.index as usize) {
+                    let (key, leg) = owned(*owner);
+                    if let (true, Some(slot)) = (leg != Leg::Link, self.sessions.get(key.index as usize)) {
                         prefetch(std::slice::from_ref(slot));
                     }
                 }
@@ -656,15 +698,18 @@ impl Worker {
                     match leg {
                         Leg::Rtcp => slot.session.handle_report(from, bytes, now),
                         Leg::Second => slot.session.handle_second_datagram(from, bytes, now),
-                        Leg::Rtp | Leg::Agent => slot.session.handle_datagram(from, bytes, now),
+                        Leg::Rtp | Leg::Agent | Leg::Link => slot.session.handle_datagram(from, bytes, now),
                     }
                     self.touch(key.index);
                 }
                 self.ring.give_back(data);
             }
             Completion::Stream { owner, data } => {
-                let (key, _) = owned(owner);
+                let (key, leg) = owned(owner);
                 self.tally.agent_received_octets_total += data.len() as u64;
+                if leg == Leg::Link {
+                    return self.handle_link_bytes(key, data, now);
+                }
                 if let Some(slot) = self.sessions.get_mut(key.index as usize)
                     && slot.generation == key.generation
                 {
@@ -674,13 +719,20 @@ impl Worker {
                 self.ring.give_back(data);
             }
             Completion::Connected { owner } => {
-                if let Some(slot) = self.slot(owner) {
-                    slot.session.handle_connected();
+                let (key, leg) = owned(owner);
+                if leg == Leg::Link {
+                    self.handle_link_connected(key, now);
+                } else if let Some(slot) = self.slot(owner) {
+                    slot.session.handle_connected(now);
                 }
             }
+            // A link is looked at in every turn.
             Completion::Writable { owner } => drop(self.slot(owner)),
             Completion::Ended { owner, error } => {
-                if let Some(slot) = self.slot(owner) {
+                let (key, leg) = owned(owner);
+                if leg == Leg::Link {
+                    self.handle_link_ended(key, error.as_ref(), now);
+                } else if let Some(slot) = self.slot(owner) {
                     slot.session.handle_ended(error.as_ref());
                     if let Some(stream) = slot.stream.take() {
                         self.ring.close(stream);
@@ -693,9 +745,9 @@ impl Worker {
 
     /// The session of a completion, touched.
     fn slot(&mut self, owner: Owner) -> Option<&mut Slot> {
-        let (key, _) = owned(owner);
+        let (key, leg) = owned(owner);
         let slot = self.sessions.get(key.index as usize)?;
-        if slot.generation != key.generation {
+        if slot.generation != key.generation || leg == Leg::Link {
             return None;
         }
         self.touch(key.index);
@@ -790,6 +842,12 @@ impl Worker {
                 self.ring.send_stage(stream, len);
             }
         }
+        self.get_ready(index);
+        let slot = &mut self.sessions[index as usize];
+        if slot.session.wants_handshake() && !std::mem::replace(&mut slot.is_shaking, true) {
+            self.handshakes.push_back(index);
+        }
+        let slot = &mut self.sessions[index as usize];
         let oddities = slot.session.poll_oddities();
         self.tally.events_refused_total += oddities.events_refused;
         self.tally.agent_marks_refused_total += oddities.marks_refused;
@@ -825,12 +883,15 @@ impl Worker {
     fn leave(&mut self, index: u32, now: Instant) {
         let slot = &mut self.sessions[index as usize];
         let until = *slot.leaving.get_or_insert(now + LINGER);
-        let is_said = slot.stream.is_none() || slot.session.is_stream_over();
+        let is_over = slot.session.is_stream_over();
+        let is_said = is_over || (slot.stream.is_none() && slot.link.is_none());
         if !is_said && now < until {
             slot.deadline = Some(until);
             return self.wheel.place(index, until);
         }
         self.wheel.remove(index);
+        let generation = slot.generation;
+        self.leave_link(SessionKey { index, generation }, is_said);
         let slot = self.sessions.remove(index as usize);
         if let Some(stream) = slot.stream {
             self.ring.finish(stream);
@@ -861,6 +922,7 @@ impl Worker {
         tally.ring_send_failed_total = ring.send_failed;
         tally.ring_truncated_total = ring.truncated;
         tally.ring_sockets = ring.sockets;
+        tally.links = self.links.iter().filter(|(_, link)| link.is_up()).count() as u64;
         self.metrics.publish(tally);
         tally.turn_nanoseconds_max = 0;
         tally.batch_max = 0;

@@ -1,7 +1,7 @@
 //! The packet path allocates nothing and takes no lock.
 //!
-//! A whole engine runs here, on each driver, with calls to the echo and to WebSocket agents of both dialects, whose RTCP is
-//! multiplexed or has ports of its own and is answered. The
+//! A whole engine runs here, on each driver, with calls to the echo, to WebSocket agents of both dialects, to an agent on
+//! the core's link and to an AudioSocket server; their RTCP is multiplexed or has ports of its own and is answered. The
 //! global allocator of this program counts what threads called `media-…` (the workers) ask of it: after a warm-up, in
 //! which queues reach their size, the count must stand still while thousands of packets pass through ring, session
 //! and legs. Locks: the sources that run on a worker are read for the words that would be one.
@@ -20,6 +20,8 @@ use media_engine::config::{Config, PortRange};
 use media_engine::ring::{Choice, DriverKind, decide};
 use tandem_api::engine::v1 as proto;
 use tandem_api::engine::v1::engine_service_client::EngineServiceClient;
+use tandem_stream::link;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 use tonic::transport::Channel;
 
@@ -77,7 +79,58 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-const CALLS: usize = 12;
+const CALLS: usize = 20;
+
+/// What a call talks to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Peer {
+    Echo,
+    Pcm,
+    Twilio,
+    Link,
+    AudioSocket,
+}
+
+const PEERS: [Peer; 5] = [Peer::Echo, Peer::Pcm, Peer::Twilio, Peer::Link, Peer::AudioSocket];
+
+/// The voice agent's end of a link: it accepts every call and returns what it hears, and grants what it took.
+async fn talk_back_on_link(listener: tokio::net::TcpListener) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let mut server = link::Server::new(b"secret".to_vec());
+            let (mut octets, mut own, mut out) = (vec![0; 65_536], Vec::new(), Vec::new());
+            while let Ok(len @ 1..) = stream.read(&mut octets).await {
+                let read = server.handle_bytes(&octets[..len], &mut own, |call, message| match message {
+                    link::Message::Open { .. } => link::append(&mut out, call, &link::Message::Accepted),
+                    link::Message::Audio(audio) => {
+                        link::append(&mut out, call, &message);
+                        let octets = audio.len() as u32;
+                        link::append(&mut out, call, &link::Message::Credit { octets });
+                    }
+                    _ => {}
+                });
+                read.unwrap();
+                own.append(&mut out);
+                if stream.write_all(&own).await.is_err() {
+                    break;
+                }
+                own.clear();
+            }
+        });
+    }
+}
+
+/// An AudioSocket server returns every octet of sound that it gets: the frames are the same both ways.
+async fn talk_back_on_audiosocket(listener: tokio::net::TcpListener) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        tokio::spawn(async move {
+            let mut id = [0; 19];
+            stream.read_exact(&mut id).await.unwrap();
+            let (mut reader, mut writer) = stream.split();
+            let _ = tokio::io::copy(&mut reader, &mut writer).await;
+        });
+    }
+}
 
 /// An agent that answers each message of sound with as much sound, for as long as the engine wants it.
 async fn talk_back(listener: tokio::net::TcpListener, dialect: proto::Dialect) {
@@ -178,31 +231,48 @@ fn steady_state_allocates_nothing_on(kind: DriverKind) {
     config.driver = Choice::Only(kind);
     let engine = Engine::start(config).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let phones = runtime.block_on(async {
+    let (phones, mut client) = runtime.block_on(async {
         let mut client =
             EngineServiceClient::connect(format!("http://{}", engine.grpc_address())).await.unwrap();
         let mut phones = Vec::new();
-        for dialect in [proto::Dialect::Unspecified, proto::Dialect::Pcm, proto::Dialect::Twilio] {
+        for peer in PEERS {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let url = format!("ws://{}/", listener.local_addr().unwrap());
-            tokio::spawn(talk_back(listener, dialect));
-            for n in 0..CALLS / 3 {
+            let address = listener.local_addr().unwrap().to_string();
+            let websocket = |dialect: proto::Dialect| {
+                let url = format!("ws://{address}/");
+                let dialect = dialect.into();
+                proto::agent::Target::Websocket(proto::WebSocketAgent { url, dialect, ..Default::default() })
+            };
+            let target = match peer {
+                Peer::Echo => proto::agent::Target::Echo(proto::EchoAgent {}),
+                Peer::Pcm => websocket(proto::Dialect::Pcm),
+                Peer::Twilio => websocket(proto::Dialect::Twilio),
+                Peer::Link => proto::agent::Target::Link(proto::LinkAgent {
+                    address: address.clone(),
+                    token: "secret".into(),
+                    ..Default::default()
+                }),
+                Peer::AudioSocket => proto::agent::Target::Audiosocket(proto::AudioSocketAgent {
+                    address: address.clone(),
+                    ..Default::default()
+                }),
+            };
+            match peer {
+                Peer::Echo => drop(listener),
+                Peer::Pcm => drop(tokio::spawn(talk_back(listener, proto::Dialect::Pcm))),
+                Peer::Twilio => drop(tokio::spawn(talk_back(listener, proto::Dialect::Twilio))),
+                Peer::Link => drop(tokio::spawn(talk_back_on_link(listener))),
+                Peer::AudioSocket => drop(tokio::spawn(talk_back_on_audiosocket(listener))),
+            }
+            for n in 0..CALLS / PEERS.len() {
                 let phone = UdpSocket::bind("127.0.0.1:0").unwrap();
                 phone.set_nonblocking(true).unwrap();
-                let target = match dialect {
-                    proto::Dialect::Unspecified => proto::agent::Target::Echo(proto::EchoAgent {}),
-                    _ => proto::agent::Target::Websocket(proto::WebSocketAgent {
-                        url: url.clone(),
-                        dialect: dialect.into(),
-                        ..Default::default()
-                    }),
-                };
                 let own = phone.local_addr().unwrap().port();
-                let port = open(&mut client, format!("{dialect:?}-{n}"), own, target).await;
+                let port = open(&mut client, format!("{peer:?}-{n}"), own, target.clone()).await;
                 phones.push((phone, port));
             }
         }
-        phones
+        (phones, client)
     });
     let mut sequence = 0;
     // Each session has reported once: the first report leaves within 3.1 s.
@@ -211,6 +281,15 @@ fn steady_state_allocates_nothing_on(kind: DriverKind) {
     assert!(asked > 0, "workers are not seen at all: the test shows nothing");
     let (sent, received, reports) = speak(&phones, &mut sequence, Duration::from_secs(5));
     let asked = WORKERS_ASKED.load(Ordering::Relaxed) - asked;
+    // Each kind of agent was really heard and really spoke.
+    runtime.block_on(async {
+        for peer in PEERS.into_iter().filter(|peer| *peer != Peer::Echo) {
+            let session_id = format!("{peer:?}-0");
+            let close = proto::CloseSessionRequest { session_id, reason: "caller".into() };
+            let stats = client.close_session(close).await.unwrap().into_inner().stats.unwrap();
+            assert!(stats.agent_frames_out > 150 && stats.agent_frames_in > 50, "{peer:?}: {stats:?}");
+        }
+    });
     assert!(sent > 1_500 && received > sent * 9 / 10, "{received} of {sent} came back");
     assert!(reports > 0, "no session reported while it was watched");
     assert_eq!(
@@ -247,7 +326,9 @@ fn sources_that_run_on_a_worker_have_no_lock() {
     }
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
-    for part in ["worker.rs", "wheel.rs", "ports.rs", "mailbox.rs", "metrics.rs", "session", "leg", "ring"] {
+    for part in
+        ["worker.rs", "worker", "wheel.rs", "ports.rs", "mailbox.rs", "metrics.rs", "session", "leg", "ring"]
+    {
         read(&source.join(part), &mut found);
     }
     assert!(found.is_empty(), "{found:#?}");

@@ -65,6 +65,7 @@ impl Planes {
         let settings = Settings {
             limits,
             talker_url: "ws://192.0.2.30:8767/v1/talk".to_owned(),
+            talker_token: None,
             engines: vec!["http://192.0.2.20:7070".to_owned()],
             seed,
         };

@@ -1,10 +1,11 @@
 //! The built-in voice agent: speech-to-text → language model → text-to-speech, and who has the floor.
 //!
-//! A WebSocket server. A media engine dials it once a call and speaks the `pcm` agent protocol: caller audio in, agent
-//! audio out, marks that say what the caller has heard.
+//! A server of links, and of WebSockets on the same port. Each core of a media engine keeps one link, with all of its calls;
+//! both carry the `pcm` agent protocol: caller audio in, agent audio out, marks that say what the caller has heard.
 //!
 //! ```text
-//!   server ─▶ session ─▶ vad, turn            who speaks (sans-IO)
+//!   server ─▶ link, transport ─▶ session
+//!             session ─▶ vad, turn            who speaks (sans-IO)
 //!               │  ▲ ─▶ stt/                  what the caller says
 //!               ▼  │ ─▶ pipeline ─▶ llm/ ─▶ sentence ─▶ tts/   what the agent says
 //!             outbox  ─▶ ledger ─▶ record     what was said, as heard
@@ -15,6 +16,7 @@
 
 pub mod agent;
 pub mod config;
+pub mod link;
 pub mod llm;
 pub mod local_voice;
 pub mod outbox;
@@ -24,6 +26,7 @@ pub mod sentence;
 pub mod server;
 pub mod session;
 pub mod stt;
+pub mod transport;
 pub mod tts;
 pub mod turn;
 pub mod vad;

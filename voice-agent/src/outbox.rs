@@ -93,6 +93,11 @@ impl Outbox {
         self.shared.filled.notify_one();
     }
 
+    /// A `clear` waits to be sent: audio that was taken before is of no use any more.
+    pub fn is_clearing(&self) -> bool {
+        matches!(self.lock().frames.front(), Some(Frame::Event(FromAgent::Clear)))
+    }
+
     /// May more audio be queued?
     pub fn has_room(&self) -> bool {
         self.lock().waiting_ms < AUDIO_MAX_MS

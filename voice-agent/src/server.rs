@@ -1,18 +1,22 @@
-//! The listener: `GET /healthz`, and the WebSocket upgrade of `/v1/talk`, on one port.
+//! The listener: links, `GET /healthz`, and the WebSocket upgrade of `/v1/talk`, on one port.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::{ExposeSecret, SecretString};
+use tandem_stream::link::PREAMBLE;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use crate::agent::{Agent, AgentError, Backstage};
 use crate::config::Config;
-use crate::session;
+use crate::link::{self, Reception};
+use crate::transport::{Ear, Mouth};
+use crate::{session, transport};
 
 /// Where engines connect.
 pub const TALK_PATH: &str = "/v1/talk";
@@ -54,6 +58,8 @@ pub struct Server {
 
 struct Shared {
     agent: Agent,
+    /// What engines must know; `None`: links from this machine only.
+    token: Option<SecretString>,
     places: Arc<Semaphore>,
     max_conversations: usize,
     stop: watch::Receiver<bool>,
@@ -68,7 +74,7 @@ impl Server {
         // First the port: a second talker must not start a second set of models.
         let listener = listen(config.listen).await?;
         let (agent, backstage) = Agent::start(&config)?;
-        Self::new(listener, agent, config.max_conversations, Some(backstage))
+        Self::new(listener, agent, config.service_token, config.max_conversations, Some(backstage))
     }
 
     /// Binds the listener for an agent that is there.
@@ -80,12 +86,13 @@ impl Server {
         agent: Agent,
         max_conversations: usize,
     ) -> Result<Self, RunError> {
-        Self::new(listen(listen_on).await?, agent, max_conversations, None)
+        Self::new(listen(listen_on).await?, agent, None, max_conversations, None)
     }
 
     fn new(
         listener: TcpListener,
         agent: Agent,
+        token: Option<SecretString>,
         max_conversations: usize,
         backstage: Option<Backstage>,
     ) -> Result<Self, RunError> {
@@ -94,7 +101,7 @@ impl Server {
             .map_err(|source| RunError::Bind { addr: SocketAddr::from(([0, 0, 0, 0], 0)), source })?;
         let (stop, stopped) = watch::channel(false);
         let places = Arc::new(Semaphore::new(max_conversations));
-        let shared = Arc::new(Shared { agent, places, max_conversations, stop: stopped });
+        let shared = Arc::new(Shared { agent, token, places, max_conversations, stop: stopped });
         Ok(Self { listener, local_addr, shared, stop, backstage })
     }
 
@@ -150,8 +157,12 @@ async fn listen(addr: SocketAddr) -> Result<TcpListener, RunError> {
 async fn answer(stream: TcpStream, shared: Arc<Shared>) {
     // Without it small frames wait for acknowledgements; a socket that refuses is only slower.
     let _ = stream.set_nodelay(true);
-    let Ok(Some(path)) = tokio::time::timeout(REQUEST_TIMEOUT, requested_path(&stream)).await else { return };
+    let Ok(Some(request)) = tokio::time::timeout(REQUEST_TIMEOUT, requested(&stream)).await else { return };
     let ready = shared.agent.is_ready();
+    let path = match request {
+        Requested::Link => return serve_link(stream, &shared).await,
+        Requested::Path(path) => path,
+    };
     match path.as_str() {
         "/healthz" if ready => respond(stream, "200 OK", "ok\n").await,
         "/healthz" => {
@@ -179,21 +190,83 @@ async fn talk(stream: TcpStream, shared: &Shared) {
         WebSocketConfig::default().max_message_size(Some(MESSAGE_MAX)).max_frame_size(Some(MESSAGE_MAX));
     let handshake = tokio_tungstenite::accept_async_with_config(stream, Some(limits));
     match tokio::time::timeout(REQUEST_TIMEOUT, handshake).await {
-        Ok(Ok(socket)) => session::run(socket, &shared.agent, shared.stop.clone()).await,
+        Ok(Ok(socket)) => {
+            let (ear, mouth) = transport::split(socket);
+            session::run(ear, mouth, &shared.agent, shared.stop.clone()).await;
+        }
         Ok(Err(error)) => tracing::warn!(%error, "a WebSocket handshake failed"),
         Err(_) => tracing::warn!("a WebSocket handshake took too long"),
     }
 }
 
-/// The path of the request line, without taking the request from the socket. Returns when the whole line is there.
-async fn requested_path(stream: &TcpStream) -> Option<String> {
+async fn serve_link(stream: TcpStream, shared: &Arc<Shared>) {
+    let is_local = stream.peer_addr().is_ok_and(|peer| peer.ip().is_loopback());
+    let token = match &shared.token {
+        Some(token) => token.expose_secret().as_bytes().to_vec(),
+        None if is_local => Vec::new(),
+        None => {
+            return tracing::warn!(
+                "a link from another machine is refused: set TANDEM_SERVICE_TOKEN on both sides"
+            );
+        }
+    };
+    let stop = shared.stop.clone();
+    link::serve(stream, token, shared, stop).await;
+}
+
+impl Reception for Arc<Shared> {
+    type Place = OwnedSemaphorePermit;
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, &'static str> {
+        if !self.agent.is_ready() {
+            return Err("the voice models are not loaded yet");
+        }
+        if *self.stop.borrow() {
+            return Err("the voice agent is ending");
+        }
+        self.places.clone().try_acquire_owned().map_err(|_| {
+            let limit = self.max_conversations;
+            tracing::warn!(limit, "a conversation is refused: the agent is full");
+            "too many conversations"
+        })
+    }
+
+    fn receive(
+        &self,
+        place: OwnedSemaphorePermit,
+        ear: link::Ear,
+        mouth: link::Mouth,
+        sessions: &mut JoinSet<()>,
+    ) {
+        let shared = Arc::clone(self);
+        sessions.spawn(async move {
+            let _place = place;
+            let (ear, mouth) = (Ear::Link(ear), Mouth::Link(mouth));
+            session::run(ear, mouth, &shared.agent, shared.stop.clone()).await;
+        });
+    }
+}
+
+/// What a connection begins with.
+enum Requested {
+    Link,
+    Path(String),
+}
+
+/// The path of the request line, or that it is a link, without taking it from the socket. Returns when the whole line is
+/// there.
+async fn requested(stream: &TcpStream) -> Option<Requested> {
     let mut head = vec![0; REQUEST_MAX];
     loop {
         let len = stream.peek(&mut head).await.ok()?;
+        if head[..len].starts_with(&PREAMBLE) {
+            return Some(Requested::Link);
+        }
         if let Some(end) = head[..len].iter().position(|octet| *octet == b'\n') {
             let line = std::str::from_utf8(&head[..end]).ok()?;
             let target = line.strip_prefix("GET ")?.split(' ').next()?;
-            return Some(target.split('?').next().unwrap_or_default().to_owned());
+            let path = target.split('?').next().unwrap_or_default();
+            return Some(Requested::Path(path.to_owned()));
         }
         if len == 0 || len == head.len() {
             return None;

@@ -1,12 +1,12 @@
 //! One conversation: the shell that moves audio and events between the engine, [`TurnTaking`] and the vendors.
 //!
 //! ```text
-//!   engine ══ws══▶ caller audio ──▶ Vad ──began, ended──▶ TurnTaking ──Listen, Flush──▶ speech-to-text
+//!   engine ══════▶ caller audio ──▶ Vad ──began, ended──▶ TurnTaking ──Listen, Flush──▶ speech-to-text
 //!          ══════▶ mark, cleared, hold ──────────────────▶    │  ▲ ◀──transcript──────────────┘
 //!          ◀═════ Outbox ◀──audio── Pipeline ◀──Say, Reply────┘  └──complete, failed── Pipeline
 //! ```
 //!
-//! It speaks the `pcm` dialect of [`tandem_stream::agent`] as the agent's side. It decides nothing: who has the floor
+//! It speaks the `pcm` agent protocol over whatever [`crate::transport`] it was reached by. It decides nothing: who has the floor
 //! is `TurnTaking`'s matter, what is said the pipeline's.
 
 mod ledger;
@@ -15,19 +15,16 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt, stream::SplitSink};
 use tandem_stream::agent::{FromAgent, HangupAfter, Start, ToAgent, read_audio};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::watch;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use crate::agent::Agent;
 use crate::llm::Request;
 use crate::outbox::{Frame, Outbox};
 use crate::pipeline::{Output, Pipeline};
 use crate::stt::{SttEvent, SttInput, SttStream};
+use crate::transport::{Ear, Incoming, Mouth};
 use crate::tts::audio_ms;
 use crate::turn::{Action, TurnTaking};
 use crate::vad::{Vad, VadEvent};
@@ -42,31 +39,28 @@ const PREROLL: Duration = Duration::from_millis(500);
 const PREROLL_FRAMES_MAX: usize = 50;
 /// When caller audio stops while somebody speaks (silence suppression, hold), silence is put in its place.
 const GAP: Duration = Duration::from_millis(100);
-/// The goodbye of the WebSocket itself.
+/// The goodbye of the connection itself.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-type Socket = WebSocketStream<TcpStream>;
-
 /// Holds the conversation until the call is over, the stream breaks, or `stop` becomes true.
-pub async fn run(mut socket: Socket, agent: &Agent, mut stop: watch::Receiver<bool>) {
-    let Ok(Some(start)) = tokio::time::timeout(START_TIMEOUT, first_event(&mut socket)).await else {
+pub async fn run(mut ear: Ear, mouth: Mouth, agent: &Agent, mut stop: watch::Receiver<bool>) {
+    let Ok(Some(start)) = tokio::time::timeout(START_TIMEOUT, first_event(&mut ear)).await else {
         tracing::warn!("an engine connected and did not start a conversation");
         return;
     };
     let call_id = start.call_id.clone();
     tracing::info!(call_id, "conversation begins");
-    let (sink, mut stream) = socket.split();
     let outbox = Outbox::default();
-    let mut writer = tokio::spawn(write(sink, outbox.clone()));
+    let mut writer = tokio::spawn(mouth.speak(outbox.clone()));
     let mut session = Session::new(agent, &start, outbox);
     session.turns.handle_start(Instant::now());
     session.act();
     while !session.turns.is_over() {
         let deadline = session.deadline();
         tokio::select! {
-            message = stream.next() => match message {
-                Some(Ok(message)) => session.handle_message(message, Instant::now()),
-                Some(Err(_)) | None => session.turns.handle_stop(Instant::now()),
+            incoming = ear.next() => match incoming {
+                Some(incoming) => session.handle_incoming(incoming, Instant::now()),
+                None => session.turns.handle_stop(Instant::now()),
             },
             event = session.stt.output.recv() => session.handle_stt(event, Instant::now()),
             output = session.pipeline.next(), if session.outbox.has_room() => {
@@ -88,7 +82,15 @@ pub async fn run(mut socket: Socket, agent: &Agent, mut stop: watch::Receiver<bo
     // The last events may still be on their way out. What comes in is read and dropped: to close a connection with
     // unread octets would reset it, and the engine would lose those events.
     session.outbox.close();
-    let goodbye = async { while let Some(Ok(_)) = stream.next().await {} };
+    let is_on_link = matches!(ear, Ear::Link(_));
+    let goodbye = async {
+        match is_on_link {
+            false => while ear.next().await.is_some() {},
+            // The connection stays, so nobody answers: all that is to be said is with the link then.
+            true if !writer.is_finished() => drop((&mut writer).await),
+            true => {}
+        }
+    };
     // An engine that does not close within this time is left.
     let _ = tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await;
     writer.abort();
@@ -101,32 +103,17 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-async fn first_event(socket: &mut Socket) -> Option<Start> {
+async fn first_event(ear: &mut Ear) -> Option<Start> {
     loop {
-        match socket.next().await?.ok()? {
-            Message::Text(text) => match ToAgent::parse(&text) {
-                Ok(Some(ToAgent::Start(start))) => return Some(start),
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "the first event is not readable");
-                    return None;
-                }
-            },
-            Message::Close(_) => return None,
-            _ => {}
+        match ear.next().await? {
+            Incoming::Event(ToAgent::Start(start)) => return Some(start),
+            Incoming::Malformed => {
+                tracing::warn!("the first event is not readable");
+                return None;
+            }
+            Incoming::Audio(_) | Incoming::Event(_) => {}
         }
     }
-}
-
-async fn write(mut sink: SplitSink<Socket, Message>, outbox: Outbox) -> Result<(), WsError> {
-    while let Some(frame) = outbox.next().await {
-        let message = match frame {
-            Frame::Audio { pcm, .. } => Message::Binary(pcm),
-            Frame::Event(event) => Message::text(event.to_json()),
-        };
-        sink.send(message).await?;
-    }
-    sink.close().await
 }
 
 struct Session<'a> {
@@ -181,16 +168,11 @@ impl<'a> Session<'a> {
 
     // --- from the engine ---
 
-    fn handle_message(&mut self, message: Message, now: Instant) {
-        match message {
-            Message::Binary(audio) => self.handle_audio(audio, now),
-            Message::Text(text) => match ToAgent::parse(&text) {
-                Ok(Some(event)) => self.handle_event(event, now),
-                Ok(None) => {}
-                Err(_) => self.frames_malformed += 1,
-            },
-            Message::Close(_) => self.turns.handle_stop(now),
-            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+    fn handle_incoming(&mut self, incoming: Incoming, now: Instant) {
+        match incoming {
+            Incoming::Audio(audio) => self.handle_audio(audio, now),
+            Incoming::Event(event) => self.handle_event(event, now),
+            Incoming::Malformed => self.frames_malformed += 1,
         }
     }
 
@@ -210,7 +192,7 @@ impl<'a> Session<'a> {
             // Keys mean nothing to this agent, and it listens with its own detector.
             ToAgent::Start(_) | ToAgent::Dtmf { .. } | ToAgent::Speech { .. } => {}
             // What it says before the answer waits in the engine; it transfers nobody.
-            ToAgent::Answered | ToAgent::Transfer { .. } => {}
+            ToAgent::Answered | ToAgent::Transfer { .. } | ToAgent::Paused { .. } => {}
         }
     }
 

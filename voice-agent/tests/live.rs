@@ -74,6 +74,19 @@ impl Talker {
         for _ in 0..600 {
             match Engine::dial(self.addr, call_id).await {
                 Ok(engine) => return engine,
+                Err(error) => last = Some(error.to_string()),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("the agent is not ready: {last:?}");
+    }
+
+    /// The same over a link, as an engine reaches it.
+    async fn call_on_link(&self, call_id: &str) -> Engine {
+        let mut last = None;
+        for _ in 0..600 {
+            match Engine::dial_link(self.addr, call_id).await {
+                Ok(engine) => return engine,
                 Err(error) => last = Some(error),
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -127,7 +140,7 @@ async fn the_recorded_caller_books_a_table() {
     let Some(local_voice) = models() else { return };
     let _alone = ALONE.lock().await;
     let talker = talker(local_voice).await;
-    let mut engine = talker.call("live-booking").await;
+    let mut engine = talker.call_on_link("live-booking").await;
     let answered = std::time::Instant::now();
     assert!(engine.until(SECONDS(5), Engine::hears).await, "no greeting, closed: {}", engine.closed);
     let greeting_ms = answered.elapsed().as_millis();

@@ -260,6 +260,51 @@ async fn at_shutdown_the_engine_is_told_to_hang_up_now() {
 }
 
 #[tokio::test]
+async fn over_a_link_the_caller_is_heard_and_interrupts_as_over_a_websocket() {
+    let stage = stage(&["I could tell you a very long story about each of our tables now."], 4).await;
+    let mut engine = Engine::dial_link(stage.addr, "call-9").await.unwrap();
+    assert!(engine.until(SECONDS(3), |engine| engine.heard_ms > 500 && !engine.hears()).await);
+    engine.say("book.wav");
+    let greeted_ms = engine.heard_ms;
+    assert!(engine.until(SECONDS(6), |engine| engine.heard_ms > greeted_ms + 700).await, "no answer");
+    engine.say("hours.wav");
+    assert!(engine.until(SECONDS(2), |engine| engine.clears == 1).await, "no barge-in");
+    let heard_ms = engine.heard_ms;
+    let messages = stage.control.messages(3).await;
+    assert!(messages[2].interrupted && u64::from(messages[2].heard_ms) == heard_ms - greeted_ms);
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_agent_refuses_a_call_on_a_link_and_takes_the_next_when_one_left() {
+    let stage = stage(&[], 1).await;
+    let first = Engine::dial_link(stage.addr, "call-10").await.unwrap();
+    let refused = Engine::dial_link(stage.addr, "call-11").await.err().unwrap();
+    assert_eq!(refused, "the call was refused: too many conversations");
+    first.stop().await;
+    let mut next = Engine::dial_link(stage.addr, "call-12").await;
+    for _ in 0..50 {
+        if next.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        next = Engine::dial_link(stage.addr, "call-12").await;
+    }
+    next.unwrap().stop().await;
+}
+
+#[tokio::test]
+async fn at_shutdown_the_calls_of_a_link_are_told_to_hang_up_now() {
+    let stage = stage(&[], 4).await;
+    let mut engine = Engine::dial_link(stage.addr, "call-13").await.unwrap();
+    assert!(engine.until(SECONDS(2), Engine::hears).await);
+    stage.shutdown.send(()).unwrap();
+    engine.until(SECONDS(2), |engine| engine.closed).await;
+    assert_eq!(engine.hangup, Some(HangupAfter::Now));
+    tokio::time::timeout(SECONDS(5), stage.served).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_peer_that_talks_nonsense_does_not_hurt() {
     let stage = stage(&[], 4).await;
     for nonsense in

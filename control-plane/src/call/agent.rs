@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tandem_api::engine::v1 as engine;
 
 /// Fields in an agent's start frame: what an engine carries at most.
 pub const CUSTOM_MAX: usize = 32;
+
+/// How the address of the voice agent begins when engines reach it by a link.
+pub const LINK_SCHEME: &str = "link://";
 
 /// The agent of an assistant.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +45,13 @@ pub enum Agent {
         headers: HashMap<String, String>,
         /// Given to the agent in its start frame.
         custom: HashMap<String, String>,
+    },
+    /// An AudioSocket server, spoken to as Asterisk does.
+    AudioSocket {
+        /// `host:port`
+        address: String,
+        /// Of the audio; 0 means 8 000.
+        sample_rate_hz: u32,
     },
 }
 
@@ -125,6 +136,14 @@ struct WebSocketOptions {
     custom: HashMap<String, String>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AudioSocketOptions {
+    address: String,
+    #[serde(default)]
+    sample_rate_hz: u32,
+}
+
 impl Agent {
     /// Reads the columns `agent_kind` and `agent_options`.
     pub fn from_stored(kind: &str, stored: &str) -> Result<Self, AgentError> {
@@ -149,6 +168,10 @@ impl Agent {
                     custom: options.custom,
                 })
             }
+            "audiosocket" => {
+                let options: AudioSocketOptions = options("audiosocket", stored)?;
+                Ok(Self::AudioSocket { address: options.address, sample_rate_hz: options.sample_rate_hz })
+            }
             _ => Err(AgentError::Kind(kind.to_owned())),
         }
     }
@@ -162,6 +185,7 @@ impl Agent {
             Self::File { .. } => "file",
             Self::Talker => "talker",
             Self::WebSocket { .. } => "websocket",
+            Self::AudioSocket { .. } => "audiosocket",
         }
     }
 
@@ -170,11 +194,13 @@ impl Agent {
         !matches!(self, Self::None)
     }
 
-    /// As the engine is told. The built-in voice agent is a `pcm` agent at `talker_url`. `custom` is what this call adds
-    /// to the start frame: the assistant's own fields win, and no more than [`CUSTOM_MAX`] are told in all.
+    /// As the engine is told. The built-in voice agent is at `talker_url`: `link://host:port` for the engines' links, which
+    /// show it `talker_token`, or `ws://…` for a WebSocket a call. `custom` is what this call adds to the start frame: the
+    /// assistant's own fields win, and no more than [`CUSTOM_MAX`] are told in all.
     pub fn to_engine(
         &self,
         talker_url: &str,
+        talker_token: Option<&SecretString>,
         connect_timeout_ms: u32,
         custom: &BTreeMap<String, String>,
     ) -> engine::Agent {
@@ -186,12 +212,26 @@ impl Agent {
             Self::File { path, repeat } => {
                 Target::File(engine::FileAgent { path: path.clone(), r#loop: *repeat })
             }
-            Self::Talker => Target::Websocket(engine::WebSocketAgent {
-                url: talker_url.to_owned(),
-                dialect: engine::Dialect::Pcm.into(),
+            Self::Talker => match talker_url.strip_prefix(LINK_SCHEME) {
+                Some(address) => Target::Link(engine::LinkAgent {
+                    address: address.trim_end_matches('/').to_owned(),
+                    token: talker_token.map(|token| token.expose_secret().to_owned()).unwrap_or_default(),
+                    custom: told(&HashMap::new(), custom),
+                    connect_timeout_ms,
+                }),
+                None => Target::Websocket(engine::WebSocketAgent {
+                    url: talker_url.to_owned(),
+                    dialect: engine::Dialect::Pcm.into(),
+                    connect_timeout_ms,
+                    custom: told(&HashMap::new(), custom),
+                    ..Default::default()
+                }),
+            },
+            Self::AudioSocket { address, sample_rate_hz } => Target::Audiosocket(engine::AudioSocketAgent {
+                address: address.clone(),
+                uuid: String::new(),
+                sample_rate_hz: *sample_rate_hz,
                 connect_timeout_ms,
-                custom: told(&HashMap::new(), custom),
-                ..Default::default()
             }),
             Self::WebSocket { url, dialect, headers, custom: own } => {
                 let dialect = match dialect {
@@ -230,12 +270,20 @@ mod tests {
     #[test]
     fn built_in_voice_agent_is_a_pcm_agent_at_its_url() {
         let custom = [("name".to_owned(), "Anna".to_owned())].into();
-        let agent = Agent::Talker.to_engine("ws://127.0.0.1:8767/v1/talk", 5_000, &custom);
+        let agent = Agent::Talker.to_engine("ws://127.0.0.1:8767/v1/talk", None, 5_000, &custom);
         let Some(engine::agent::Target::Websocket(agent)) = agent.target else { panic!("websocket") };
         assert_eq!(agent.url, "ws://127.0.0.1:8767/v1/talk");
         assert_eq!(agent.dialect(), engine::Dialect::Pcm);
         assert_eq!(agent.connect_timeout_ms, 5_000);
         assert_eq!(agent.custom["name"], "Anna");
+    }
+
+    #[test]
+    fn built_in_voice_agent_is_reached_by_a_link_that_shows_the_token() {
+        let token = SecretString::from("swordfish");
+        let agent = Agent::Talker.to_engine("link://127.0.0.1:8767", Some(&token), 5_000, &BTreeMap::new());
+        let Some(engine::agent::Target::Link(agent)) = agent.target else { panic!("link") };
+        assert_eq!((agent.address.as_str(), agent.token.as_str()), ("127.0.0.1:8767", "swordfish"));
     }
 
     #[test]

@@ -30,7 +30,7 @@ use super::headers;
 use super::negotiation::{Negotiation, NegotiationError, codec_name, rtp_parameters};
 use super::outcome::CarrierWord;
 use super::record::CallRecord;
-use super::registry::Surroundings;
+use super::registry::{Settings, Surroundings};
 use super::session::Session;
 use super::state::{Expired, Life, State};
 use crate::media::{Fleet, SessionEvent};
@@ -445,10 +445,10 @@ impl Call {
             }),
             // Without an offer address and codec are unknown until the ACK.
             rtp: Some(rtp.unwrap_or_default()),
-            agent: self
-                .agent
-                .as_ref()
-                .map(|agent| agent.to_engine(&around.settings.talker_url, connect_timeout_ms, &self.custom)),
+            agent: self.agent.as_ref().map(|agent| {
+                let Settings { talker_url, talker_token, .. } = around.settings;
+                agent.to_engine(talker_url, talker_token.as_ref(), connect_timeout_ms, &self.custom)
+            }),
             media_timeout_ms: 0,
             max_session_ms: millis(limits.call_duration_max).saturating_add(ENGINE_LIMIT_SLACK_MS),
         }
@@ -885,7 +885,7 @@ impl Call {
     }
 
     /// The call as lists and the store show it; `None` while its tenant is unknown.
-    pub fn record(&self, settings: &super::registry::Settings) -> Option<CallRecord> {
+    pub fn record(&self, settings: &Settings) -> Option<CallRecord> {
         let engine = self.session.engine().and_then(|id| settings.engines.get(id.0));
         let stats = self.stats.unwrap_or_default();
         let media = engine.map(|engine| api::MediaStats {

@@ -48,8 +48,10 @@ use placing::Repeats;
 pub struct Settings {
     /// Bounds of calls.
     pub limits: Limits,
-    /// Where engines dial the built-in voice agent.
+    /// Where engines dial the built-in voice agent: `link://…` or `ws://…`.
     pub talker_url: String,
+    /// What the engines' links show it.
+    pub talker_token: Option<secrecy::SecretString>,
     /// The engines' addresses, for records.
     pub engines: Vec<String>,
     /// Of call ids and session ids; random in production.
@@ -795,8 +797,13 @@ mod tests {
 
     #[test]
     fn call_ids_rise_even_within_a_millisecond_and_when_the_clock_steps_back() {
-        let settings =
-            Settings { limits: Limits::default(), talker_url: String::new(), engines: Vec::new(), seed: 1 };
+        let settings = Settings {
+            limits: Limits::default(),
+            talker_url: String::new(),
+            talker_token: None,
+            engines: Vec::new(),
+            seed: 1,
+        };
         let now = Instant::now();
         let mut calls = Calls::new(settings, now, 1_763_812_800_000);
         let mut ids: Vec<Uuid> = (0..5_000).map(|_| calls.new_call_id(now)).collect();

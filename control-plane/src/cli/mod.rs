@@ -132,7 +132,7 @@ pub struct ServeArgs {
     /// Embedded database, recordings, keys [default: ./.tandem]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<String>,
-    /// Where the built-in voice agent listens [default: ws://127.0.0.1:8767/v1/talk]
+    /// Where the built-in voice agent listens [default: link://127.0.0.1:8767]
     #[arg(long, value_name = "URL")]
     pub talker_url: Option<String>,
     /// Live calls; more are refused with 503 [default: 5000]

@@ -193,8 +193,7 @@ fn read_tenant(section: &mut Section<'_>, before: &[Tenant]) -> Option<Tenant> {
 fn read_assistant(section: &mut Section<'_>, tenants: &Tenants) -> Option<Assistant> {
     let tenant_id = tenants.of_section(section);
     let id = section.needed("id", ID_EXPECTED);
-    let agent =
-        "\"echo\", \"tone\", \"file\", \"talker\" (the built-in voice agent) or \"websocket\" (your own)";
+    let agent = "\"echo\", \"tone\", \"file\", \"talker\" (the built-in voice agent), \"websocket\" or \"audiosocket\" (your own)";
     let kind = section.needed("agent", agent)?;
     let options = match kind.as_str() {
         "echo" | "none" | "talker" => json!({}),
@@ -207,6 +206,14 @@ fn read_assistant(section: &mut Section<'_>, tenants: &Tenants) -> Option<Assist
             json!({ "path": path, "repeat": section.flag("repeat").unwrap_or(false) })
         }
         "websocket" => read_websocket(section),
+        "audiosocket" => {
+            let address = section.needed("address", "host:port such as \"127.0.0.1:9092\"");
+            let hertz = section.integer("sample_rate_hz", 8_000..=48_000).unwrap_or(8_000);
+            if ![8_000, 16_000, 24_000, 48_000].contains(&hertz) {
+                section.wrong(format!("\"sample_rate_hz\" = {hertz} is not 8000, 16000, 24000 or 48000"));
+            }
+            json!({ "address": address, "sample_rate_hz": hertz })
+        }
         _ => {
             section.wrong(format!("\"agent\" = \"{kind}\" is not one of {agent}"));
             section.skip_rest();

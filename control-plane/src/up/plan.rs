@@ -41,7 +41,7 @@ impl Plan {
         let engine_metrics = address(&layers, "engine_metrics_listen")?;
         let talker = address(&layers, "talker_listen")?;
         let http = address(&layers, "http_listen")?;
-        let talker_url = format!("ws://{}/v1/talk", reachable(talker));
+        let talker_url = format!("link://{}", reachable(talker));
         let engines = format!("http://{}", reachable(engine_grpc));
         derive(&mut layers, "talker_url", &talker_url);
         derive(&mut layers, "engines", &engines);

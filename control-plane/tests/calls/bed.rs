@@ -499,6 +499,7 @@ fn settings(limits: Limits, engines: usize) -> Settings {
     Settings {
         limits,
         talker_url: "ws://127.0.0.1:8767/v1/talk".to_owned(),
+        talker_token: None,
         engines: (0..engines).map(|n| format!("http://engine-{n}:7070")).collect(),
         seed: 7,
     }

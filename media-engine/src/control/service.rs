@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::events::{self, EventStream};
 use super::{Control, Entry};
 use crate::contract::{self, Invalid, Target};
-use crate::leg::agent::{AgentParameters, CallInfo, WebSocketParameters};
+use crate::leg::agent::{AgentParameters, CallInfo};
 use crate::leg::rtp::RtpParameters;
 use crate::mailbox::{Command, LegError, Open, OpenError, Opened, SessionKey};
 use crate::ports::owner;
@@ -82,12 +82,14 @@ fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checke
     let id = contract::session_id(&request.session_id)?.to_owned();
     let (rtp, local_port) = contract::rtp(request.rtp)?;
     check_family(control, &rtp)?;
+    let call = contract::call(request.call, &id);
+    let agent = contract::agent(request.agent, &call)?;
     Ok(Checked {
-        call: contract::call(request.call, &id),
+        call,
         id,
         rtp,
         local_port,
-        agent: contract::agent(request.agent)?,
+        agent,
         media_timeout: contract::media_timeout(request.media_timeout_ms),
         max_session: contract::max_session(request.max_session_ms),
     })
@@ -109,9 +111,23 @@ async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Statu
             };
             AgentParameters::File(loaded.map_err(wrong)?)
         }
-        Target::WebSocket(parameters) => {
-            agent_address = Some(resolve(&parameters).await);
+        Target::WebSocket(mut parameters) => {
+            agent_address = Some(resolve(&parameters.url.host, parameters.url.port).await);
+            if parameters.url.secure {
+                match control.agent_tls() {
+                    Ok(tls) => parameters.tls = Some(tls),
+                    Err(reason) => agent_address = Some(Err(reason)),
+                }
+            }
             AgentParameters::WebSocket(parameters)
+        }
+        Target::Link(parameters) => {
+            agent_address = Some(resolve(&parameters.host, parameters.port).await);
+            AgentParameters::Link(parameters)
+        }
+        Target::AudioSocket(parameters) => {
+            agent_address = Some(resolve(&parameters.host, parameters.port).await);
+            AgentParameters::AudioSocket(parameters)
         }
     };
     // A clock that stands before 1970 makes reports say 1970: they are still good for a round trip.
@@ -136,8 +152,7 @@ fn check_family(control: &Control, rtp: &RtpParameters) -> Result<(), Status> {
 }
 
 /// The agent's address; names are looked up here, never on a worker.
-async fn resolve(parameters: &WebSocketParameters) -> Result<SocketAddr, String> {
-    let (host, port) = (parameters.url.host.as_str(), parameters.url.port);
+async fn resolve(host: &str, port: u16) -> Result<SocketAddr, String> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok((ip, port).into());
     }

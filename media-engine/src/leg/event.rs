@@ -25,6 +25,10 @@ pub enum Request {
         /// As the agent named it.
         name: String,
     },
+    /// Fade out and hold what waits.
+    Pause,
+    /// Go on after a pause.
+    Resume,
     /// Press keys towards the caller.
     Dtmf {
         /// Which.

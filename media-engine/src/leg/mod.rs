@@ -2,12 +2,20 @@
 //! deadlines and events out.
 //!
 //! ```text
-//!   datagrams ◀──▶ rtp::RtpLeg ◀── session::bridge ──▶ agent::Agent ── websocket::Connection ◀──▶ octets of TCP
+//!   datagrams ◀──▶ rtp::RtpLeg ◀── session::bridge ──▶ agent::Agent ── stream::Stream ─┬─ dialect, websocket ◀──▶ TCP
+//!                                                                                     ├─ audiosocket ◀────────▶ TCP
+//!                                                                                     └─ link ◀──▶ the core's one TCP
 //! ```
 //!
 //! Nothing here knows the ring, so all of it is tested in virtual time on any system.
 
 pub mod agent;
+pub mod audiosocket;
+pub mod backlog;
+pub mod dialect;
 pub mod event;
+pub mod link;
 pub mod rtp;
+pub mod stream;
+mod tls;
 pub mod websocket;

@@ -113,6 +113,11 @@ impl Connection {
         matches!(self.state, State::Open)
     }
 
+    /// It is open, or may be yet.
+    pub fn is_usable(&self) -> bool {
+        matches!(self.state, State::Connecting | State::Upgrading { .. } | State::Open)
+    }
+
     /// Nothing more will come of it.
     pub fn has_failed(&self) -> bool {
         matches!(self.state, State::Failed)
@@ -244,7 +249,8 @@ impl Connection {
         self.state = State::Closing;
     }
 
-    fn fail(&mut self, reason: String) {
+    /// What is below it broke.
+    pub(super) fn fail(&mut self, reason: String) {
         self.loss = Some(Loss { reason, is_normal: false });
         self.state = State::Failed;
         self.control = Vec::new();

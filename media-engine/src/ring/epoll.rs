@@ -111,7 +111,7 @@ impl Epoll {
     }
 
     pub(super) fn add_stream(&mut self, fd: OwnedFd, owner: Owner) -> Result<SocketId, RingError> {
-        self.add(fd, owner, Some(Stream::new(None)), libc::EPOLLIN)
+        self.add(fd, owner, Some(Stream::new(None, STAGE_OCTETS)), libc::EPOLLIN)
     }
 
     pub(super) fn connect(
@@ -119,9 +119,10 @@ impl Epoll {
         fd: OwnedFd,
         to: SocketAddr,
         owner: Owner,
+        stage_octets: usize,
     ) -> Result<SocketId, RingError> {
         socket2::SockRef::from(&fd).set_nonblocking(true).map_err(RingError::Socket)?;
-        let mut stream = Stream::new(Some(to));
+        let mut stream = Stream::new(Some(to), stage_octets);
         self.counters.operations += 1;
         // SAFETY: the address lives in `stream` and is copied by the call.
         let outcome = unsafe { libc::connect(fd.as_raw_fd(), stream.address.as_ptr(), stream.address.len()) };
@@ -182,7 +183,7 @@ impl Epoll {
         if len == 0 || !stream.is_free() {
             return;
         }
-        (stream.from, stream.to) = (0, len.min(STAGE_OCTETS));
+        (stream.from, stream.to) = (0, len.min(stream.stage.len()));
         // What does not go out now is reported by the next readiness, errors included.
         let _ = self.write(id);
     }

@@ -16,7 +16,7 @@
 //!   [`Completion`] with a [`Received`] buffer, which the worker returns by [`Ring::give_back`]; a `Received` is
 //!   not `Clone`, so it cannot be returned twice.
 //! - Datagrams leave at the latest with the next [`Ring::turn`]. Their memory is the ring's.
-//! - A TCP socket has one stage of [`STAGE_OCTETS`]; while a write is in flight it is not to be had, and
+//! - A TCP socket has one stage of [`STAGE_OCTETS`], a link one of [`LINK_STAGE_OCTETS`]; while a write is in flight it is not to be had, and
 //!   [`Completion::Writable`] tells when it is.
 //! - [`Ring::close`] may be called with operations in flight: the socket's entry lives on until the kernel has let
 //!   go of each of them ([`InFlight`]), then its descriptor is closed.
@@ -41,6 +41,7 @@ use std::time::{Duration, Instant};
 
 pub use buffers::{BUFFER_OCTETS, Received};
 pub use probe::{Choice, Decision, DriverKind, Feature, decide, explain};
+use socket::link_socket;
 pub use socket::{bind_udp, tcp_socket};
 pub use table::{InFlight, Owner, SocketId};
 pub use thread::{
@@ -53,6 +54,10 @@ pub const DATAGRAM_OCTETS: usize = 1_472;
 /// Room for one write to a TCP socket: six 20 ms frames of L16 at 16 kHz, or a WebSocket upgrade request with its
 /// headers. One a connection, so it is also most of what an agent connection costs in memory.
 pub const STAGE_OCTETS: usize = 4_096;
+
+/// Room for one write to a link, which carries the calls of a core: 1 000 calls have 32 KiB each millisecond, and while a
+/// write is in flight, or a turn is late, it gathers. One an agent's process, so its size does not matter.
+pub const LINK_STAGE_OCTETS: usize = 128 * 1_024;
 
 /// Why the ring could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -236,7 +241,13 @@ impl Ring {
     /// Begins to connect to `to`; [`Completion::Connected`] or [`Completion::Ended`] follows.
     pub fn connect(&mut self, to: SocketAddr, owner: Owner) -> Result<SocketId, RingError> {
         let socket = tcp_socket(to).map_err(RingError::Socket)?;
-        either!(self, driver => driver.connect(socket, to, owner))
+        either!(self, driver => driver.connect(socket, to, owner, STAGE_OCTETS))
+    }
+
+    /// The same for a connection that carries many calls: its stage and its socket hold more.
+    pub fn connect_link(&mut self, to: SocketAddr, owner: Owner) -> Result<SocketId, RingError> {
+        let socket = link_socket(to).map_err(RingError::Socket)?;
+        either!(self, driver => driver.connect(socket, to, owner, LINK_STAGE_OCTETS))
     }
 
     /// Ties a UDP socket to one peer, or frees it. Sending to that peer then needs no look-up of the way; what others

@@ -16,7 +16,6 @@ use std::os::fd::OwnedFd;
 
 use slab::Slab;
 
-use super::STAGE_OCTETS;
 use super::socket::{KernelAddress, connect_udp};
 
 /// Who a socket belongs to; chosen by the worker, handed back in each completion, meaningless to the ring.
@@ -93,11 +92,12 @@ pub(super) struct Stream {
     /// What the write in flight still has to send is `stage[from..to]`.
     pub(super) from: usize,
     pub(super) to: usize,
-    pub(super) stage: [u8; STAGE_OCTETS],
+    pub(super) stage: Box<[u8]>,
 }
 
 impl Stream {
-    pub(super) fn new(to: Option<SocketAddr>) -> Box<Self> {
+    /// One that is to be connected to `to`, or is connected already, with a stage of so many octets.
+    pub(super) fn new(to: Option<SocketAddr>, stage_octets: usize) -> Box<Self> {
         Box::new(Self {
             address: to.map(KernelAddress::from).unwrap_or_default(),
             connect: InFlight::Completed,
@@ -105,7 +105,7 @@ impl Stream {
             connected: to.is_none(),
             from: 0,
             to: 0,
-            stage: [0; STAGE_OCTETS],
+            stage: vec![0; stage_octets].into_boxed_slice(),
         })
     }
 

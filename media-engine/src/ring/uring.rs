@@ -122,8 +122,10 @@ impl Uring {
 
     pub(super) fn add_stream(&mut self, fd: OwnedFd, owner: Owner) -> Result<SocketId, RingError> {
         let limit = self.table.limit();
-        let id =
-            self.table.insert(fd, owner, Some(Stream::new(None))).ok_or(RingError::SocketsFull(limit))?;
+        let id = self
+            .table
+            .insert(fd, owner, Some(Stream::new(None, STAGE_OCTETS)))
+            .ok_or(RingError::SocketsFull(limit))?;
         self.arm_receive(id);
         Ok(id)
     }
@@ -133,10 +135,13 @@ impl Uring {
         fd: OwnedFd,
         to: SocketAddr,
         owner: Owner,
+        stage_octets: usize,
     ) -> Result<SocketId, RingError> {
         let limit = self.table.limit();
-        let id =
-            self.table.insert(fd, owner, Some(Stream::new(Some(to)))).ok_or(RingError::SocketsFull(limit))?;
+        let id = self
+            .table
+            .insert(fd, owner, Some(Stream::new(Some(to), stage_octets)))
+            .ok_or(RingError::SocketsFull(limit))?;
         let Some(socket) = self.table.get_mut(id) else {
             return Err(RingError::SocketsFull(limit));
         };
@@ -199,7 +204,7 @@ impl Uring {
         if len == 0 || !stream.is_free() {
             return;
         }
-        (stream.from, stream.to) = (0, len.min(STAGE_OCTETS));
+        (stream.from, stream.to) = (0, len.min(stream.stage.len()));
         self.write(id);
     }
 

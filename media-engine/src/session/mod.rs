@@ -3,7 +3,7 @@
 //! ```text
 //!                    ┌──────────────────────── Session ────────────────────────┐
 //!  handle_datagram ─▶│ RtpLeg ──▶ Bridge::up ──────────────────────▶ Agent      │─▶ poll_stream
-//!  poll_transmit   ◀─│ RtpLeg ◀── Bridge::down ◀── Playout ◀── PtimeClock ◀─ Agent │◀─ handle_bytes
+//!  poll_transmit   ◀─│ RtpLeg ◀── Bridge::down ◀── Playout ◀── PtimeClock ◀─ Agent │◀─ handle_bytes, handle_frame
 //!                    └─ poll_timeout, handle_timeout ───────────── poll_event ─┘
 //! ```
 //!
@@ -31,12 +31,13 @@ use tandem_audio::format::{Codec, Ptime, SampleRate};
 use tandem_audio::tone::{Cadence, ProgressTone};
 use tandem_audio::vad::VadEvent;
 use tandem_rtp::report::WallClock;
-use tandem_stream::Dialect;
-use tandem_stream::websocket::HandshakeError;
+use tandem_stream::link;
 
-use crate::leg::agent::{Agent, AgentParameters, CallInfo, Said, Stream, Tell};
+use crate::leg::agent::{Agent, AgentParameters, CallInfo};
 use crate::leg::event::{EndReason, Event, Heard, Request, Stats};
+use crate::leg::link::LinkStream;
 use crate::leg::rtp::{Rtcp, RtpLeg, RtpParameters};
+use crate::leg::stream::{Said, Stream, Tell};
 use bridge::Bridge;
 use digits::{Digits, Source};
 use playout::{Playout, Policy, PtimeClock};
@@ -204,8 +205,8 @@ impl Session {
     /// A session that is silent until [`Session::start`].
     ///
     /// # Errors
-    /// The upgrade request of a WebSocket agent cannot be written.
-    pub fn new(parameters: SessionParameters, now: Instant) -> Result<Self, HandshakeError> {
+    /// The upgrade request of a WebSocket agent cannot be written, or its TLS not be begun; in words.
+    pub fn new(parameters: SessionParameters, now: Instant) -> Result<Self, String> {
         let SessionParameters { call, rtp, agent, media_timeout, max_session, seed, since_epoch } =
             parameters;
         let numbers = [seed as u32, (seed >> 32) as u32 ^ 0x5bd1_e995, (seed >> 16) as u32];
@@ -246,7 +247,7 @@ impl Session {
 
     fn build_bridge(&mut self) {
         let parameters = self.rtp.parameters();
-        let listens = self.agent.stream().is_some_and(|stream| stream.dialect() == Dialect::Pcm);
+        let listens = self.agent.stream().is_some_and(Stream::wants_speech);
         self.bridge = parameters.codec.map(|codec| {
             Bridge::new(codec, parameters.ptime, playout_rate(&self.agent, Some(codec)), listens)
         });
@@ -266,7 +267,7 @@ impl Session {
 
     /// An agent that needs no dialling, or one whose stream is up.
     pub fn is_agent_ready(&self) -> bool {
-        self.agent.stream().is_none_or(|stream| stream.connection().is_open())
+        self.agent.stream().is_none_or(Stream::is_open)
     }
 
     /// Why the agent could not be reached, or its stream broke.
@@ -588,18 +589,41 @@ impl Session {
         }
     }
 
-    /// The TCP connection to the agent is up.
-    pub fn handle_connected(&mut self) {
-        if let Some(stream) = self.agent.stream_mut() {
-            stream.connection_mut().handle_connected();
+    /// The TCP connection to the agent is up, or the link that carries this call.
+    pub fn handle_connected(&mut self, now: Instant) {
+        let Some(stream) = self.agent.stream_mut() else { return };
+        stream.handle_connected();
+        if stream.take_ready() {
+            let took_ms = self.age(now).as_millis() as u32;
+            self.push_event(Event::AgentConnected { took_ms });
         }
     }
 
     /// Octets came from the agent.
     pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
+        self.heed(now, |stream, take| stream.handle_bytes(bytes, take));
+    }
+
+    /// A TLS handshake waits for its turn.
+    pub fn wants_handshake(&self) -> bool {
+        self.agent.stream().is_some_and(Stream::wants_handshake)
+    }
+
+    /// Its turn has come.
+    pub fn handle_handshake(&mut self, now: Instant) {
+        self.heed(now, |stream, take| stream.handle_handshake(take));
+    }
+
+    /// A frame of the call came on its link.
+    pub fn handle_frame(&mut self, message: &link::Message<'_>, now: Instant) {
+        self.heed(now, |stream, take| stream.handle_frame(message, take));
+    }
+
+    /// Lets the stream read and does what the agent says.
+    fn heed(&mut self, now: Instant, read: impl FnOnce(&mut Stream, &mut dyn FnMut(Said<'_>))) {
         let took_ms = self.age(now).as_millis() as u32;
         let Self { agent, playout, events, budget, rtp, hangup_when_dry, hung_up, ended, .. } = self;
-        let Agent::WebSocket(stream) = agent else { return };
+        let Agent::Stream(stream) = agent else { return };
         if *ended {
             return;
         }
@@ -607,7 +631,7 @@ impl Session {
         let mut cleared = None;
         let mut refused = Vec::new();
         let mut is_ready = false;
-        stream.handle_bytes(bytes, |said| match said {
+        read(stream, &mut |said| match said {
             Said::Ready => {
                 is_ready = true;
                 push(events, budget, Event::AgentConnected { took_ms });
@@ -620,6 +644,8 @@ impl Session {
                 cleared = Some(names);
             }
             Said::Request(Request::Mark { name }) => refused.extend(playout.mark(name).err()),
+            Said::Request(Request::Pause) => playout.pause(),
+            Said::Request(Request::Resume) => playout.resume(),
             Said::Request(Request::Dtmf { digits }) if rtp.parameters().event_payload_type.is_none() => {
                 if budget.take(now) {
                     push(events, budget, Event::AgentDtmf { digits });
@@ -636,7 +662,11 @@ impl Session {
                     push(events, budget, Event::AgentHeaders { headers });
                 }
             }
-            Said::Request(Request::Hangup { after_drain: true }) => *hangup_when_dry = true,
+            Said::Request(Request::Hangup { after_drain: true }) => {
+                // Last words are to be heard, not held.
+                playout.resume();
+                *hangup_when_dry = true;
+            }
             Said::Request(Request::Hangup { after_drain: false }) => {
                 if !std::mem::replace(hung_up, true) {
                     push(events, budget, Event::AgentHangup { after_drain: false });
@@ -654,7 +684,7 @@ impl Session {
         if let Some(names) = cleared {
             let heard_ms = playout.heard_ms();
             // The Twilio dialect echoes the marks of what was cleared; ours says once how much was heard.
-            if stream.dialect() == Dialect::Twilio {
+            if stream.gives_cleared_marks_back() {
                 for name in &names {
                     stream.tell(&Tell::Mark { name, heard_ms });
                 }
@@ -672,7 +702,7 @@ impl Session {
     /// The agent cannot even be dialled.
     pub fn handle_undiallable(&mut self, reason: &str) {
         if let Some(stream) = self.agent.stream_mut() {
-            stream.connection_mut().close(tandem_stream::websocket::close::NORMAL);
+            stream.abandon();
             self.lose_agent(reason.to_owned());
         }
     }
@@ -680,7 +710,15 @@ impl Session {
     /// The TCP connection to the agent ended, or could not be made.
     pub fn handle_ended(&mut self, error: Option<&std::io::Error>) {
         if let Some(stream) = self.agent.stream_mut() {
-            stream.connection_mut().handle_ended(error);
+            stream.handle_ended(error);
+        }
+        self.handle_loss();
+    }
+
+    /// The link that carries this call is lost.
+    pub fn handle_link_lost(&mut self, reason: &str) {
+        if let Some(stream) = self.agent.stream_mut() {
+            stream.handle_link_lost(reason);
         }
         self.handle_loss();
     }
@@ -689,12 +727,12 @@ impl Session {
     /// Twilio dialect, which has no word for it, closing is how an agent hangs up.
     fn handle_loss(&mut self) {
         let Some(stream) = self.agent.stream_mut() else { return };
-        let dialect = stream.dialect();
-        let Some(loss) = stream.connection_mut().poll_loss() else { return };
+        let Some(loss) = stream.poll_loss() else { return };
+        let is_hangup = loss.is_normal && stream.hangs_up_by_closing() && self.started.is_some();
         if self.ended || self.hung_up || self.hangup_when_dry {
             return;
         }
-        if loss.is_normal && dialect == Dialect::Twilio && self.started.is_some() {
+        if is_hangup {
             self.hangup_when_dry = true;
             self.handle_played();
         } else {
@@ -713,6 +751,12 @@ impl Session {
             if let Some(stream) = self.agent.stream_mut() {
                 stream.tell(&Tell::Mark { name: &played.name, heard_ms: played.heard_ms });
             }
+        }
+        if let Some(stream) = self.agent.stream_mut() {
+            if let Some(heard_ms) = self.playout.poll_paused() {
+                stream.tell(&Tell::Paused { heard_ms });
+            }
+            stream.handle_waiting(self.playout.waiting_ms());
         }
         if self.hangup_when_dry && self.playout.is_empty() && !self.rtp.is_pressing() {
             self.hangup_when_dry = false;
@@ -736,7 +780,7 @@ impl Session {
             self.hear_second(now, |rtp, hear| rtp.handle_timeout(now, hear));
         }
         if let Some(stream) = self.agent.stream_mut() {
-            stream.connection_mut().handle_timeout(now);
+            stream.handle_timeout(now);
             self.handle_loss();
         }
         if self.media_deadline <= now {
@@ -761,6 +805,11 @@ impl Session {
             false => self.media_timeout.max(HELD_MAX),
         };
         self.rtp.last_arrival().map_or(self.silence_from, |last| last.max(self.silence_from)) + patience
+    }
+
+    /// The call on a link, if the agent is reached by one.
+    pub fn link_mut(&mut self) -> Option<&mut LinkStream> {
+        self.agent.stream_mut().and_then(Stream::link_mut)
     }
 
     // --- what must leave ---
@@ -843,8 +892,7 @@ impl Session {
     /// True once the agent's stream is of no more use: lost, or closed by us and all of it written.
     pub fn is_stream_over(&self) -> bool {
         self.agent.stream().is_none_or(|stream| {
-            stream.connection().has_failed()
-                || (!stream.connection().is_open() && self.ended && !stream.has_output())
+            stream.has_failed() || (!stream.is_open() && self.ended && !stream.has_output())
         })
     }
 
@@ -853,7 +901,7 @@ impl Session {
         if self.ended {
             return None;
         }
-        let agent = self.agent.stream().and_then(|stream| stream.connection().poll_timeout());
+        let agent = self.agent.stream().and_then(Stream::poll_timeout);
         let clock = self.clock.as_ref().map(PtimeClock::next);
         let report = self.rtp.poll_report_timeout();
         let second = self.second.as_ref().map(|second| second.poll_timeout());
@@ -893,7 +941,7 @@ impl Session {
 fn tell_agent(agent: &mut Agent, playout: &mut Playout, samples: &[i16]) {
     match agent {
         Agent::Echo => playout.push(samples),
-        Agent::WebSocket(stream) => stream.hear(samples),
+        Agent::Stream(stream) => stream.hear(samples),
         Agent::Tone(_) | Agent::File { .. } => {}
     }
 }

@@ -29,6 +29,9 @@ pub const MARKS_MAX: usize = 256;
 /// phone's jitter buffer takes without growing. Those before them are lost; media time passes for them all the same.
 pub const CATCH_UP_FRAMES: u32 = 2;
 
+/// How long a pause fades out and in: short enough to stop a word, long enough not to click.
+pub const FADE_MS: usize = 20;
+
 /// Room at the start; it grows when an agent speaks ahead, and stays.
 const INITIAL_MS: usize = 200;
 
@@ -57,6 +60,15 @@ pub struct Played {
     pub heard_ms: u64,
 }
 
+/// Whether the queue moves. A fade is so many samples from its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Motion {
+    Playing,
+    FadingOut { left: usize },
+    Paused,
+    FadingIn { left: usize },
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Playout {
@@ -68,6 +80,9 @@ pub struct Playout {
     marks: VecDeque<Mark>,
     marks_refused: u64,
     dropped: u64,
+    motion: Motion,
+    /// The pause was reached and not told yet.
+    has_paused: bool,
 }
 
 impl Playout {
@@ -81,6 +96,8 @@ impl Playout {
             marks: VecDeque::new(),
             marks_refused: 0,
             dropped: 0,
+            motion: Motion::Playing,
+            has_paused: false,
         }
     }
 
@@ -137,8 +154,51 @@ impl Playout {
         Ok(())
     }
 
-    /// Drops everything that has not left. Marks that wait for it are handed to `passed`, oldest first.
+    fn fade(&self) -> usize {
+        FADE_MS * self.rate.samples_per_ms()
+    }
+
+    /// Fades out within [`FADE_MS`] and holds the rest, until [`Playout::resume`] or [`Playout::clear`].
+    pub fn pause(&mut self) {
+        self.motion = match self.motion {
+            Motion::Playing => Motion::FadingOut { left: self.fade() },
+            Motion::FadingIn { left } => Motion::FadingOut { left: self.fade() - left },
+            held => held,
+        };
+        self.settle();
+    }
+
+    /// Goes on with the sample after the last that left.
+    pub fn resume(&mut self) {
+        self.motion = match self.motion {
+            Motion::Paused => Motion::FadingIn { left: self.fade() },
+            Motion::FadingOut { left } => Motion::FadingIn { left: self.fade() - left },
+            moving => moving,
+        };
+        self.has_paused = false;
+    }
+
+    /// A fade that is over, or has nothing left to fade, ends.
+    fn settle(&mut self) {
+        match self.motion {
+            Motion::FadingOut { left } if left == 0 || self.queue.is_empty() => {
+                self.motion = Motion::Paused;
+                self.has_paused = true;
+            }
+            Motion::FadingIn { left: 0 } => self.motion = Motion::Playing,
+            _ => {}
+        }
+    }
+
+    /// Where the pause was reached, once: milliseconds heard, the fade included.
+    pub fn poll_paused(&mut self) -> Option<u64> {
+        std::mem::take(&mut self.has_paused).then(|| self.heard_ms())
+    }
+
+    /// Drops everything that has not left, and ends a pause. Marks that wait for it are handed to `passed`, oldest first.
     pub fn clear(&mut self, mut passed: impl FnMut(String)) {
+        self.motion = Motion::Playing;
+        self.has_paused = false;
         self.queue.clear();
         for mark in self.marks.drain(..) {
             passed(mark.name);
@@ -147,14 +207,45 @@ impl Playout {
 
     /// Takes the next frame; what is missing is left alone. Says how many samples were taken: they count as heard.
     pub fn take(&mut self, frame: &mut [i16]) -> usize {
-        let len = frame.len().min(self.queue.len());
+        let most = match self.motion {
+            Motion::Playing | Motion::FadingIn { .. } => frame.len(),
+            Motion::FadingOut { left } => left.min(frame.len()),
+            Motion::Paused => return 0,
+        };
+        let len = most.min(self.queue.len());
         let (front, back) = self.queue.as_slices();
         let split = front.len().min(len);
         frame[..split].copy_from_slice(&front[..split]);
         frame[split..len].copy_from_slice(&back[..len - split]);
         self.queue.drain(..len);
         self.heard += len as u64;
+        if self.motion != Motion::Playing {
+            self.shape(&mut frame[..len]);
+        }
         len
+    }
+
+    /// Puts the fade over samples that leave.
+    fn shape(&mut self, samples: &mut [i16]) {
+        let whole = self.fade() as i32;
+        let scale =
+            |sample: &mut i16, part: usize| *sample = (i32::from(*sample) * part as i32 / whole) as i16;
+        match &mut self.motion {
+            Motion::FadingOut { left } => {
+                for sample in samples {
+                    scale(sample, *left);
+                    *left = left.saturating_sub(1);
+                }
+            }
+            Motion::FadingIn { left } => {
+                for sample in samples.iter_mut().take(*left) {
+                    scale(sample, whole as usize - *left);
+                    *left -= 1;
+                }
+            }
+            Motion::Playing | Motion::Paused => {}
+        }
+        self.settle();
     }
 
     /// A mark that the sound has reached.
@@ -310,6 +401,60 @@ mod tests {
         playout.mark("b".into()).unwrap();
         playout.take(&mut frame);
         assert_eq!(playout.poll_mark(), Some(Played { name: "b".into(), heard_ms: 40 }));
+    }
+
+    #[test]
+    fn a_pause_fades_out_and_goes_on_with_the_very_next_sample() {
+        let mut playout = spoken();
+        playout.push(&(0..1_600).map(|n| 10_000 + n).collect::<Vec<i16>>());
+        let mut frame = [0; 160];
+        playout.take(&mut frame);
+        playout.pause();
+        assert_eq!(playout.poll_paused(), None, "it fades first");
+        assert_eq!(playout.take(&mut frame), 160);
+        assert!(frame[0] > 10_000 && frame[159].abs() < 100, "{} {}", frame[0], frame[159]);
+        assert!(frame.is_sorted_by(|a, b| a >= b), "ever more quiet");
+        assert_eq!(playout.poll_paused(), Some(40));
+        assert_eq!(playout.poll_paused(), None, "told once");
+        for _ in 0..50 {
+            assert_eq!(playout.take(&mut frame), 0);
+        }
+        assert_eq!((playout.heard_ms(), playout.waiting_ms()), (40, 160));
+        playout.resume();
+        assert_eq!(playout.take(&mut frame), 160);
+        assert!(frame[0].abs() < 100 && frame[159] > 9_900, "{} {}", frame[0], frame[159]);
+        assert_eq!(playout.take(&mut frame), 160);
+        assert_eq!((frame[0], frame[159]), (10_480, 10_639), "nothing lost, nothing twice");
+        assert_eq!(playout.heard_ms(), 80);
+    }
+
+    #[test]
+    fn a_pause_without_sound_is_reached_at_once_and_clear_ends_it() {
+        let mut playout = spoken();
+        playout.pause();
+        assert_eq!(playout.poll_paused(), Some(0));
+        playout.push(&[1_000; 160]);
+        let mut frame = [0; 160];
+        assert_eq!(playout.take(&mut frame), 0);
+        playout.clear(|_| {});
+        playout.push(&[1_000; 160]);
+        assert_eq!(playout.take(&mut frame), 160);
+        assert_eq!(frame, [1_000; 160]);
+    }
+
+    #[test]
+    fn a_resume_in_the_middle_of_the_fade_turns_it_round() {
+        let mut playout = spoken();
+        playout.push(&[8_000; 800]);
+        playout.pause();
+        let mut half = [0; 80];
+        playout.take(&mut half);
+        playout.resume();
+        let mut frame = [0; 160];
+        playout.take(&mut frame);
+        assert!((i32::from(frame[0]) - i32::from(half[79])).abs() <= 50, "no step");
+        assert_eq!(frame[80..], [8_000; 80]);
+        assert_eq!(playout.poll_paused(), None);
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! Sessions in virtual time: a phone, a bot and a clock, all of them plain values.
 
 mod agent;
+mod audiosocket;
 mod carrier;
+mod late;
+mod link;
+mod pause;
 
 use std::collections::BTreeMap;
 
@@ -9,6 +13,7 @@ use tandem_audio::format::Ptime;
 use tandem_rtp::latch::Latching;
 use tandem_rtp::packet::{Header, Packet};
 use tandem_rtp::units::{PayloadType, SequenceNumber, Ssrc, Timestamp};
+use tandem_stream::Dialect;
 use tandem_stream::websocket::{FrameReader, Message, Opcode, Role, UpgradeRequest, Url, append_frame};
 
 mod lifetime;
@@ -18,7 +23,7 @@ mod second;
 mod srtp;
 
 use super::*;
-use crate::leg::agent::{Recording, WebSocketParameters};
+use crate::leg::agent::{AudioSocketParameters, LinkParameters, Recording, WebSocketParameters};
 use crate::leg::rtp::{Direction, Rtcp};
 
 const MS: Duration = Duration::from_millis(1);
@@ -59,6 +64,7 @@ fn websocket(dialect: Dialect) -> AgentParameters {
     AgentParameters::WebSocket(Box::new(WebSocketParameters {
         url: Url::parse("ws://bot.test/talk").unwrap(),
         dialect,
+        tls: None,
         headers: vec![("x-secret".into(), "s".into())],
         custom: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
         connect_timeout: Duration::from_secs(5),
@@ -205,7 +211,7 @@ struct Bot {
 impl Bot {
     /// Connects and upgrades.
     fn meets(call: &mut Call) -> Self {
-        call.session.handle_connected();
+        call.session.handle_connected(call.now);
         let mut out = [0; 4_096];
         let len = call.session.poll_stream(&mut out);
         let (request, _) = UpgradeRequest::parse(&out[..len]).unwrap().unwrap();

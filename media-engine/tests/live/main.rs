@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod agent;
+mod audiosocket;
 mod legs;
+mod link;
 mod phone;
+mod tls;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

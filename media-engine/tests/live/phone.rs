@@ -65,10 +65,19 @@ impl Phone {
 
     /// Sends so many packets, one each 20 ms, and gives what was heard meanwhile and 100 ms after.
     pub(crate) fn talk(&self, port: u16, packets: u32) -> Vec<Heard> {
+        self.talk_of(port, packets, pcmu)
+    }
+
+    /// The same with one code for every sample.
+    pub(crate) fn talk_with(&self, port: u16, packets: u32, code: u8) -> Vec<Heard> {
+        self.talk_of(port, packets, |_| [code; 160])
+    }
+
+    fn talk_of(&self, port: u16, packets: u32, payload: impl Fn(u32) -> [u8; 160]) -> Vec<Heard> {
         let mut next = Instant::now();
         let mut heard = Vec::new();
         for number in 0..packets {
-            self.send(port, 0, number as u16, number * 160, &pcmu(number));
+            self.send(port, 0, number as u16, number * 160, &payload(number));
             // A machine that kept us waiting is no reason for a volley, which a queue might not hold.
             next = (next + Duration::from_millis(20)).max(Instant::now());
             while let Some(left) = next.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())

@@ -22,6 +22,8 @@ use tandem_rtp::units::Ssrc;
 use tandem_sdp::{LocalMedia, LocalSrtp, SessionDescription, SrtpPolicy};
 use tandem_sip::{ConnectionId, Endpoint, EndpointConfig, Flow, Transport};
 use tandem_stream::agent::{FromAgent, ToAgent, read_audio};
+use tandem_stream::audiosocket::{self, Reader};
+use tandem_stream::link::{BODY_MAX, Client, Decoder, Message, Server, append as link_frame};
 use tandem_stream::twilio::{FromBot, ToBot, decode_payload};
 use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeRequest, Url};
 
@@ -42,6 +44,8 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("websocket", websocket),
     ("pcm", pcm),
     ("twilio", twilio),
+    ("link", link),
+    ("audiosocket", audiosocket),
 ];
 
 /// A datagram at the SIP port; what parses must be written so that it parses to the same.
@@ -202,6 +206,53 @@ pub fn twilio(octets: &[u8]) {
         let mut octets = 0;
         if let Ok(len) = decode_payload(&payload, &mut scratch, |piece| octets += piece.len()) {
             assert_eq!(len, octets);
+        }
+    }
+}
+
+/// The multiplexed link: its frames cut anywhere, and both of its sides.
+pub fn link(octets: &[u8]) {
+    let mut decoder = Decoder::default();
+    for piece in pieces(octets) {
+        let read = decoder.handle_bytes(piece, |call, message| {
+            let mut again = Vec::new();
+            link_frame(&mut again, call, &message);
+            let mut same = false;
+            Decoder::default().handle_bytes(&again, |of, read| {
+                same = of == call && read == message;
+                Ok(())
+            })?;
+            assert!(same || message == Message::Malformed);
+            Ok(())
+        });
+        if read.is_err() {
+            break;
+        }
+        assert!(decoder.pending() <= 8 + BODY_MAX, "the buffer is bounded");
+    }
+    let (mut client, mut server) = (Client::new(Vec::new(), now()), Server::new(Vec::new()));
+    client.dial(now());
+    client.handle_connected(now());
+    let mut out = Vec::new();
+    let _ = pieces(octets).try_for_each(|piece| client.handle_bytes(piece, now(), |_, _| {}));
+    let _ = pieces(octets).try_for_each(|piece| server.handle_bytes(piece, &mut out, |_, _| {}));
+}
+
+/// AudioSocket: what is read is written as the same octets.
+pub fn audiosocket(octets: &[u8]) {
+    let mut reader = Reader::default();
+    for piece in pieces(octets) {
+        let read = reader.handle_bytes(piece, |message| {
+            if matches!(message, audiosocket::Message::Unknown(_) | audiosocket::Message::Error(_)) {
+                return;
+            }
+            let (mut again, mut same) = (Vec::new(), false);
+            audiosocket::append(&mut again, &message);
+            let read = Reader::default().handle_bytes(&again, |read| same = read == message);
+            assert!(same && read.is_ok());
+        });
+        if read.is_err() {
+            break;
         }
     }
 }

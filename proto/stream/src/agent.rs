@@ -1,9 +1,10 @@
 //! The `pcm` dialect: Tandem's own agent stream (docs: "The pcm agent protocol").
 //!
 //! ```text
-//!   engine ──▶ agent   text start, then binary caller audio; text dtmf, mark, cleared, speech, hold, resume, answered,
-//!                      transfer, stop
-//!   engine ◀── agent   binary audio of any even length; text clear, mark, dtmf, hangup, transfer, answer, headers
+//!   engine ──▶ agent   text start, then binary caller audio; text dtmf, mark, cleared, paused, speech, hold, resume,
+//!                      answered, transfer, stop
+//!   engine ◀── agent   binary audio of any even length; text clear, mark, pause, resume, dtmf, hangup, transfer, answer,
+//!                      headers
 //! ```
 //!
 //! Audio is L16 *little-endian*, 16 kHz, one channel (RTP's L16 is big-endian). Every text frame is one JSON object with `event`
@@ -95,6 +96,11 @@ pub enum ToAgent {
         /// Milliseconds of the agent's audio that the caller has heard since the start of the stream.
         heard_ms: u64,
     },
+    /// The answer to `pause`: the fade is over and nothing more is played until `resume` or `clear`.
+    Paused {
+        /// Milliseconds of the agent's audio that the caller has heard since the start of the stream, the fade included.
+        heard_ms: u64,
+    },
     /// The caller began or ceased to speak.
     Speech {
         /// True when speech began.
@@ -149,6 +155,10 @@ pub enum FromAgent {
         /// Comes back in the answer; at most [`MARK_NAME_MAX`] octets.
         name: String,
     },
+    /// Fade out, hold what waits, and say where ([`ToAgent::Paused`]).
+    Pause,
+    /// Go on where `pause` has stopped.
+    Resume,
     /// Press keys towards the caller's side.
     Dtmf {
         /// 1 to [`DTMF_DIGITS_MAX`] of `0`–`9`, `*`, `#`, `A`–`D`.
@@ -224,6 +234,7 @@ impl ToAgent {
             }
             ToAgent::Mark { name, heard_ms } => json!({"event": "mark", "name": name, "heardMs": heard_ms}),
             ToAgent::Cleared { heard_ms } => json!({"event": "cleared", "heardMs": heard_ms}),
+            ToAgent::Paused { heard_ms } => json!({"event": "paused", "heardMs": heard_ms}),
             ToAgent::Speech { active } => json!({"event": "speech", "active": active}),
             ToAgent::Hold => json!({"event": "hold"}),
             ToAgent::Resume => json!({"event": "resume"}),
@@ -260,6 +271,9 @@ impl ToAgent {
             "cleared" => {
                 ToAgent::Cleared { heard_ms: Fields { event: "cleared", object: &object }.u64("heardMs")? }
             }
+            "paused" => {
+                ToAgent::Paused { heard_ms: Fields { event: "paused", object: &object }.u64("heardMs")? }
+            }
             "speech" => {
                 ToAgent::Speech { active: Fields { event: "speech", object: &object }.bool("active")? }
             }
@@ -287,6 +301,8 @@ impl FromAgent {
     pub fn to_json(&self) -> String {
         match self {
             FromAgent::Clear => json!({"event": "clear"}),
+            FromAgent::Pause => json!({"event": "pause"}),
+            FromAgent::Resume => json!({"event": "resume"}),
             FromAgent::Mark { name } => json!({"event": "mark", "name": name}),
             FromAgent::Dtmf { digits } => json!({"event": "dtmf", "digits": digits}),
             FromAgent::Hangup { after } => json!({"event": "hangup", "after": after.as_str()}),
@@ -305,6 +321,8 @@ impl FromAgent {
         let object = object(text)?;
         Ok(Some(match tag(&object)? {
             "clear" => FromAgent::Clear,
+            "pause" => FromAgent::Pause,
+            "resume" => FromAgent::Resume,
             "mark" => {
                 let fields = Fields { event: "mark", object: &object };
                 let name = fields.text("name")?;

@@ -8,12 +8,16 @@
 //!
 //! * [`websocket`]: RFC 6455, both roles: handshake, frame writer, incremental frame reader.
 //! * [`agent`]: the `pcm` dialect, Tandem's own agent stream: binary L16 at 16 kHz and JSON text events.
+//! * [`link`]: many calls of the `pcm` dialect over one TCP connection, for the built-in voice agent.
+//! * [`audiosocket`]: Asterisk's AudioSocket, a call a TCP connection.
 //! * [`twilio`]: Twilio Media Streams, which Tandem speaks to a bot as if it were Twilio, and the bot's mirror.
 //!
 //! No sockets, no clock, no randomness: keys and masks are passed in, buffers belong to the caller. Audio passes without
 //! allocation; text events, a few a second at most, may allocate.
 
 pub mod agent;
+pub mod audiosocket;
+pub mod link;
 pub mod twilio;
 pub mod websocket;
 

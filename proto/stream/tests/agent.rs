@@ -134,6 +134,7 @@ fn any_to_agent() -> impl Strategy<Value = ToAgent> {
         }),
         (".{0,60}", any::<u64>()).prop_map(|(name, heard_ms)| ToAgent::Mark { name, heard_ms }),
         any::<u64>().prop_map(|heard_ms| ToAgent::Cleared { heard_ms }),
+        any::<u64>().prop_map(|heard_ms| ToAgent::Paused { heard_ms }),
         any::<bool>().prop_map(|active| ToAgent::Speech { active }),
         Just(ToAgent::Hold),
         Just(ToAgent::Resume),
@@ -146,6 +147,8 @@ fn any_to_agent() -> impl Strategy<Value = ToAgent> {
 fn any_from_agent() -> impl Strategy<Value = FromAgent> {
     prop_oneof![
         Just(FromAgent::Clear),
+        Just(FromAgent::Pause),
+        Just(FromAgent::Resume),
         ".{0,60}".prop_map(|name| FromAgent::Mark { name }),
         "[0-9*#A-D]{1,64}".prop_map(|digits| FromAgent::Dtmf { digits }),
         any::<bool>().prop_map(|now| FromAgent::Hangup {

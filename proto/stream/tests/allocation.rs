@@ -1,6 +1,7 @@
 //! Audio passes both dialects without touching the allocator.
 
 use tandem_stream::agent;
+use tandem_stream::link;
 use tandem_stream::twilio::{self, BotWriter, FromBot, StreamIds, StreamWriter};
 use tandem_stream::websocket::{FrameReader, Message, Opcode, Role, write_frame, write_frame_with};
 
@@ -72,5 +73,33 @@ fn media_streams_audio_is_read_without_allocation() {
         heard += twilio::decode_payload(&payload, &mut scratch, |_| {}).expect("the payload is sound");
     });
     assert_eq!(heard, (FRAMES as usize + 1) * twilio::FRAME_BYTES);
+    assert_eq!(count, 0);
+}
+
+#[test]
+fn link_audio_is_written_and_read_without_allocation() {
+    let samples = [321i16; agent::FRAME_SAMPLES];
+    let mut decoder = link::Decoder::default();
+    let mut wire = [0; 4 * 1024];
+    let mut heard = 0;
+    let count = allocations(|n| {
+        let mut len = 0;
+        for call in 0..3 {
+            let room = &mut wire[len..];
+            len += link::write_audio(room, call + n as u32, agent::FRAME_BYTES, |body| {
+                agent::write_audio(&samples, body);
+            })
+            .expect("the frame fits");
+        }
+        // In two segments, as TCP likes it.
+        for segment in [&wire[..700], &wire[700..len]] {
+            let taken = decoder.handle_bytes(segment, |_, message| {
+                heard += usize::from(matches!(message, link::Message::Audio(audio) if audio.len() == 640));
+                Ok(())
+            });
+            assert_eq!(taken, Ok(()));
+        }
+    });
+    assert_eq!(heard, 3 * (FRAMES as usize + 1));
     assert_eq!(count, 0);
 }

@@ -14,6 +14,8 @@ use tandem_audio::format::SampleRate;
 use tandem_audio::g711;
 use tandem_audio::resample::Resampler;
 use tandem_stream::agent::{FromAgent, HangupAfter, Start, ToAgent};
+use tandem_stream::link::{self, Client};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
@@ -26,9 +28,130 @@ enum Queued {
     Mark(String),
 }
 
+/// What the call is carried by.
+enum Wire {
+    WebSocket(Box<WebSocketStream<MaybeTlsStream<TcpStream>>>),
+    Link(LinkWire),
+}
+
+/// A link with one call on it, in the words of the WebSocket.
+struct LinkWire {
+    stream: TcpStream,
+    client: Client,
+    came: VecDeque<Message>,
+    is_accepted: bool,
+    refused: Option<String>,
+}
+
+const CALL: u32 = 42;
+
+impl LinkWire {
+    async fn dial(addr: SocketAddr, start: &ToAgent) -> Result<Self, String> {
+        let stream = TcpStream::connect(addr).await.map_err(|error| error.to_string())?;
+        let mut client = Client::new(Vec::new(), Instant::now());
+        client.dial(Instant::now());
+        client.handle_connected(Instant::now());
+        client.push(CALL, &link::Message::Open { start: &start.to_json() });
+        let mut wire = Self { stream, client, came: VecDeque::new(), is_accepted: false, refused: None };
+        while !wire.is_accepted {
+            wire.flush().await;
+            wire.read().await.ok_or("the link closed")?;
+            if let Some(reason) = wire.refused.take() {
+                return Err(format!("the call was refused: {reason}"));
+            }
+        }
+        Ok(wire)
+    }
+
+    async fn flush(&mut self) {
+        let mut octets = vec![0; 64 * 1024];
+        while self.client.has_control() {
+            let len = self.client.poll_control(&mut octets);
+            // A peer that is gone shows at the next read.
+            let _ = self.stream.write_all(&octets[..len]).await;
+        }
+    }
+
+    async fn read(&mut self) -> Option<()> {
+        let mut octets = vec![0; 64 * 1024];
+        let len = self.stream.read(&mut octets).await.ok().filter(|len| *len > 0)?;
+        let Self { client, came, is_accepted, refused, .. } = self;
+        let mut granted = 0;
+        let read = client.handle_bytes(&octets[..len], Instant::now(), |call, message| {
+            assert_eq!(call, CALL);
+            came.push_back(match message {
+                link::Message::Accepted => return *is_accepted = true,
+                link::Message::Credit { .. } => return,
+                link::Message::Audio(audio) => {
+                    granted += audio.len() as u32;
+                    Message::Binary(Bytes::copy_from_slice(audio))
+                }
+                link::Message::Clear { .. } => Message::text(FromAgent::Clear.to_json()),
+                link::Message::Mark { name, .. } => {
+                    Message::text(FromAgent::Mark { name: name.to_owned() }.to_json())
+                }
+                link::Message::Event(text) => Message::text(text.to_owned()),
+                link::Message::Close { reason } => {
+                    *refused = Some(reason.to_owned());
+                    Message::Close(None)
+                }
+                other => panic!("unexpected {other:?}"),
+            });
+        });
+        read.unwrap();
+        if granted > 0 {
+            self.client.push(CALL, &link::Message::Credit { octets: granted });
+        }
+        Some(())
+    }
+
+    async fn next(&mut self) -> Option<Message> {
+        while self.came.is_empty() {
+            self.read().await?;
+        }
+        self.came.pop_front()
+    }
+
+    async fn send(&mut self, message: Message) {
+        let message = match &message {
+            Message::Binary(audio) => link::Message::Audio(audio),
+            Message::Close(_) => return,
+            Message::Text(text) => match ToAgent::parse(text).unwrap().unwrap() {
+                ToAgent::Mark { name, heard_ms } => {
+                    self.client.push(CALL, &link::Message::Mark { heard_ms, name: &name });
+                    return self.flush().await;
+                }
+                ToAgent::Cleared { heard_ms } => link::Message::Clear { heard_ms },
+                ToAgent::Stop { .. } => link::Message::Close { reason: "caller" },
+                _ => link::Message::Event(text),
+            },
+            other => panic!("unexpected {other:?}"),
+        };
+        self.client.push(CALL, &message);
+        self.flush().await;
+    }
+}
+
+impl Wire {
+    async fn next(&mut self) -> Option<Result<Message, Error>> {
+        match self {
+            Self::WebSocket(socket) => socket.next().await,
+            Self::Link(link) => link.next().await.map(Ok),
+        }
+    }
+
+    async fn send(&mut self, message: Message) {
+        match self {
+            // A peer that is gone shows at the next read, after its last words.
+            Self::WebSocket(socket) => drop(socket.send(message).await),
+            Self::Link(link) => link.send(message).await,
+        }
+    }
+}
+
 /// One call.
 pub struct Engine {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    socket: Wire,
     /// What the caller will say, at 16 kHz.
     caller: VecDeque<i16>,
     playout: VecDeque<Queued>,
@@ -51,7 +174,17 @@ impl Engine {
         let (mut socket, _) = tokio_tungstenite::connect_async(format!("ws://{addr}/v1/talk")).await?;
         let start = ToAgent::Start(Start::new(call_id, "sip:caller@test", "sip:demo@test", "inbound"));
         socket.send(Message::text(start.to_json())).await?;
-        Ok(Self {
+        Ok(Self::on(Wire::WebSocket(Box::new(socket))))
+    }
+
+    /// The same over a link.
+    pub async fn dial_link(addr: SocketAddr, call_id: &str) -> Result<Self, String> {
+        let start = ToAgent::Start(Start::new(call_id, "sip:caller@test", "sip:demo@test", "inbound"));
+        Ok(Self::on(Wire::Link(LinkWire::dial(addr, &start).await?)))
+    }
+
+    fn on(socket: Wire) -> Self {
+        Self {
             socket,
             caller: VecDeque::new(),
             playout: VecDeque::new(),
@@ -64,7 +197,7 @@ impl Engine {
             clears: 0,
             hangup: None,
             closed: false,
-        })
+        }
     }
 
     /// The caller says a recording: 8 kHz, through µ-law as a telephone does, to 16 kHz.
@@ -114,9 +247,15 @@ impl Engine {
     pub async fn stop(mut self) {
         let stop = ToAgent::Stop { reason: "caller".into() }.to_json();
         // The agent may have closed first.
-        let _ = self.socket.send(Message::text(stop)).await;
-        let _ = self.socket.close(None).await;
-        while let Some(Ok(_)) = self.socket.next().await {}
+        self.socket.send(Message::text(stop)).await;
+        let socket = match self.socket {
+            Wire::WebSocket(socket) => socket,
+            // The connection goes with the wire; other calls of a link would go on.
+            Wire::Link(_) => return,
+        };
+        let mut socket = *socket;
+        let _ = socket.close(None).await;
+        while let Some(Ok(_)) = socket.next().await {}
     }
 
     /// 20 ms of the call.
@@ -126,7 +265,7 @@ impl Engine {
         if !self.muted || self.is_saying() {
             self.send_caller().await;
         }
-        while let Some(message) = self.socket.next().now_or_never() {
+        while let Some(message) = self.socket.next().boxed().now_or_never() {
             self.receive(message).await;
             if self.closed {
                 return;
@@ -195,7 +334,6 @@ impl Engine {
     }
 
     async fn send(&mut self, message: Message) {
-        // A peer that is gone shows at the next read, after its last words.
-        let _ = self.socket.send(message).await;
+        self.socket.send(message).await;
     }
 }

@@ -206,7 +206,7 @@ fn an_agent_that_is_not_there_in_time_has_failed() {
 fn an_agent_that_refuses_or_breaks_the_upgrade_has_failed() {
     for answer in ["HTTP/1.1 403 No\r\n\r\n", "HTTP/1.1 101 Ok\r\nUpgrade: x\r\n\r\n", "220 mail\r\n"] {
         let mut call = Call::started(with(websocket(Dialect::Pcm)));
-        call.session.handle_connected();
+        call.session.handle_connected(call.now);
         call.session.handle_bytes(answer.as_bytes(), call.now);
         let events = call.events();
         assert!(
@@ -219,7 +219,7 @@ fn an_agent_that_refuses_or_breaks_the_upgrade_has_failed() {
 #[test]
 fn frames_that_come_with_the_upgrade_are_not_lost() {
     let mut call = Call::started(with(websocket(Dialect::Pcm)));
-    call.session.handle_connected();
+    call.session.handle_connected(call.now);
     let mut out = [0; 4_096];
     let len = call.session.poll_stream(&mut out);
     let (request, _) = UpgradeRequest::parse(&out[..len]).unwrap().unwrap();

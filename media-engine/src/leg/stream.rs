@@ -1,0 +1,329 @@
+//! An agent that is dialled, whatever it is dialled by: one face for the session.
+//!
+//! ```text
+//!   Session ──hear, tell, stop──▶ WebSocket │ Link │ AudioSocket ──poll_stream──▶ worker ──▶ ring
+//!           ◀──Said─── handle_bytes, handle_frame ◀────────────────────────────── worker ◀── ring
+//! ```
+//!
+//! A stream writes caller audio straight into the buffer that leaves. Only while that buffer is not to be had, frames wait
+//! ([`super::backlog`]).
+
+use std::time::Instant;
+
+use tandem_audio::format::SampleRate;
+use tandem_audio::pcm;
+use tandem_stream::agent as pcm_dialect;
+use tandem_stream::{Dialect, link};
+
+use super::audiosocket::AudioSocketStream;
+use super::dialect::WebSocketStream;
+use super::event::Request;
+use super::link::LinkStream;
+use super::websocket::Loss;
+
+/// One frame towards an agent, on every kind of stream.
+pub const FRAME_MS: u32 = pcm_dialect::FRAME_MS;
+
+/// Samples read or written at a time.
+pub(super) const PIECE: usize = 480;
+
+/// What an agent says on its stream.
+#[derive(Debug)]
+pub enum Said<'a> {
+    /// The stream is up and the start frame is on its way.
+    Ready,
+    /// Sound at the dialect's rate.
+    Sound(&'a [i16]),
+    /// It asks for something.
+    Request(Request),
+}
+
+/// How the engine tells the agent something; each dialect says it in its own way, or not at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tell<'a> {
+    /// The caller pressed a key.
+    Dtmf {
+        /// Which.
+        digit: char,
+        /// How long.
+        duration_ms: u32,
+    },
+    /// A mark was reached.
+    Mark {
+        /// Its name.
+        name: &'a str,
+        /// Heard since the start of the stream.
+        heard_ms: u64,
+    },
+    /// The queue was emptied.
+    Cleared {
+        /// Heard since the start of the stream.
+        heard_ms: u64,
+    },
+    /// The pause was reached.
+    Paused {
+        /// Heard since the start of the stream.
+        heard_ms: u64,
+    },
+    /// The caller began or ceased to speak.
+    Speech {
+        /// Began.
+        active: bool,
+    },
+    /// The caller put us on hold.
+    Hold,
+    /// The hold is over.
+    Resume,
+    /// A call of ours was answered.
+    Answered,
+    /// How a transfer goes.
+    Transfer {
+        /// `trying`, `done`, `failed`.
+        status: &'a str,
+        /// In words.
+        reason: &'a str,
+    },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub enum Stream {
+    /// A WebSocket of its own.
+    WebSocket(WebSocketStream),
+    /// A call on the core's link.
+    Link(LinkStream),
+    /// An AudioSocket of its own.
+    AudioSocket(AudioSocketStream),
+}
+
+macro_rules! each {
+    ($self:expr, $stream:ident => $body:expr) => {
+        match $self {
+            Stream::WebSocket($stream) => $body,
+            Stream::Link($stream) => $body,
+            Stream::AudioSocket($stream) => $body,
+        }
+    };
+}
+
+impl Stream {
+    // --- getters ---
+
+    /// Rate of its sound, both ways.
+    pub fn rate(&self) -> SampleRate {
+        match self {
+            Self::WebSocket(stream) => stream.rate(),
+            Self::Link(_) => SampleRate::Hz16000,
+            Self::AudioSocket(stream) => stream.rate(),
+        }
+    }
+
+    /// It has words for the caller's speech, so it is worth looking for.
+    pub fn wants_speech(&self) -> bool {
+        match self {
+            Self::WebSocket(stream) => stream.dialect() == Dialect::Pcm,
+            Self::Link(_) => true,
+            Self::AudioSocket(_) => false,
+        }
+    }
+
+    /// It has no word for hanging up: an orderly end is one.
+    pub fn hangs_up_by_closing(&self) -> bool {
+        match self {
+            Self::WebSocket(stream) => stream.dialect() == Dialect::Twilio,
+            Self::Link(_) => false,
+            Self::AudioSocket(_) => true,
+        }
+    }
+
+    /// Marks of what was cleared are given back one by one.
+    pub fn gives_cleared_marks_back(&self) -> bool {
+        matches!(self, Self::WebSocket(stream) if stream.dialect() == Dialect::Twilio)
+    }
+
+    /// The agent is there.
+    pub fn is_open(&self) -> bool {
+        each!(self, stream => stream.is_open())
+    }
+
+    /// Nothing more will come of it.
+    pub fn has_failed(&self) -> bool {
+        each!(self, stream => stream.has_failed())
+    }
+
+    /// Frames that came, frames that went, milliseconds it did not read in time.
+    pub fn counters(&self) -> (u64, u64, u64) {
+        each!(self, stream => stream.counters())
+    }
+
+    /// Messages that were none of the dialect.
+    pub fn malformed(&self) -> u64 {
+        each!(self, stream => stream.malformed())
+    }
+
+    /// When the agent must be there.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        each!(self, stream => stream.poll_timeout())
+    }
+
+    /// Whether [`Stream::poll_stream`] has something.
+    pub fn has_output(&self) -> bool {
+        each!(self, stream => stream.has_output())
+    }
+
+    // --- from network and clock ---
+
+    /// The TCP connection is up; for a call on a link: the link is.
+    pub fn handle_connected(&mut self) {
+        each!(self, stream => stream.handle_connected());
+    }
+
+    /// The TCP connection ended, or could not be made. A link says so by [`Stream::handle_link_lost`].
+    pub fn handle_ended(&mut self, error: Option<&std::io::Error>) {
+        match self {
+            Self::WebSocket(stream) => stream.handle_ended(error),
+            Self::AudioSocket(stream) => stream.handle_ended(error),
+            Self::Link(_) => {}
+        }
+    }
+
+    /// Whether the agent is there since this was last asked; for streams that say so without a message of the agent.
+    pub fn take_ready(&mut self) -> bool {
+        match self {
+            Self::AudioSocket(stream) => stream.take_ready(),
+            Self::WebSocket(_) | Self::Link(_) => false,
+        }
+    }
+
+    /// The link is lost, and why.
+    pub fn handle_link_lost(&mut self, reason: &str) {
+        if let Self::Link(stream) = self {
+            stream.handle_lost(reason);
+        }
+    }
+
+    /// The deadline has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        each!(self, stream => stream.handle_timeout(now));
+    }
+
+    /// Takes octets of the stream and hands what the agent says to `take`.
+    pub fn handle_bytes(&mut self, bytes: &[u8], take: &mut dyn FnMut(Said<'_>)) {
+        match self {
+            Self::WebSocket(stream) => stream.handle_bytes(bytes, take),
+            Self::AudioSocket(stream) => stream.handle_bytes(bytes, take),
+            Self::Link(_) => {}
+        }
+    }
+
+    /// A TLS handshake waits for its turn.
+    pub fn wants_handshake(&self) -> bool {
+        matches!(self, Self::WebSocket(stream) if stream.wants_handshake())
+    }
+
+    /// Goes on with it.
+    pub fn handle_handshake(&mut self, take: &mut dyn FnMut(Said<'_>)) {
+        if let Self::WebSocket(stream) = self {
+            stream.handle_handshake(take);
+        }
+    }
+
+    /// Takes a frame of the link.
+    pub fn handle_frame(&mut self, message: &link::Message<'_>, take: &mut dyn FnMut(Said<'_>)) {
+        if let Self::Link(stream) = self {
+            stream.handle_frame(message, take);
+        }
+    }
+
+    /// So many milliseconds of the agent's sound wait: what was used may be granted again.
+    pub fn handle_waiting(&mut self, ms: u64) {
+        if let Self::Link(stream) = self {
+            stream.handle_waiting(ms);
+        }
+    }
+
+    // --- what the session wants ---
+
+    /// The call on a link, if it is one.
+    pub fn link_mut(&mut self) -> Option<&mut LinkStream> {
+        match self {
+            Self::Link(stream) => Some(stream),
+            Self::WebSocket(_) | Self::AudioSocket(_) => None,
+        }
+    }
+
+    /// Hears the caller: samples at [`Stream::rate`], in order.
+    pub fn hear(&mut self, samples: &[i16]) {
+        each!(self, stream => stream.hear(samples));
+    }
+
+    /// Tells the agent what its dialect has words for.
+    pub fn tell(&mut self, what: &Tell<'_>) {
+        each!(self, stream => stream.tell(what));
+    }
+
+    /// The call is over: says why, and good-bye.
+    pub fn stop(&mut self, reason: &str) {
+        each!(self, stream => stream.stop(reason));
+    }
+
+    /// It was never dialled.
+    pub fn abandon(&mut self) {
+        each!(self, stream => stream.abandon());
+    }
+
+    // --- what must leave ---
+
+    /// Writes what is to go into `out`: control octets first, then whole audio frames. Says how many octets.
+    pub fn poll_stream(&mut self, out: &mut [u8]) -> usize {
+        each!(self, stream => stream.poll_stream(out))
+    }
+
+    /// How the stream was lost, once.
+    pub fn poll_loss(&mut self) -> Option<Loss> {
+        each!(self, stream => stream.poll_loss())
+    }
+}
+
+/// Hands little-endian octets on as sound.
+pub(super) fn hear_pcm(octets: &[u8], take: &mut dyn FnMut(Said<'_>)) {
+    let mut samples = [0; PIECE];
+    for piece in octets.chunks(2 * PIECE) {
+        let len = pcm::read_le(piece, &mut samples);
+        take(Said::Sound(&samples[..len]));
+    }
+}
+
+/// What an event of the `pcm` dialect asks for.
+pub(super) fn request(event: pcm_dialect::FromAgent) -> Request {
+    use pcm_dialect::{FromAgent, HangupAfter};
+    match event {
+        FromAgent::Clear => Request::Clear,
+        FromAgent::Mark { name } => Request::Mark { name },
+        FromAgent::Pause => Request::Pause,
+        FromAgent::Resume => Request::Resume,
+        FromAgent::Dtmf { digits } => Request::Dtmf { digits },
+        FromAgent::Hangup { after } => Request::Hangup { after_drain: after == HangupAfter::Drain },
+        FromAgent::Transfer { to } => Request::Transfer { to },
+        FromAgent::Answer => Request::Answer,
+        FromAgent::Headers { headers } => Request::Headers { headers },
+    }
+}
+
+/// The event of the `pcm` dialect that tells this.
+pub(super) fn event(what: &Tell<'_>) -> pcm_dialect::ToAgent {
+    use pcm_dialect::ToAgent;
+    match what {
+        Tell::Dtmf { digit, duration_ms } => ToAgent::Dtmf { digit: *digit, duration_ms: *duration_ms },
+        Tell::Mark { name, heard_ms } => ToAgent::Mark { name: (*name).to_owned(), heard_ms: *heard_ms },
+        Tell::Cleared { heard_ms } => ToAgent::Cleared { heard_ms: *heard_ms },
+        Tell::Paused { heard_ms } => ToAgent::Paused { heard_ms: *heard_ms },
+        Tell::Speech { active } => ToAgent::Speech { active: *active },
+        Tell::Hold => ToAgent::Hold,
+        Tell::Resume => ToAgent::Resume,
+        Tell::Answered => ToAgent::Answered,
+        Tell::Transfer { status, reason } => {
+            ToAgent::Transfer { status: (*status).to_owned(), reason: (*reason).to_owned() }
+        }
+    }
+}

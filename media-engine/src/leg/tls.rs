@@ -1,0 +1,115 @@
+//! TLS under a WebSocket that we dial (`wss://`): rustls, fed with octets like everything here.
+//!
+//! ```text
+//!   TCP ──handle_bytes──▶ held until the worker grants the handshake its turn ──▶ rustls ──▶ octets of the WebSocket
+//!   TCP ◀──poll_stream──────────────────────────────────────────────────────────── rustls ◀── write
+//! ```
+//!
+//! A handshake costs some 0.2 ms of processor time, as much as the audio of a call for a second. So that many at once do not
+//! make the others' packets late, what comes during a handshake is held, and the worker lets only few go on in one turn.
+//! rustls allocates with every record: such a call is not one of those of which the packet path allocates nothing.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
+
+/// Octets that may be held for a handshake: several times the longest chain of certificates.
+const HELD_MAX: usize = 128 * 1_024;
+
+/// Octets that a record adds to what is in it, at most (RFC 8446 §5.2, with a TLS 1.2 nonce).
+pub(super) const RECORD_OVERHEAD: usize = 64;
+
+/// One connection.
+pub(super) struct Tls {
+    connection: ClientConnection,
+    held: Vec<u8>,
+    plain: Box<[u8]>,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tls").field("is_handshaking", &self.is_handshaking()).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// A connection to be made to this host, with its first flight to be written.
+    pub(super) fn new(config: Arc<ClientConfig>, host: &str) -> Result<Self, String> {
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| format!("agent host {host} is no name that a certificate could have"))?;
+        let connection = ClientConnection::new(config, name).map_err(|error| format!("TLS: {error}"))?;
+        Ok(Self { connection, held: Vec::new(), plain: vec![0; 4_096].into_boxed_slice() })
+    }
+
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.connection.is_handshaking()
+    }
+
+    /// Something waits for [`Tls::handle_handshake`].
+    pub(super) fn wants_handshake(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Octets came: what they hold is handed to `take`. Those of a handshake are held.
+    pub(super) fn handle_bytes(&mut self, bytes: &[u8], take: &mut dyn FnMut(&[u8])) -> Result<(), String> {
+        if !self.is_handshaking() && self.held.is_empty() {
+            return self.read(bytes, take);
+        }
+        if self.held.len() + bytes.len() > HELD_MAX {
+            return Err("agent's TLS handshake is too long".into());
+        }
+        self.held.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Goes on with the handshake; the worker says when.
+    pub(super) fn handle_handshake(&mut self, take: &mut dyn FnMut(&[u8])) -> Result<(), String> {
+        let held = std::mem::take(&mut self.held);
+        self.read(&held, take)
+    }
+
+    fn read(&mut self, mut bytes: &[u8], take: &mut dyn FnMut(&[u8])) -> Result<(), String> {
+        while !bytes.is_empty() {
+            let failed = |error: &dyn std::fmt::Display| format!("agent's TLS failed: {error}");
+            let read = self.connection.read_tls(&mut bytes).map_err(|error| failed(&error))?;
+            self.connection.process_new_packets().map_err(|error| match error {
+                rustls::Error::InvalidCertificate(why) => {
+                    format!("agent's certificate is refused: {}", rustls::Error::InvalidCertificate(why))
+                }
+                error => failed(&error),
+            })?;
+            // The end of the stream and "nothing now" are the same to us: TCP tells the end.
+            while let Ok(len @ 1..) = self.connection.reader().read(&mut self.plain) {
+                take(&self.plain[..len]);
+            }
+            if read == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Encrypts; [`Tls::poll_output`] gives it out.
+    pub(super) fn write(&mut self, plain: &[u8]) -> Result<(), String> {
+        self.connection.writer().write_all(plain).map_err(|error| format!("agent's TLS failed: {error}"))
+    }
+
+    /// Something waits for [`Tls::poll_output`].
+    pub(super) fn has_output(&self) -> bool {
+        self.connection.wants_write()
+    }
+
+    /// Moves records into `out`, as much as fits, and says how many octets.
+    pub(super) fn poll_output(&mut self, out: &mut [u8]) -> usize {
+        let mut len = 0;
+        while self.connection.wants_write() && len < out.len() {
+            match self.connection.write_tls(&mut &mut out[len..]) {
+                Ok(written @ 1..) => len += written,
+                Ok(0) | Err(_) => break,
+            }
+        }
+        len
+    }
+}
