@@ -408,8 +408,7 @@ fn hear(
     let payload = &payload[..payload.len().min(MAX_PAYLOAD_OCTETS)];
     let mut samples = [0; MAX_PACKET_SAMPLES];
     let len = decoder.decode(payload, &mut samples);
-    // All our codecs tick once a sample.
-    let ticks = codec.samples_in(payload.len()) as u32;
+    let ticks = codec.ticks_in(payload);
     view.ear().handle_audio(&samples[..len], header.timestamp, ticks, negotiated.clock, now);
 }
 

@@ -246,8 +246,7 @@ fn usable(
 /// The codec of a payload type: by its `a=rtpmap`, or the static one.
 fn codec_of(media: &Media, payload_type: u8) -> Option<Codec> {
     match media.rtpmap(payload_type) {
-        Some(map) if map.channels == 1 => Codec::from_rtpmap(map.encoding, map.clock_rate_hz),
-        Some(_) => None,
+        Some(map) => Codec::from_rtpmap(map.encoding, map.clock_rate_hz, map.channels),
         None => Codec::from_static_payload_type(payload_type),
     }
 }
@@ -266,7 +265,7 @@ fn telephone_event(media: &Media, clock: ClockRate) -> Option<u8> {
 fn agreed_ptime(media: &Media, ours: Ptime, codec: Codec) -> Ptime {
     let wanted = media.ptime_ms().map_or(ours, |ms| Ptime::from_ms(ms).unwrap_or_default());
     let max = media.maxptime_ms().and_then(Ptime::from_ms).unwrap_or(wanted);
-    wanted.min(max).min(codec.max_ptime())
+    codec.fitting_ptime(wanted.min(max))
 }
 
 fn rtcp_address(media: &Media, rtp: SocketAddr) -> SocketAddr {
