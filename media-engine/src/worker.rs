@@ -751,6 +751,7 @@ mod tests {
                 event_payload_type: None,
                 direction: Direction::SendReceive,
                 latching: Latching::Auto,
+                sound: crate::session::bridge::SoundParameters::default(),
             };
             let parameters = SessionParameters {
                 call: CallInfo::default(),

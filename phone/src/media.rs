@@ -446,6 +446,8 @@ mod tests {
             clock: codec.clock_rate(),
             ptime,
             telephone_event_payload_type: Some(101),
+            comfort_noise_payload_type: None,
+            opus: tandem_sdp::negotiate::OpusWishes::default(),
             remote,
             remote_rtcp: remote,
             direction: Direction::SendRecv,

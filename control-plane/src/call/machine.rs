@@ -27,7 +27,7 @@ use super::admission::{self, Credential, Trace, refused_by};
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
 use super::headers;
-use super::negotiation::{Negotiation, NegotiationError, codec_name, rtp_parameters};
+use super::negotiation::{Negotiation, NegotiationError, codec_name};
 use super::outcome::CarrierWord;
 use super::record::CallRecord;
 use super::registry::Surroundings;
@@ -192,7 +192,7 @@ impl Call {
             offer,
             trace,
             life: Life::new(&around.settings.limits, around.now),
-            negotiation: Negotiation::default(),
+            negotiation: Negotiation::new(credential.trunk().map(AsRef::as_ref)),
             session: Session::default(),
             agent_ready: false,
             answer: None,
@@ -341,13 +341,18 @@ impl Call {
         let refused = match &self.offer {
             None => return Ok(()),
             Some(Err(error)) => (Cause::UnreadableOffer, error.to_string()),
-            Some(Ok(offer)) => match Negotiation::check(offer) {
+            Some(Ok(offer)) => match self.negotiation.check(offer) {
                 Ok(_) => return Ok(()),
                 Err(error) => (Cause::NoCommonCodec, error.to_string()),
             },
         };
         let (cause, got) = refused;
-        self.trace.push(refused_by("offer", "SDP", "audio over RTP/AVP as PCMU, PCMA or L16", &got));
+        self.trace.push(refused_by(
+            "offer",
+            "SDP",
+            "audio over RTP/AVP as PCMU, PCMA, G722, opus or L16",
+            &got,
+        ));
         Err(Ending::with_detail(cause, got))
     }
 
@@ -400,7 +405,10 @@ impl Call {
         let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
         let connect_timeout_ms = millis(limits.ring_max).saturating_sub(AGENT_CONNECT_SLACK_MS).max(1);
         let rtp = match &self.offer {
-            Some(Ok(offer)) => Negotiation::check(offer).ok().map(|negotiated| rtp_parameters(&negotiated)),
+            Some(Ok(offer)) => {
+                let negotiation = &self.negotiation;
+                negotiation.check(offer).ok().map(|negotiated| negotiation.rtp_parameters(&negotiated))
+            }
             _ => None,
         };
         engine::OpenSessionRequest {
@@ -655,7 +663,7 @@ impl Call {
             match self.negotiation.accept(ack.sdp()) {
                 Ok(_) if !self.has_media() => {}
                 Ok(negotiated) => {
-                    self.session.update(rtp_parameters(&negotiated));
+                    self.session.update(self.negotiation.rtp_parameters(&negotiated));
                     if self.life.state() == State::Ringing {
                         self.session.start();
                     }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use tandem_audio::format::Codec;
 use tandem_sip::Uri;
 
 use super::inbound::{DidPattern, DidSource, Inbound, Route};
@@ -13,6 +14,7 @@ use super::policy::{
     TransferPolicy,
 };
 use super::{Phone, SipCredential, Trunk, Trunks};
+use crate::call::negotiation::codec_name;
 use crate::settings::section::{Section, Source};
 use crate::store::declared::{ID_EXPECTED, Tenants, is_id};
 
@@ -64,10 +66,17 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
         session_timer: read_session_timer(section),
         reliable: section.choice("reliable", RELIABLE).unwrap_or_default(),
         is_dtmf_by_info: section.choice("dtmf", DTMF).unwrap_or_default(),
+        is_dtmf_inband: section.flag("dtmf_inband").unwrap_or_default(),
+        codecs: section.list("codecs", "names such as \"PCMA\", \"G722\", \"opus\"", codec),
         addresses: read_addresses(section),
     };
     check_trunk(section, &trunk);
     trunk
+}
+
+/// The codec of a name as [`codec_name`] gives it.
+fn codec(name: &str) -> Option<Codec> {
+    Codec::ALL.into_iter().find(|codec| codec_name(*codec).eq_ignore_ascii_case(name))
 }
 
 const RELIABLE: &[(&str, Reliable)] =

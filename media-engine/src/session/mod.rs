@@ -18,6 +18,7 @@
 pub mod bridge;
 pub mod digits;
 pub mod playout;
+pub mod skew;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -207,9 +208,12 @@ impl Session {
     fn build_bridge(&mut self) {
         let parameters = self.rtp.parameters();
         let listens = self.agent.stream().is_some_and(|stream| stream.dialect() == Dialect::Pcm);
-        self.bridge = parameters.codec.map(|codec| {
-            Bridge::new(codec, parameters.ptime, playout_rate(&self.agent, Some(codec)), listens)
-        });
+        let Some(codec) = parameters.codec else { return };
+        let rate = playout_rate(&self.agent, Some(codec));
+        match &mut self.bridge {
+            Some(bridge) if bridge.rate() == rate => bridge.update(codec, parameters.ptime, parameters.sound),
+            _ => self.bridge = Some(Bridge::new(codec, parameters.ptime, rate, listens, parameters.sound)),
+        }
     }
 
     // --- getters ---
@@ -334,13 +338,14 @@ impl Session {
         if before.ptime != parameters.ptime && self.clock.is_some() {
             self.clock = Some(PtimeClock::new(first_packet, parameters.ptime));
         }
-        if before.codec != parameters.codec || before.ptime != parameters.ptime {
+        if before.codec != parameters.codec
+            || before.ptime != parameters.ptime
+            || before.sound != parameters.sound
+        {
             self.build_bridge();
         }
-        if self.agent.rate().is_none() && playout_rate(&self.agent, parameters.codec) != self.playout.rate() {
-            // Only the echo follows the carrier's rate, and a fraction of a second of it is nothing to keep.
-            self.playout = Playout::new(playout_rate(&self.agent, parameters.codec), Policy::Live);
-        }
+        // Only the echo follows the carrier's rate.
+        self.playout.set_rate(playout_rate(&self.agent, parameters.codec));
         let on_hold = !parameters.direction.sends();
         if on_hold != std::mem::replace(&mut self.on_hold, on_hold)
             && let Some(stream) = self.agent.stream_mut()
@@ -415,9 +420,35 @@ impl Session {
         outcome
     }
 
+    /// A packet time has passed, and the caller may have said that he pauses: the agent hears comfort noise.
+    fn hear_pause(&mut self) {
+        if self.on_hold || !self.rtp.parameters().direction.accepts() {
+            return;
+        }
+        let Self { agent, bridge: Some(bridge), playout, .. } = self else { return };
+        match agent {
+            Agent::Echo => drop(bridge.up_pause(|samples| playout.push(samples))),
+            Agent::WebSocket(stream) => {
+                if let Some(change) = bridge.up_pause(|samples| stream.hear(samples)) {
+                    stream.tell(&Tell::Speech { active: change == VadEvent::SpeechStarted });
+                }
+            }
+            Agent::Tone(_) | Agent::File { .. } => {}
+        }
+    }
+
+    /// A key that was pressed and released, once, and which way it came.
+    fn poll_digit(&mut self) -> Option<(char, u32, Source)> {
+        if let Some((digit, duration_ms)) = self.rtp.poll_digit() {
+            return Some((digit, duration_ms, Source::Rtp));
+        }
+        let key = self.bridge.as_mut()?.poll_key()?;
+        Some((key.digit, key.duration_ms, Source::Inband))
+    }
+
     fn handle_digits(&mut self, now: Instant) {
-        while let Some((digit, duration_ms)) = self.rtp.poll_digit() {
-            if !self.digits.is_new(digit, Source::Rtp, now) {
+        while let Some((digit, duration_ms, source)) = self.poll_digit() {
+            if !self.digits.is_new(digit, source, now) {
                 continue;
             }
             if let Some(stream) = self.agent.stream_mut() {
@@ -609,6 +640,7 @@ impl Session {
             for _ in 0..lost {
                 self.rtp.skip();
             }
+            self.hear_pause();
             let (Some(to), Some(bridge)) = (self.rtp.destination(), self.bridge.as_mut()) else {
                 self.rtp.skip();
                 continue;
@@ -619,7 +651,7 @@ impl Session {
                     true if *is_early => 0,
                     true => frame.len(),
                     false => playout.take(frame),
-                });
+                })
             });
             self.handle_played();
             if let Some(len) = written {

@@ -17,6 +17,7 @@ mod outbound;
 use super::*;
 use crate::leg::agent::{Recording, WebSocketParameters};
 use crate::leg::rtp::Direction;
+use crate::session::bridge::SoundParameters;
 
 const MS: Duration = Duration::from_millis(1);
 const PHONE: &str = "192.0.2.1:4000";
@@ -35,6 +36,7 @@ fn rtp() -> RtpParameters {
         event_payload_type: PayloadType::new(101),
         direction: Direction::SendReceive,
         latching: Latching::Auto,
+        sound: SoundParameters::default(),
     }
 }
 

@@ -13,7 +13,7 @@
 //! * [`pcm`]: PCM16 frames: silence, gain, mixing two, level, byte orders
 //! * [`g711`]: PCMU and PCMA; [`g722`]; [`mod@opus`]
 //! * [`conceal`]: what is put in the place of lost packets; [`noise`]: comfort noise (RFC 3389)
-//! * [`resample`]: 8 / 16 / 24 / 48 kHz, state carried from frame to frame
+//! * [`resample`]: 8 / 16 / 24 / 48 kHz, state carried from frame to frame; [`stretch`]: a few samples more or fewer
 //! * [`tone`]: sine, DTMF, call progress tones
 //! * [`vad`]: voice activity from energy above the noise floor; [`dtmf`]: keys in the sound
 //! * [`transcode`]: from one leg's format to the other's, chosen once a session
@@ -28,6 +28,7 @@ pub mod opus;
 pub mod pcm;
 pub mod resample;
 mod simd;
+pub mod stretch;
 pub mod tone;
 pub mod transcode;
 pub mod vad;

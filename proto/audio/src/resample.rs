@@ -179,9 +179,7 @@ impl Filter {
         let prototype: Vec<f64> = (0..len)
             .map(|n| {
                 let x = n as f64 - middle;
-                let window = bessel_i0(KAISER_BETA * (1.0 - (x / middle).powi(2)).max(0.0).sqrt())
-                    / bessel_i0(KAISER_BETA);
-                2.0 * cutoff * sinc(2.0 * cutoff * x) * window
+                2.0 * cutoff * sinc(2.0 * cutoff * x) * kaiser(x / middle, KAISER_BETA)
             })
             .collect();
         // Phase p, oldest sample first, scaled so that its taps add up to 1.
@@ -219,7 +217,13 @@ impl Filter {
     }
 }
 
-fn sinc(x: f64) -> f64 {
+/// The Kaiser window, from −1 to 1.
+pub(crate) fn kaiser(x: f64, beta: f64) -> f64 {
+    bessel_i0(beta * (1.0 - x.powi(2)).max(0.0).sqrt()) / bessel_i0(beta)
+}
+
+/// sin(πx) / πx.
+pub(crate) fn sinc(x: f64) -> f64 {
     if x == 0.0 { 1.0 } else { (std::f64::consts::PI * x).sin() / (std::f64::consts::PI * x) }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::conceal::Concealer;
 use crate::format::{Codec, MAX_PACKET_SAMPLES, SampleRate};
 use crate::g722::{G722Decoder, G722Encoder};
+use crate::noise::NoiseGenerator;
 use crate::opus::{OpusDecoder, OpusEncoder, OpusSettings};
 use crate::resample::Resampler;
 use crate::{g711, pcm};
@@ -113,12 +114,32 @@ impl Decoder {
         if let Source::Opus(decoder) = &mut self.source {
             return decoder.conceal(samples);
         }
-        let Some(concealer) = &mut self.concealer else {
-            samples.fill(0);
-            return samples.len();
-        };
+        let mut concealer = self.concealer.take();
+        let written = self.make_up(samples, |part| match &mut concealer {
+            Some(concealer) => concealer.conceal(part),
+            None => part.fill(0),
+        });
+        self.concealer = concealer;
+        written
+    }
+
+    /// Fills `samples` with comfort noise as the codec would have carried it, and returns how many were written.
+    pub fn fill_noise(&mut self, noise: &mut NoiseGenerator, samples: &mut [i16]) -> usize {
+        let mut concealer = self.concealer.take();
+        let written = self.make_up(samples, |part| {
+            noise.fill(part);
+            if let Some(concealer) = &mut concealer {
+                concealer.hear(part);
+            }
+        });
+        self.concealer = concealer;
+        written
+    }
+
+    /// Sound at the codec's own rate that came from no payload, through the resampler.
+    fn make_up(&mut self, samples: &mut [i16], mut make: impl FnMut(&mut [i16])) -> usize {
         if self.resampler.is_copy() {
-            concealer.conceal(samples);
+            make(samples);
             return samples.len();
         }
         let (from, to) = (self.resampler.from().samples_per_ms(), self.resampler.to().samples_per_ms());
@@ -127,7 +148,7 @@ impl Decoder {
         let mut written = 0;
         while left > 0 {
             let part = &mut block[..left.min(BLOCK)];
-            concealer.conceal(part);
+            make(part);
             written += self.resampler.process(part, &mut samples[written..]);
             left -= part.len();
         }
@@ -223,21 +244,20 @@ impl Encoder {
         written
     }
 
-    /// Encodes so many samples of silence and returns how many octets were written. What the resampler still holds of the
-    /// sound before goes out first.
+    /// Encodes so many samples of silence and returns how many octets were written. Silence is at once: what the resampler
+    /// still holds of the sound before is dropped, but for codecs whose silence must be encoded.
     pub fn encode_silence(&mut self, samples: usize, payload: &mut [u8]) -> usize {
-        if let (true, Some(octet)) = (self.is_quiet || self.resampler.is_copy(), self.codec.silence_octet()) {
-            let len = self.codec.octets_in_samples(
-                samples * self.codec.sample_rate().samples_per_ms() / self.rate().samples_per_ms(),
-            );
-            let len = len.min(payload.len());
+        if let Some(octet) = self.codec.silence_octet() {
+            if !std::mem::replace(&mut self.is_quiet, true) {
+                self.resampler.reset();
+            }
+            let (from, to) = (self.rate().samples_per_ms(), self.codec.sample_rate().samples_per_ms());
+            let len = self.codec.octets_in_samples(samples * to / from).min(payload.len());
             payload[..len].fill(octet);
             return len;
         }
         let silence = [0; MAX_PACKET_SAMPLES];
-        let written = self.encode(&silence[..samples.min(MAX_PACKET_SAMPLES)], payload);
-        self.is_quiet = true;
-        written
+        self.encode(&silence[..samples.min(MAX_PACKET_SAMPLES)], payload)
     }
 
     /// Lets sound pass that was sent already by another encoder, so that this one goes on from it: the resampler hears it.
@@ -448,15 +468,13 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_sound_is_heard_before_silence_is_filled_in() {
+    fn silence_is_at_once_and_nothing_of_before_comes_after_it() {
         let mut encoder = Encoder::new(SampleRate::Hz16000, Codec::Pcmu);
         let mut payload = [0; 160];
         encoder.encode(&[9_000; 320], &mut payload);
         assert_eq!(encoder.encode_silence(320, &mut payload), 160);
-        let mut tail = [0; 160];
-        g711::decode_ulaw(&payload, &mut tail);
-        assert!(tail[0] > 8_000 && tail[159] == 0, "{tail:?}");
-        assert_eq!(encoder.encode_silence(320, &mut payload), 160);
+        assert_eq!(payload, [g711::ULAW_SILENCE; 160]);
+        encoder.encode(&[0; 320], &mut payload);
         assert_eq!(payload, [g711::ULAW_SILENCE; 160]);
     }
 

@@ -11,14 +11,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use tandem_audio::format::{ClockRate, Codec, Ptime};
+use tandem_audio::format::{ClockRate, Codec, MAX_PTIME_MS, Ptime, SampleRate};
+use tandem_audio::noise::STATIC_PAYLOAD_TYPE;
 
 use crate::description::{Attribute, Connection, Direction, Media, Origin, SessionDescription};
 
 /// The first dynamic payload type that our offers use (RFC 3551 §3).
 const FIRST_DYNAMIC_PAYLOAD_TYPE: u8 = 96;
-/// The payload types nearly everybody uses for telephone-event at 8 kHz, and ours at 16 kHz.
-const TELEPHONE_EVENT_PAYLOAD_TYPES: [(u32, u8); 2] = [(8_000, 101), (16_000, 102)];
+/// The payload types nearly everybody uses for telephone-event at 8 kHz, and ours at 16 and 48 kHz.
+const TELEPHONE_EVENT_PAYLOAD_TYPES: [(u32, u8); 3] = [(8_000, 101), (16_000, 102), (48_000, 103)];
+/// What we say of Opus: we make use of its forward error correction (RFC 7587 §6.1). All else is as its defaults say.
+const OPUS_FORMAT: &str = "useinbandfec=1";
 /// The only profile we speak.
 const PROFILE: &str = "RTP/AVP";
 
@@ -35,6 +38,8 @@ pub struct LocalMedia {
     pub ptime: Ptime,
     /// Whether telephone-event (RFC 4733) is spoken.
     pub telephone_event: bool,
+    /// Whether comfort noise (RFC 3389) is understood.
+    pub comfort_noise: bool,
     /// `o=`: the same for the whole dialog; random, or the time.
     pub session_id: u64,
     /// `o=`: one more for each new description of ours that differs.
@@ -52,10 +57,46 @@ impl LocalMedia {
             codecs: vec![Codec::Pcmu, Codec::Pcma],
             ptime: Ptime::MS_20,
             telephone_event: true,
+            comfort_noise: false,
             session_id,
             session_version: session_id,
             direction: Direction::SendRecv,
         }
+    }
+}
+
+/// What a peer asks of the Opus that it is sent (RFC 7587 §6.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpusWishes {
+    /// `useinbandfec`: it makes use of forward error correction.
+    pub fec: bool,
+    /// `usedtx`: it wants nothing sent while there is silence.
+    pub dtx: bool,
+    /// `maxplaybackrate`, rounded up to a rate of ours; `None`: no limit.
+    pub max_playback: Option<SampleRate>,
+    /// `maxaveragebitrate`, bits a second; `None`: no limit.
+    pub bitrate_max: Option<u32>,
+}
+
+impl OpusWishes {
+    /// Reads an `a=fmtp`; what is not understood is left.
+    fn parse(format: &str) -> Self {
+        let mut wishes = Self::default();
+        for parameter in format.split(';') {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
+            match name.as_str() {
+                "useinbandfec" => wishes.fec = value == "1",
+                "usedtx" => wishes.dtx = value == "1",
+                "maxplaybackrate" => {
+                    let rate = |hz: u32| SampleRate::ALL.into_iter().find(|rate| rate.hz() >= hz);
+                    wishes.max_playback = value.parse().ok().and_then(rate);
+                }
+                "maxaveragebitrate" => wishes.bitrate_max = value.parse().ok().filter(|bits| *bits >= 6_000),
+                _ => {}
+            }
+        }
+        wishes
     }
 }
 
@@ -72,6 +113,10 @@ pub struct Negotiated {
     pub ptime: Ptime,
     /// Of telephone-event, if both speak it at the codec's clock rate.
     pub telephone_event_payload_type: Option<u8>,
+    /// Of comfort noise, if both speak it and the codec has none of its own.
+    pub comfort_noise_payload_type: Option<u8>,
+    /// What the peer asks of Opus, if that is the codec.
+    pub opus: OpusWishes,
     /// Where we send RTP; its address is zeros when the peer holds us in the old way.
     pub remote: SocketAddr,
     /// Where we send RTCP.
@@ -141,6 +186,8 @@ pub fn answer(
                     clock: codec.clock_rate(),
                     ptime,
                     telephone_event_payload_type: telephone_event,
+                    comfort_noise_payload_type: comfort_noise(media, codec).filter(|_| local.comfort_noise),
+                    opus: opus_wishes(media, codec, payload_type),
                     remote,
                     remote_rtcp: rtcp_address(media, remote),
                     direction,
@@ -159,6 +206,7 @@ pub fn answer(
             .telephone_event_payload_type
             .map(|payload_type| (negotiated.clock.hz(), payload_type))
             .as_slice(),
+        negotiated.comfort_noise_payload_type.map(|payload_type| (negotiated.clock.hz(), payload_type)),
         negotiated.ptime,
         negotiated.direction,
     );
@@ -179,7 +227,9 @@ pub fn offer(local: &LocalMedia) -> SessionDescription {
     let has_clock = |hz: u32| local.codecs.iter().any(|codec| codec.clock_rate().hz() == hz);
     let events =
         TELEPHONE_EVENT_PAYLOAD_TYPES.into_iter().filter(|(hz, _)| local.telephone_event && has_clock(*hz));
-    let media = our_media(local, &formats, &events.collect::<Vec<_>>(), local.ptime, local.direction);
+    let has_noise = local.comfort_noise && local.codecs.iter().any(|codec| is_noise_beside(*codec, 8_000));
+    let noise = has_noise.then_some((8_000, STATIC_PAYLOAD_TYPE));
+    let media = our_media(local, &formats, &events.collect::<Vec<_>>(), noise, local.ptime, local.direction);
     describe(local, vec![media])
 }
 
@@ -207,6 +257,8 @@ pub fn accept_answer(
         clock: codec.clock_rate(),
         ptime: agreed_ptime(theirs, offered_ptime, codec),
         telephone_event_payload_type: events,
+        comfort_noise_payload_type: comfort_noise(ours, codec).and_then(|_| comfort_noise(theirs, codec)),
+        opus: opus_wishes(theirs, codec, payload_type),
         remote,
         remote_rtcp: rtcp_address(theirs, remote),
         direction: offer.direction_of(ours).and(answer.direction_of(theirs).reversed()),
@@ -260,6 +312,27 @@ fn telephone_event(media: &Media, clock: ClockRate) -> Option<u8> {
     })
 }
 
+/// The payload type of comfort noise that ticks as the codec does.
+fn comfort_noise(media: &Media, codec: Codec) -> Option<u8> {
+    media.payload_types().find(|payload_type| match media.rtpmap(*payload_type) {
+        Some(map) => map.encoding.eq_ignore_ascii_case("CN") && is_noise_beside(codec, map.clock_rate_hz),
+        None => *payload_type == STATIC_PAYLOAD_TYPE && is_noise_beside(codec, 8_000),
+    })
+}
+
+/// Whether comfort noise of this clock rate goes with a codec: it ticks as the codec, which samples once a tick and has no
+/// silence of its own.
+fn is_noise_beside(codec: Codec, clock_rate_hz: u32) -> bool {
+    codec.clock_rate().hz() == clock_rate_hz
+        && codec.sample_rate().hz() == clock_rate_hz
+        && codec != Codec::Opus
+}
+
+fn opus_wishes(media: &Media, codec: Codec, payload_type: u8) -> OpusWishes {
+    let format = media.fmtp(payload_type).filter(|_| codec == Codec::Opus);
+    format.map(OpusWishes::parse).unwrap_or_default()
+}
+
 /// What the peer wants to receive, else what we would send; never more than its `a=maxptime`, nor than one packet of the
 /// codec can hold.
 fn agreed_ptime(media: &Media, ours: Ptime, codec: Codec) -> Ptime {
@@ -303,12 +376,19 @@ fn our_media(
     local: &LocalMedia,
     formats: &[(Codec, u8)],
     events: &[(u32, u8)],
+    noise: Option<(u32, u8)>,
     ptime: Ptime,
     direction: Direction,
 ) -> Media {
     let mut attributes = Vec::new();
     for (codec, payload_type) in formats {
         attributes.push(Attribute::with_value("rtpmap", format!("{payload_type} {codec}")));
+        if *codec == Codec::Opus {
+            attributes.push(Attribute::with_value("fmtp", format!("{payload_type} {OPUS_FORMAT}")));
+        }
+    }
+    if let Some((clock_rate_hz, payload_type)) = noise {
+        attributes.push(Attribute::with_value("rtpmap", format!("{payload_type} CN/{clock_rate_hz}")));
     }
     for (clock_rate_hz, payload_type) in events {
         attributes
@@ -316,6 +396,10 @@ fn our_media(
         attributes.push(Attribute::with_value("fmtp", format!("{payload_type} 0-15")));
     }
     attributes.push(Attribute::with_value("ptime", ptime.as_ms().to_string()));
+    if formats.iter().any(|(codec, _)| *codec == Codec::Opus) {
+        // Opus may have packets of 120 ms; ours end at 60.
+        attributes.push(Attribute::with_value("maxptime", MAX_PTIME_MS.to_string()));
+    }
     attributes.push(Attribute::flag(direction.as_str()));
     let audio = formats.iter().map(|(_, payload_type)| payload_type);
     Media {
@@ -323,6 +407,7 @@ fn our_media(
         port: local.port,
         protocol: PROFILE.to_owned(),
         formats: audio
+            .chain(noise.iter().map(|(_, payload_type)| payload_type))
             .chain(events.iter().map(|(_, payload_type)| payload_type))
             .map(u8::to_string)
             .collect(),

@@ -11,7 +11,7 @@ use tandem_sip::{Request, RequestHandle};
 
 use super::Call;
 use crate::call::action::{Action, EngineRefusal};
-use crate::call::negotiation::{NegotiationError, rtp_parameters};
+use crate::call::negotiation::NegotiationError;
 use crate::call::registry::Surroundings;
 use crate::call::session::UpdateNumber;
 use crate::sip::Verb;
@@ -83,7 +83,7 @@ impl Call {
                 self.answer_change(request, text, around);
             }
             Ok(negotiated) => {
-                let update = self.session.update(rtp_parameters(&negotiated));
+                let update = self.session.update(self.negotiation.rtp_parameters(&negotiated));
                 self.change = Some(PendingChange { request, update });
             }
             // The call goes on as it was (RFC 3261 §14.2).
@@ -114,7 +114,7 @@ impl Call {
             && self.has_media()
             && let Some(current) = self.negotiation.current()
         {
-            self.session.update(rtp_parameters(current));
+            self.session.update(self.negotiation.rtp_parameters(current));
         }
     }
 

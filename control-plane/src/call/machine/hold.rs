@@ -12,7 +12,6 @@ use tandem_sip::message::{Body, Response};
 
 use super::{Asked, Call};
 use crate::call::ending::{Cause, Ending};
-use crate::call::negotiation::rtp_parameters;
 use crate::call::registry::Surroundings;
 use crate::call::state::State;
 use crate::sip::Verb;
@@ -63,7 +62,7 @@ impl Call {
         match self.negotiation.accept(response.sdp()) {
             Ok(negotiated) => {
                 self.is_holding = change.is_held;
-                self.session.update(rtp_parameters(&negotiated));
+                self.session.update(self.negotiation.rtp_parameters(&negotiated));
                 self.life.hold(self.is_held());
             }
             Err(error) => self.end(Ending::with_detail(Cause::BadAnswer, error.to_string()), around),
