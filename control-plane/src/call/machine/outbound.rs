@@ -123,7 +123,7 @@ impl Call {
             offer: None,
             trace: vec![step],
             life: Life::queued(&around.settings.limits, order.duration_max, around.now),
-            negotiation: Negotiation::new(Some(trunk)),
+            negotiation: Negotiation::new(Some(&*order.trunk)),
             session: Session::default(),
             agent_ready: false,
             answer: None,
