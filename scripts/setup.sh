@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs what is missing and nothing else; a second run is over in a blink.
 #
-#   scripts/setup.sh run     what building and `make run` need: C compiler, protoc, the local voice's Python wheels
+#   scripts/setup.sh run     what building and `make run` need: C compiler, cmake, protoc, the local voice's Python wheels
 #   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp, baresip, linphone, Kamailio, JsSIP, PJSIP,
-#                            SIPVicious, and a name server
+#                            SIPVicious, a name server, and ffmpeg's codecs
 #
 # Debian packages come through apt-get (as root, or by sudo); Python wheels go into .venv at the repository's root,
 # pinned by hash, and are left alone while the requirements have not changed. npm packages go beside their user, by lock file.
@@ -16,9 +16,9 @@ say()  { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 # COMMAND:PACKAGE, a pair for each program that is looked for on the PATH.
-RUN_TOOLS=(cc:gcc protoc:protobuf-compiler)
+RUN_TOOLS=(cc:gcc cmake:cmake protoc:protobuf-compiler)
 TEST_TOOLS=(sipp:sip-tester baresip:baresip-core kamailio:kamailio dnsmasq:dnsmasq-base
-  linphonec:linphone-cli svwar:sipvicious openssl:openssl node:nodejs npm:npm)
+  linphonec:linphone-cli svwar:sipvicious openssl:openssl node:nodejs npm:npm ffmpeg:ffmpeg)
 # Packages without a program of their own, by a file of theirs. MODULES stands for Kamailio's folder of modules.
 TEST_FILES=(MODULES/tls.so:kamailio-tls-modules MODULES/websocket.so:kamailio-websocket-modules)
 JSSIP=tests/peers/jssip

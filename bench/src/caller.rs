@@ -201,6 +201,7 @@ pub fn offer(address: IpAddr, port: u16, law: Law) -> SessionDescription {
         codecs: vec![codec(law)],
         ptime: Ptime::MS_20,
         telephone_event: true,
+        comfort_noise: false,
         session_id: u64::from(port),
         session_version: 1,
         direction: Direction::SendRecv,

@@ -40,6 +40,8 @@ pub fn run() -> Vec<Cost> {
         costs.push(time(format!("{codec} encode"), || {
             encoder.encode(black_box(&samples), black_box(&mut payload))
         }));
+        let len = encoder.encode(&samples, &mut payload);
+        payload.truncate(len);
         let mut decoder = Decoder::new(codec, rate);
         let mut back = vec![0; samples.len()];
         costs.push(time(format!("{codec} decode"), || {
@@ -65,10 +67,15 @@ pub fn run() -> Vec<Cost> {
         (Codec::Pcmu, Codec::Pcma),
         (Codec::Pcmu, Codec::L16_16k),
         (Codec::L16_16k, Codec::Pcmu),
+        (Codec::Pcmu, Codec::G722),
+        (Codec::G722, Codec::Pcmu),
+        (Codec::Pcmu, Codec::Opus),
+        (Codec::Opus, Codec::Pcmu),
     ] {
         let samples = tone(from.sample_rate());
         let mut payload = vec![0; from.octets(Ptime::MS_20)];
-        Encoder::new(from.sample_rate(), from).encode(&samples, &mut payload);
+        let len = Encoder::new(from.sample_rate(), from).encode(&samples, &mut payload);
+        payload.truncate(len);
         let mut out = vec![0; to.octets(Ptime::MS_20) + 4];
         let mut transcoder = Transcoder::new(from, to);
         costs.push(time(format!("transcode {from} to {to}"), || {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tandem_api::engine::v1 as proto;
 use tandem_audio::format::{Codec, Ptime, SampleRate};
+use tandem_audio::opus::OpusSettings;
 use tandem_rtp::latch::Latching;
 use tandem_rtp::srtp::{MasterKey, Suite};
 use tandem_rtp::units::PayloadType;
@@ -16,6 +17,7 @@ use crate::leg::agent::{AudioSocketParameters, CallInfo, LinkParameters, WebSock
 use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::{Direction, Rtcp, RtpParameters, SrtpKeys};
 use crate::session::Notice;
+use crate::session::bridge::SoundParameters;
 use crate::session::second::Role;
 
 /// A session id, and any other name, is no longer than this.
@@ -68,6 +70,8 @@ pub fn rtp(given: Option<proto::RtpParameters>) -> Result<(RtpParameters, Option
         proto::Codec::Pcma => Some(Codec::Pcma),
         proto::Codec::L168k => Some(Codec::L16_8k),
         proto::Codec::L1616k => Some(Codec::L16_16k),
+        proto::Codec::G722 => Some(Codec::G722),
+        proto::Codec::Opus => Some(Codec::Opus),
     };
     let payload_type = |field, number: u32| {
         u8::try_from(number)
@@ -94,9 +98,9 @@ pub fn rtp(given: Option<proto::RtpParameters>) -> Result<(RtpParameters, Option
         ms => Ptime::from_ms(ms).ok_or_else(|| invalid("rtp.ptime_ms", format!("{ms} is not carried")))?,
     };
     if let Some(codec) = codec
-        && ptime > codec.max_ptime()
+        && ptime != codec.fitting_ptime(ptime)
     {
-        let what = format!("{ptime} of {codec} do not fit a datagram, at most {}", codec.max_ptime());
+        let what = format!("{ptime} of {codec} make no packet, {} would", codec.fitting_ptime(ptime));
         return Err(invalid("rtp.ptime_ms", what));
     }
     let local_port = match given.local_port {
@@ -130,6 +134,14 @@ pub fn rtp(given: Option<proto::RtpParameters>) -> Result<(RtpParameters, Option
         },
         rtcp,
         srtp,
+        sound: SoundParameters {
+            comfort_noise_payload_type: given
+                .comfort_noise_payload_type
+                .map(|number| payload_type("rtp.comfort_noise_payload_type", number))
+                .transpose()?,
+            inband_dtmf: given.inband_dtmf,
+            opus: opus(given.opus.unwrap_or_default())?,
+        },
     };
     Ok((parameters, local_port))
 }
@@ -172,6 +184,29 @@ fn srtp_keys(given: &proto::SrtpKeys) -> Result<SrtpKeys, Invalid> {
         local: key("rtp.srtp.local", &given.local)?,
         remote: key("rtp.srtp.remote", &given.remote)?,
     })
+}
+
+fn opus(given: proto::OpusParameters) -> Result<OpusSettings, Invalid> {
+    let default = OpusSettings::default();
+    let complexity = match given.complexity {
+        None => default.complexity,
+        Some(complexity @ 0..=10) => complexity as u8,
+        Some(complexity) => {
+            return Err(invalid("rtp.opus.complexity", format!("{complexity} is not within 0 and 10")));
+        }
+    };
+    let bitrate = match given.bitrate {
+        0 => None,
+        bits @ 6_000..=128_000 => Some(bits),
+        bits => return Err(invalid("rtp.opus.bitrate", format!("{bits} is not within 6000 and 128000"))),
+    };
+    let max_playback = match given.max_playback_rate_hz {
+        0 => default.max_playback,
+        hz => SampleRate::from_hz(hz)
+            .ok_or_else(|| invalid("rtp.opus.max_playback_rate_hz", format!("{hz} is no rate of ours")))?,
+    };
+    let fec = given.fec.unwrap_or(default.fec);
+    Ok(OpusSettings { bitrate, complexity, fec, dtx: given.dtx, max_playback, ..default })
 }
 
 /// What the agent is told about the call.

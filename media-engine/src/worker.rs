@@ -995,6 +995,7 @@ mod tests {
                 latching: Latching::Auto,
                 rtcp,
                 srtp: None,
+                sound: crate::session::bridge::SoundParameters::default(),
             };
             let parameters = SessionParameters {
                 call: CallInfo::default(),

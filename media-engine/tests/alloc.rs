@@ -1,7 +1,8 @@
 //! The packet path allocates nothing and takes no lock.
 //!
 //! A whole engine runs here, on each driver, with calls to the echo, to WebSocket agents of both dialects, to an agent on
-//! the core's link and to an AudioSocket server; their RTCP is multiplexed or has ports of its own and is answered. The
+//! the core's link and to an AudioSocket server, in G.711, G.722 and Opus; their RTCP is multiplexed or has ports of its own
+//! and is answered. The
 //! global allocator of this program counts what threads called `media-…` (the workers) ask of it: after a warm-up, in
 //! which queues reach their size, the count must stand still while thousands of packets pass through ring, session
 //! and legs. Locks: the sources that run on a worker are read for the words that would be one.
@@ -161,6 +162,7 @@ async fn open(
     client: &mut EngineServiceClient<Channel>,
     id: String,
     port: u16,
+    codec: proto::Codec,
     agent: proto::agent::Target,
 ) -> u16 {
     let request = proto::OpenSessionRequest {
@@ -168,7 +170,8 @@ async fn open(
         rtp: Some(proto::RtpParameters {
             remote_address: "127.0.0.1".into(),
             remote_port: u32::from(port),
-            codec: proto::Codec::Pcmu.into(),
+            codec: codec.into(),
+            payload_type: payload_type(codec).into(),
             rtcp: if port % 4 < 2 { proto::Rtcp::Mux } else { proto::Rtcp::Separate }.into(),
             // With RTCP on its own port the reports come back to the phone's only socket all the same.
             remote_rtcp_address: "127.0.0.1".into(),
@@ -183,17 +186,50 @@ async fn open(
     opened.local_port as u16
 }
 
+/// Codecs of the calls, in turn: one without memory, one with, and a library in C (whose own allocations this does not see;
+/// libopus makes none after its states are made).
+const CODECS: [proto::Codec; 4] =
+    [proto::Codec::Pcmu, proto::Codec::G722, proto::Codec::Opus, proto::Codec::Pcma];
+
+fn payload_type(codec: proto::Codec) -> u8 {
+    match codec {
+        proto::Codec::Pcma => 8,
+        proto::Codec::G722 => 9,
+        proto::Codec::Opus => 96,
+        _ => 0,
+    }
+}
+
+/// 20 ms in which nobody begins to speak: telling the agent of that is an event, not a packet, and may allocate.
+fn steady(codec: proto::Codec) -> Vec<u8> {
+    use tandem_audio::format::{Codec, SampleRate};
+    let codec = match codec {
+        proto::Codec::G722 => Codec::G722,
+        proto::Codec::Opus => Codec::Opus,
+        _ => return vec![0x55; 160],
+    };
+    let mut payload = vec![0; 1_500];
+    let len =
+        tandem_audio::transcode::Encoder::new(SampleRate::Hz16000, codec).encode_silence(320, &mut payload);
+    payload.truncate(len);
+    payload
+}
+
 /// Speaks on every call, 50 packets a second, and reads what comes back.
-fn speak(phones: &[(UdpSocket, u16)], sequence: &mut u16, lasting: Duration) -> (u64, u64, u64) {
+fn speak(
+    phones: &[(UdpSocket, u16, proto::Codec)],
+    sequence: &mut u16,
+    lasting: Duration,
+) -> (u64, u64, u64) {
     let (mut sent, mut received, mut reports) = (0, 0, 0);
     let began = Instant::now();
     let mut next = began;
     let mut buffer = [0u8; 512];
     while began.elapsed() < lasting {
-        for (socket, port) in phones {
-            let mut packet = [0x55u8; 172];
-            packet[0] = 0x80;
-            packet[1] = 0;
+        for (socket, port, codec) in phones {
+            let mut packet = Vec::from([0x80, payload_type(*codec)]);
+            packet.resize(12, 0);
+            packet.extend(steady(*codec));
             packet[2..4].copy_from_slice(&sequence.to_be_bytes());
             packet[4..8].copy_from_slice(&(u32::from(*sequence) * 160).to_be_bytes());
             packet[8..12].copy_from_slice(&[1, 2, 3, 4]);
@@ -268,8 +304,9 @@ fn steady_state_allocates_nothing_on(kind: DriverKind) {
                 let phone = UdpSocket::bind("127.0.0.1:0").unwrap();
                 phone.set_nonblocking(true).unwrap();
                 let own = phone.local_addr().unwrap().port();
-                let port = open(&mut client, format!("{peer:?}-{n}"), own, target.clone()).await;
-                phones.push((phone, port));
+                let codec = CODECS[n % CODECS.len()];
+                let port = open(&mut client, format!("{peer:?}-{n}"), own, codec, target.clone()).await;
+                phones.push((phone, port, codec));
             }
         }
         (phones, client)

@@ -408,8 +408,7 @@ fn hear(
     let payload = &payload[..payload.len().min(MAX_PAYLOAD_OCTETS)];
     let mut samples = [0; MAX_PACKET_SAMPLES];
     let len = decoder.decode(payload, &mut samples);
-    // All our codecs tick once a sample.
-    let ticks = codec.samples_in(payload.len()) as u32;
+    let ticks = codec.ticks_in(payload);
     view.ear().handle_audio(&samples[..len], header.timestamp, ticks, negotiated.clock, now);
 }
 
@@ -447,6 +446,8 @@ mod tests {
             clock: codec.clock_rate(),
             ptime,
             telephone_event_payload_type: Some(101),
+            comfort_noise_payload_type: None,
+            opus: tandem_sdp::negotiate::OpusWishes::default(),
             remote,
             remote_rtcp: remote,
             rtcp_mux: false,

@@ -30,6 +30,26 @@ fn baresip_hears_itself_in_the_echo() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Codecs of which another family's encoder and decoder are at the other end.
+#[test]
+fn baresip_hears_itself_in_g722_and_opus() -> anyhow::Result<()> {
+    let stack = Stack::start()?;
+    for codec in [baresip::G722, baresip::OPUS] {
+        let said = sound::sweep(codec.sound.0, 4.0);
+        let call = baresip::call_in(codec, &format!("sip:echo:demo-key@{}", stack.sip()), &said)?;
+        anyhow::ensure!(
+            call.output.contains("Call established"),
+            "{}\n{}",
+            call.output,
+            stack.everything_said()
+        );
+        let second = &call.said[8_000..16_000];
+        let (r, _) = sound::resemblance(second, &call.heard, call.heard.len().saturating_sub(8_000));
+        anyhow::ensure!(r > 0.9, "{}: resemblance {r:.3}\n{}", codec.name, call.output);
+    }
+    Ok(())
+}
+
 /// Hold, resume and keys, as somebody does them who has the phone in the hand.
 #[tokio::test(flavor = "multi_thread")]
 async fn baresip_holds_resumes_presses_a_key_and_hangs_up() -> anyhow::Result<()> {

@@ -26,20 +26,51 @@ pub struct Heard {
     pub output: String,
 }
 
-/// Calls this URI, says these 8 kHz samples, hangs up at their end.
+/// A codec as baresip knows it.
+#[derive(Debug, Clone, Copy)]
+pub struct Codec {
+    /// The module that has it.
+    pub module: &'static str,
+    /// Its name in an account: encoding, clock rate, channels.
+    pub name: &'static str,
+    /// Samples a second of its sound, and channels that it is recorded in.
+    pub sound: (u32, u32),
+}
+
+/// G.722.
+pub const G722: Codec = Codec { module: "g722.so", name: "G722/16000/1", sound: (16_000, 1) };
+/// Opus.
+pub const OPUS: Codec = Codec { module: "opus.so", name: "opus/48000/2", sound: (48_000, 2) };
+const G711: Codec = Codec { module: "g711.so", name: "", sound: (8_000, 1) };
+
+/// Calls this URI in G.711, says these 8 kHz samples, hangs up at their end.
 pub fn call(uri: &str, say: &[i16]) -> anyhow::Result<Heard> {
-    call_with("<sip:caller@127.0.0.1>;regint=0", "", uri, say)
+    call_in(G711, uri, say)
+}
+
+/// The same in another codec, with samples of its rate. What was said and heard is given at 8 kHz.
+pub fn call_in(codec: Codec, uri: &str, say: &[i16]) -> anyhow::Result<Heard> {
+    let only = if codec.name.is_empty() { String::new() } else { format!(";audio_codecs={}", codec.name) };
+    call_as(codec, &format!("<sip:caller@127.0.0.1>;regint=0{only}"), "", uri, say)
 }
 
 /// The same from an account in the words of its `accounts` file, with more lines for its `config`.
 pub fn call_with(account: &str, settings: &str, uri: &str, say: &[i16]) -> anyhow::Result<Heard> {
+    call_as(G711, account, settings, uri, say)
+}
+
+fn call_as(codec: Codec, account: &str, settings: &str, uri: &str, say: &[i16]) -> anyhow::Result<Heard> {
+    let (rate_hz, channels) = codec.sound;
     let folder = tempfile::Builder::new().prefix("tandem-baresip-").tempdir()?;
     let path = folder.path();
-    crate::sound::write_wav(&path.join("source.wav"), 8_000, say)?;
-    std::fs::write(path.join("config"), config(path) + settings)?;
+    crate::sound::write_wav(&path.join("source.wav"), rate_hz, say)?;
+    let own = config(path)
+        .replace("module g711.so", &format!("module {}", codec.module))
+        .replace("srate 8000", &format!("srate {rate_hz}"));
+    std::fs::write(path.join("config"), own + settings)?;
     std::fs::write(path.join("accounts"), format!("{account}\n"))?;
     std::fs::write(path.join("contacts"), "")?;
-    let talk = Duration::from_millis(say.len() as u64 / 8);
+    let talk = Duration::from_millis(say.len() as u64 * 1_000 / u64::from(rate_hz));
     // It reads the file into memory, then dials; the call ends with the file, the program a moment later.
     let quit_after = (talk + Duration::from_secs(5)).as_secs();
     let out = std::fs::File::create(path.join("out"))?;
@@ -63,9 +94,13 @@ pub fn call_with(account: &str, settings: &str, uri: &str, say: &[i16]) -> anyho
     let dump = |end: &str| -> anyhow::Result<Vec<i16>> {
         let names = std::fs::read_dir(path)?.filter_map(Result::ok).map(|entry| entry.path());
         let mut found = names.filter(|name| name.to_string_lossy().ends_with(end));
-        crate::sound::read_wav(
-            &found.next().with_context(|| format!("no recording {end}; it said:\n{output}"))?,
-        )
+        let recording = found.next().with_context(|| format!("no recording {end}; it said:\n{output}"))?;
+        let samples = crate::sound::read_wav(&recording)?;
+        // The mean of what becomes one sample is filter enough for telling whether it is the same sound.
+        let many = (rate_hz / 8_000 * channels) as usize;
+        let mean =
+            |part: &[i16]| (part.iter().map(|&sample| i64::from(sample)).sum::<i64>() / many as i64) as i16;
+        Ok(samples.chunks_exact(many).map(mean).collect())
     };
     Ok(Heard { said: dump("-enc.wav")?, heard: dump("-dec.wav")?, output })
 }

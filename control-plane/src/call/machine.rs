@@ -27,7 +27,7 @@ use super::admission::{self, Credential, Trace, refused_by};
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
 use super::headers;
-use super::negotiation::{Negotiation, NegotiationError, codec_name, rtp_parameters};
+use super::negotiation::{Negotiation, NegotiationError, codec_name};
 use super::outcome::CarrierWord;
 use super::record::CallRecord;
 use super::registry::{Settings, Surroundings};
@@ -208,7 +208,7 @@ impl Call {
             offer,
             trace,
             life: Life::new(&around.settings.limits, around.now),
-            negotiation: Negotiation::default(),
+            negotiation: Negotiation::new(credential.trunk().map(AsRef::as_ref)),
             session: Session::default(),
             agent_ready: false,
             answer: None,
@@ -375,7 +375,12 @@ impl Call {
             },
         };
         let (cause, got) = refused;
-        self.trace.push(refused_by("offer", "SDP", "audio over RTP/AVP as PCMU, PCMA or L16", &got));
+        self.trace.push(refused_by(
+            "offer",
+            "SDP",
+            "audio over RTP/AVP as PCMU, PCMA, G722, opus or L16",
+            &got,
+        ));
         Err(Ending::with_detail(cause, got))
     }
 
@@ -428,9 +433,7 @@ impl Call {
         let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
         let connect_timeout_ms = millis(limits.ring_max).saturating_sub(AGENT_CONNECT_SLACK_MS).max(1);
         let rtp = match &self.offer {
-            Some(Ok(offer)) => {
-                self.negotiation.check(offer).ok().map(|negotiated| rtp_parameters(&negotiated))
-            }
+            Some(Ok(offer)) => self.negotiation.check(offer).ok().map(|negotiated| self.rtp(&negotiated)),
             _ => None,
         };
         engine::OpenSessionRequest {

@@ -11,7 +11,7 @@
 use std::net::IpAddr;
 
 use tandem_api::engine::v1 as engine;
-use tandem_audio::format::Codec;
+use tandem_audio::format::{Codec, SampleRate};
 use tandem_rtp::srtp::Suite;
 use tandem_sdp::negotiate;
 use tandem_sdp::{
@@ -20,8 +20,14 @@ use tandem_sdp::{
 
 use crate::trunk::HoldOffer;
 
+use crate::trunk::Trunk;
+
 /// Codecs that we answer with; the offerer's order counts.
-const ANSWERED: [Codec; 4] = [Codec::Pcmu, Codec::Pcma, Codec::L16_16k, Codec::L16_8k];
+const ANSWERED: [Codec; 6] = Codec::ALL;
+/// Codecs that we offer when nobody says which: what every telephone speaks.
+const OFFERED: [Codec; 2] = [Codec::Pcmu, Codec::Pcma];
+/// The engine's encoder writes no more bits a second than this, whatever a peer would take.
+const OPUS_BITRATE_MAX: u32 = 128_000;
 /// Where the engine's port will stand while nobody has opened one: `answer` must not refuse with port 0.
 const PORT_UNKNOWN: u16 = 9;
 
@@ -44,6 +50,10 @@ pub enum NegotiationError {
 pub struct Negotiation {
     /// Whether and with what the call is protected.
     srtp: LocalSrtp,
+    /// The trunk's own list, best first; empty: [`ANSWERED`] and [`OFFERED`].
+    codecs: Vec<Codec>,
+    /// The engine looks for keys in the sound of this call.
+    inband_dtmf: bool,
     local: Option<LocalMedia>,
     /// The description that the caller has last got from us, as sent.
     sent: Option<SessionDescription>,
@@ -62,6 +72,13 @@ impl Negotiation {
         self.srtp = srtp;
     }
 
+    /// Of a call over a trunk, or over none.
+    pub fn new(trunk: Option<&Trunk>) -> Self {
+        let (codecs, inband_dtmf) =
+            trunk.map(|trunk| (trunk.codecs.clone(), trunk.is_dtmf_inband)).unwrap_or_default();
+        Self { codecs, inband_dtmf, ..Self::default() }
+    }
+
     /// Could this offer be answered? Before there is a port.
     pub fn check(&self, offer: &SessionDescription) -> Result<Negotiated, NegotiateError> {
         let local = self.local_media(IpAddr::from([0, 0, 0, 0]), PORT_UNKNOWN, 0);
@@ -73,6 +90,21 @@ impl Negotiation {
         self.local = Some(self.local_media(address, port, session_id));
     }
 
+    fn local_media(&self, address: IpAddr, port: u16, session_id: u64) -> LocalMedia {
+        let codecs = if self.codecs.is_empty() { ANSWERED.to_vec() } else { self.codecs.clone() };
+        LocalMedia {
+            codecs,
+            comfort_noise: true,
+            srtp: self.srtp.clone(),
+            ..LocalMedia::g711(address, port, session_id)
+        }
+    }
+
+    /// What the engine is told of an agreement.
+    pub fn rtp_parameters(&self, negotiated: &Negotiated) -> engine::RtpParameters {
+        engine::RtpParameters { inband_dtmf: self.inband_dtmf, ..rtp_parameters(negotiated) }
+    }
+
     /// Nobody will open a port: an inactive stream, whatever is offered.
     pub fn open_inactive(&mut self, address: IpAddr, session_id: u64) {
         let direction = Direction::Inactive;
@@ -81,7 +113,12 @@ impl Negotiation {
 
     /// For another dialog that is to have the same port: nothing is said in it yet, and nobody is held.
     pub fn for_another_dialog(&self, has_media: bool) -> Self {
-        let mut other = Self { local: self.local.clone(), ..Self::default() };
+        let mut other = Self {
+            codecs: self.codecs.clone(),
+            inband_dtmf: self.inband_dtmf,
+            local: self.local.clone(),
+            ..Self::default()
+        };
         if has_media {
             other.hold(None);
         }
@@ -152,7 +189,8 @@ impl Negotiation {
         local.codecs = match &self.current {
             // In a live dialog the codec stays: the engine need not change it twice.
             Some(current) => vec![current.codec],
-            None => vec![Codec::Pcmu, Codec::Pcma],
+            None if self.codecs.is_empty() => OFFERED.to_vec(),
+            None => self.codecs.clone(),
         };
         if let Some(current) = &self.current {
             // And so does its protection, or its want of it.
@@ -217,14 +255,6 @@ impl Negotiation {
         Ok(negotiated)
     }
 
-    fn local_media(&self, address: IpAddr, port: u16, session_id: u64) -> LocalMedia {
-        LocalMedia {
-            codecs: ANSWERED.to_vec(),
-            srtp: self.srtp.clone(),
-            ..LocalMedia::g711(address, port, session_id)
-        }
-    }
-
     /// With the version that the caller must see: the last one if nothing differs, else one more.
     fn versioned(&mut self, mut description: SessionDescription) -> SessionDescription {
         let Some(sent) = &self.sent else { return description };
@@ -247,16 +277,19 @@ pub fn codec_name(codec: Codec) -> &'static str {
     match codec {
         Codec::Pcmu => "PCMU",
         Codec::Pcma => "PCMA",
+        Codec::G722 => "G722",
+        Codec::Opus => "opus",
         Codec::L16_8k => "L16/8000",
         Codec::L16_16k => "L16/16000",
     }
 }
 
-/// What the engine is told of an agreement.
-pub fn rtp_parameters(negotiated: &Negotiated) -> engine::RtpParameters {
+fn rtp_parameters(negotiated: &Negotiated) -> engine::RtpParameters {
     let codec = match negotiated.codec {
         Codec::Pcmu => engine::Codec::Pcmu,
         Codec::Pcma => engine::Codec::Pcma,
+        Codec::G722 => engine::Codec::G722,
+        Codec::Opus => engine::Codec::Opus,
         Codec::L16_8k => engine::Codec::L168k,
         Codec::L16_16k => engine::Codec::L1616k,
     };
@@ -290,6 +323,15 @@ pub fn rtp_parameters(negotiated: &Negotiated) -> engine::RtpParameters {
             local: keys.local.expose().to_vec(),
             remote: keys.remote.expose().to_vec(),
         }),
+        comfort_noise_payload_type: negotiated.comfort_noise_payload_type.map(u32::from),
+        opus: (negotiated.codec == Codec::Opus).then(|| engine::OpusParameters {
+            bitrate: negotiated.opus.bitrate_max.map_or(0, |max| max.min(OPUS_BITRATE_MAX)),
+            complexity: None,
+            fec: Some(negotiated.opus.fec),
+            dtx: negotiated.opus.dtx,
+            max_playback_rate_hz: negotiated.opus.max_playback.map_or(0, SampleRate::hz),
+        }),
+        inband_dtmf: false,
     }
 }
 
@@ -366,11 +408,43 @@ mod tests {
 
     #[test]
     fn offer_without_a_common_codec_is_refused_before_a_port_is_opened() {
-        assert!(Negotiation::default().check(&description("sendrecv", "0")).is_ok());
+        let negotiation = Negotiation::default();
+        assert!(negotiation.check(&description("sendrecv", "0")).is_ok());
         assert!(matches!(
-            Negotiation::default().check(&description("sendrecv", "18")),
+            negotiation.check(&description("sendrecv", "18")),
             Err(NegotiateError::NoCommonCodec { .. })
         ));
+    }
+
+    #[test]
+    fn a_trunks_own_codecs_are_offered_in_its_order_and_no_others_are_answered() {
+        let trunk =
+            Trunk { codecs: vec![Codec::G722, Codec::Pcma], is_dtmf_inband: true, ..Trunk::default() };
+        let mut negotiation = Negotiation::new(Some(&trunk));
+        assert!(negotiation.check(&description("sendrecv", "0")).is_err());
+        assert_eq!(negotiation.check(&description("sendrecv", "0 8 9")).unwrap().codec, Codec::Pcma);
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77);
+        let offer = negotiation.offer().unwrap();
+        assert!(offer.contains("m=audio 20000 RTP/AVP 9 8 "), "{offer}");
+        let negotiated =
+            negotiation.accept(Some(description("sendrecv", "9").to_string().as_bytes())).unwrap();
+        let rtp = negotiation.rtp_parameters(&negotiated);
+        assert_eq!((rtp.codec(), rtp.payload_type, rtp.inband_dtmf), (engine::Codec::G722, 9, true));
+    }
+
+    #[test]
+    fn the_engine_is_told_what_a_peer_asks_of_opus() {
+        let text = description("sendrecv", "107 13").to_string()
+            + "a=rtpmap:107 opus/48000/2\r\na=fmtp:107 useinbandfec=1; maxplaybackrate=16000; maxaveragebitrate=500000\r\n";
+        let offer = SessionDescription::parse(text.as_bytes()).unwrap();
+        let negotiation = Negotiation::default();
+        let rtp = negotiation.rtp_parameters(&negotiation.check(&offer).unwrap());
+        let opus = rtp.opus.unwrap();
+        assert_eq!((rtp.codec(), rtp.payload_type), (engine::Codec::Opus, 107));
+        assert_eq!(
+            (opus.fec, opus.dtx, opus.max_playback_rate_hz, opus.bitrate),
+            (Some(true), false, 16_000, 128_000)
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use tandem_audio::format::Codec;
 use tandem_sdp::SrtpPolicy;
 use tandem_sip::Uri;
 
@@ -14,6 +15,7 @@ use super::policy::{
     TlsIdentity, TransferPolicy,
 };
 use super::{Phone, SipCredential, Trunk, Trunks};
+use crate::call::negotiation::codec_name;
 use crate::settings::section::{Section, Source};
 use crate::store::declared::{ID_EXPECTED, Tenants, is_id};
 
@@ -72,6 +74,8 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
             mode: section.choice("srtp", SRTP),
             is_without_tls: section.flag("srtp_without_tls").unwrap_or_default(),
         },
+        is_dtmf_inband: section.flag("dtmf_inband").unwrap_or_default(),
+        codecs: section.list("codecs", "names such as \"PCMA\", \"G722\", \"opus\"", codec),
         addresses: read_addresses(section),
     };
     check_trunk(section, &trunk);
@@ -81,6 +85,10 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
 const HOLD: &[(&str, HoldOffer)] = &[("sendonly", HoldOffer::SendOnly), ("inactive", HoldOffer::Inactive)];
 const SRTP: &[(&str, SrtpPolicy)] =
     &[("off", SrtpPolicy::Off), ("optional", SrtpPolicy::Optional), ("required", SrtpPolicy::Required)];
+/// The codec of a name as [`codec_name`] gives it.
+fn codec(name: &str) -> Option<Codec> {
+    Codec::ALL.into_iter().find(|codec| codec_name(*codec).eq_ignore_ascii_case(name))
+}
 
 const RELIABLE: &[(&str, Reliable)] =
     &[("if_required", Reliable::IfRequired), ("prefer", Reliable::Prefer), ("never", Reliable::Never)];

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use secrecy::SecretString;
+use tandem_audio::format::Codec;
 
 pub mod bucket;
 pub mod credential;
@@ -69,6 +70,11 @@ pub struct Trunk {
     pub is_dtmf_by_info: bool,
     /// Whether the sound is protected.
     pub srtp: SrtpRules,
+    /// Whether keys are looked for in its callers' sound: for peers that send them no other way.
+    pub is_dtmf_inband: bool,
+    /// Codecs that are offered to it, best first, and the only ones that are answered; empty: G.711 is offered, and all we
+    /// know is answered in the offerer's order.
+    pub codecs: Vec<Codec>,
     /// Which addresses and which certificate it sees of us.
     pub addresses: Addresses,
 }

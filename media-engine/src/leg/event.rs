@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 pub enum Heard<'a> {
     /// The payload of one packet.
     Sound(&'a [u8]),
+    /// The caller pauses: the payload of a comfort-noise packet (RFC 3389).
+    Noise(&'a [u8]),
     /// So many packets did not come in time.
     Gap {
         /// How many.

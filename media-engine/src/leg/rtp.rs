@@ -27,6 +27,7 @@ use tandem_rtp::srtp::{Inbound, MasterKey, Outbound, SrtpError};
 use tandem_rtp::units::{PayloadType, SequenceNumber, Ssrc, Timestamp};
 
 use super::event::{Heard, Stats};
+use crate::session::bridge::SoundParameters;
 
 /// Seen from us: which ways the audio flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -99,6 +100,18 @@ pub struct RtpParameters {
     pub rtcp: Rtcp,
     /// Keys, if the stream is protected.
     pub srtp: Option<SrtpKeys>,
+    /// What else was negotiated of the sound.
+    pub sound: SoundParameters,
+}
+
+impl RtpParameters {
+    /// Of a payload that is no telephone-event: what it is.
+    fn heard<'a>(&self, payload_type: PayloadType, payload: &'a [u8]) -> Heard<'a> {
+        match self.sound.comfort_noise_payload_type == Some(payload_type) {
+            true => Heard::Noise(payload),
+            false => Heard::Sound(payload),
+        }
+    }
 }
 
 /// The SRTP of a leg.
@@ -243,8 +256,9 @@ impl RtpLeg {
         };
         let payload_type = packet.header.payload_type;
         let is_event = self.parameters.event_payload_type == Some(payload_type);
+        let is_noise = self.parameters.sound.comfort_noise_payload_type == Some(payload_type);
         if self.parameters.codec.is_none()
-            || !(is_event || payload_type == self.parameters.payload_type)
+            || !(is_event || is_noise || payload_type == self.parameters.payload_type)
             || self.is_locked
         {
             self.rejected += 1;
@@ -282,7 +296,7 @@ impl RtpLeg {
             self.reports.handle_in_order(1);
             match is_event {
                 true => self.digits.handle_packet(packet.header.timestamp, packet.payload, now),
-                false => hear(Heard::Sound(packet.payload)),
+                false => hear(self.parameters.heard(payload_type, packet.payload)),
             }
         }
         self.release(now, hear);
@@ -325,7 +339,7 @@ impl RtpLeg {
                     self.reports.handle_in_order(1);
                     match self.parameters.event_payload_type == Some(held.header.payload_type) {
                         true => self.digits.handle_packet(held.header.timestamp, held.payload, now),
-                        false => hear(Heard::Sound(held.payload)),
+                        false => hear(self.parameters.heard(held.header.payload_type, held.payload)),
                     }
                 }
                 Release::Gap { packets, .. } => {
@@ -491,8 +505,13 @@ impl RtpLeg {
     }
 
     /// Writes the packet that is due: a key if one is being pressed, else the sound that `fill` puts into the payload.
-    /// The buffer must have room for a packet ([`HEADER_LEN`] and the payload); if not, nothing is written.
-    pub fn write_packet(&mut self, out: &mut [u8], fill: impl FnOnce(Codec, &mut [u8])) -> Option<usize> {
+    /// It says how long the payload is; 0: nothing need be sent, and media time passes. The buffer must have room for a
+    /// packet ([`HEADER_LEN`] and the payload); if not, nothing is written.
+    pub fn write_packet(
+        &mut self,
+        out: &mut [u8],
+        fill: impl FnOnce(Codec, &mut [u8]) -> usize,
+    ) -> Option<usize> {
         let codec = self.parameters.codec?;
         let ptime = self.parameters.ptime;
         let ticks = codec.ticks(ptime);
@@ -507,11 +526,14 @@ impl RtpLeg {
             payload.get_mut(..key.payload.len())?.copy_from_slice(&key.payload);
             return self.protect(out, HEADER_LEN + key.payload.len());
         }
-        let header = self.sender.next_header(ticks, payload.len());
+        let len = fill(codec, payload);
+        if len == 0 {
+            self.sender.skip(ticks);
+            return None;
+        }
+        let header = self.sender.next_header(ticks, len);
         header.write(head).ok()?;
-        fill(codec, payload);
-        let len = HEADER_LEN + payload.len();
-        self.protect(out, len)
+        self.protect(out, HEADER_LEN + len)
     }
 
     fn protect(&mut self, out: &mut [u8], len: usize) -> Option<usize> {

@@ -97,13 +97,13 @@ impl Limits {
     /// Buffers whose completion is reaped and that are being handled: half of what a coalescing wait lets come.
     const IN_HAND: usize = 96;
 
-    /// The limits for so many sessions: three sockets each (RTP, RTCP, the agent), some more that close, and buffers for each place that can
+    /// The limits for so many sessions: three sockets each (RTP, RTCP, the agent), some more that close or are second legs, and buffers for each place that can
     /// hold one. No more than that, since the kernel takes them in turn and all of them go through the cache. A dry ring
     /// loses nothing: packets wait in the sockets until buffers are back.
     pub fn for_sessions(sessions: usize) -> Self {
         let arriving = sessions / Self::SESSIONS_PER_ARRIVAL;
         Self {
-            sockets: sessions * 3 + sessions / 4 + 16,
+            sockets: sessions * 3 + sessions / 2 + 16,
             receive_buffers: arriving + Self::BURST + Self::IN_HAND,
         }
     }

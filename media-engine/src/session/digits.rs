@@ -19,6 +19,8 @@ pub enum Source {
     Rtp,
     /// SIP INFO.
     Info,
+    /// Its tones, in the sound.
+    Inband,
 }
 
 /// See the module.

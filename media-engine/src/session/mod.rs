@@ -22,12 +22,13 @@ pub mod digits;
 pub mod paced;
 pub mod playout;
 pub mod second;
+pub mod skew;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tandem_audio::format::{Codec, Ptime, SampleRate};
+use tandem_audio::format::{Codec, MAX_PACKET_SAMPLES, Ptime, SampleRate};
 use tandem_audio::tone::{Cadence, ProgressTone};
 use tandem_audio::vad::VadEvent;
 use tandem_rtp::report::WallClock;
@@ -61,12 +62,6 @@ pub const HELD_MAX: Duration = Duration::from_hours(1);
 
 /// While the caller has said something in so long, his packets drive what the agent hears of the second leg.
 const CALLER_DRIVES: Duration = Duration::from_millis(60);
-
-/// Samples of 20 ms at the highest rate an agent has.
-const FRAME_SAMPLES: usize = SampleRate::Hz16000.samples(Ptime::MS_20);
-
-/// Samples of the longest packet at the highest rate an agent has.
-const PACKET_SAMPLES: usize = SampleRate::Hz16000.samples(Ptime::MS_60);
 
 /// Everything needed to open a session.
 #[derive(Debug, Clone)]
@@ -248,9 +243,12 @@ impl Session {
     fn build_bridge(&mut self) {
         let parameters = self.rtp.parameters();
         let listens = self.agent.stream().is_some_and(Stream::wants_speech);
-        self.bridge = parameters.codec.map(|codec| {
-            Bridge::new(codec, parameters.ptime, playout_rate(&self.agent, Some(codec)), listens)
-        });
+        let Some(codec) = parameters.codec else { return };
+        let rate = playout_rate(&self.agent, Some(codec));
+        match &mut self.bridge {
+            Some(bridge) if bridge.rate() == rate => bridge.update(codec, parameters.ptime, parameters.sound),
+            _ => self.bridge = Some(Bridge::new(codec, parameters.ptime, rate, listens, parameters.sound)),
+        }
     }
 
     // --- getters ---
@@ -377,17 +375,18 @@ impl Session {
         if before.ptime != parameters.ptime && self.clock.is_some() {
             self.clock = Some(PtimeClock::new(first_packet, parameters.ptime));
         }
-        if before.codec != parameters.codec || before.ptime != parameters.ptime {
+        if before.codec != parameters.codec
+            || before.ptime != parameters.ptime
+            || before.sound != parameters.sound
+        {
             self.build_bridge();
         }
-        if self.agent.rate().is_none() && playout_rate(&self.agent, parameters.codec) != self.playout.rate() {
-            // Only the echo follows the carrier's rate, and a fraction of a second of it is nothing to keep.
-            self.playout = Playout::new(playout_rate(&self.agent, parameters.codec), Policy::Live);
-            if let Some(second) = &mut self.second {
-                second.set_rate(self.playout.rate());
-            }
-            self.set_ringing();
+        // Only the echo follows the carrier's rate.
+        self.playout.set_rate(playout_rate(&self.agent, parameters.codec));
+        if let Some(second) = &mut self.second {
+            second.set_rate(self.playout.rate());
         }
+        self.set_ringing();
         let on_hold = !parameters.direction.sends();
         if on_hold != std::mem::replace(&mut self.on_hold, on_hold)
             && let Some(stream) = self.agent.stream_mut()
@@ -523,7 +522,7 @@ impl Session {
                 Some(second) => {
                     second.push(Party::Caller, samples);
                     if second.role().hears(Party::Agent, Party::Caller) {
-                        let mut frame = [0; FRAME_SAMPLES];
+                        let mut frame = [0; MAX_PACKET_SAMPLES];
                         let frame = &mut frame[..samples.len()];
                         frame.copy_from_slice(samples);
                         second.mix_into(Party::Agent, frame);
@@ -558,7 +557,7 @@ impl Session {
         if role.hears(Party::Agent, Party::Caller) && rtp.last_arrival().is_some_and(speaks) {
             return;
         }
-        let mut frame = [0; FRAME_SAMPLES];
+        let mut frame = [0; MAX_PACKET_SAMPLES];
         let frame = &mut frame[..playout.rate().samples(Ptime::MS_20)];
         loop {
             frame.fill(0);
@@ -575,9 +574,35 @@ impl Session {
         }
     }
 
+    /// A packet time has passed, and the caller may have said that he pauses: the agent hears comfort noise.
+    fn hear_pause(&mut self) {
+        if self.on_hold || !self.rtp.parameters().direction.accepts() {
+            return;
+        }
+        let Self { agent, bridge: Some(bridge), playout, .. } = self else { return };
+        match agent {
+            Agent::Echo => drop(bridge.up_pause(|samples| playout.push(samples))),
+            Agent::Stream(stream) => {
+                if let Some(change) = bridge.up_pause(|samples| stream.hear(samples)) {
+                    stream.tell(&Tell::Speech { active: change == VadEvent::SpeechStarted });
+                }
+            }
+            Agent::Tone(_) | Agent::File { .. } => {}
+        }
+    }
+
+    /// A key that was pressed and released, once, and which way it came.
+    fn poll_digit(&mut self) -> Option<(char, u32, Source)> {
+        if let Some((digit, duration_ms)) = self.rtp.poll_digit() {
+            return Some((digit, duration_ms, Source::Rtp));
+        }
+        let key = self.bridge.as_mut()?.poll_key()?;
+        Some((key.digit, key.duration_ms, Source::Inband))
+    }
+
     fn handle_digits(&mut self, now: Instant) {
-        while let Some((digit, duration_ms)) = self.rtp.poll_digit() {
-            if !self.digits.is_new(digit, Source::Rtp, now) {
+        while let Some((digit, duration_ms, source)) = self.poll_digit() {
+            if !self.digits.is_new(digit, source, now) {
                 continue;
             }
             if let Some(stream) = self.agent.stream_mut() {
@@ -847,6 +872,7 @@ impl Session {
             for _ in 0..lost {
                 self.rtp.skip();
             }
+            self.hear_pause();
             let ptime = self.rtp.parameters().ptime;
             let Self { agent, playout, second, ringing, is_early, bridge, rtp, .. } = self;
             let mut voice = |frame: &mut [i16]| match *is_early {
@@ -857,8 +883,8 @@ impl Session {
                 rtp.skip();
                 // The caller is on hold; whom the agent consults hears it all the same.
                 if matches!(self.second(), Some(second) if second.role().hears(Party::Second, Party::Agent)) {
-                    let samples = self.playout.rate().samples(ptime).min(PACKET_SAMPLES);
-                    let mut frame = [0; PACKET_SAMPLES];
+                    let samples = self.playout.rate().samples(ptime).min(MAX_PACKET_SAMPLES);
+                    let mut frame = [0; MAX_PACKET_SAMPLES];
                     let Self { agent, playout, second, .. } = self;
                     say(agent, playout, second.as_deref_mut(), None, &mut frame[..samples]);
                     self.handle_played();

@@ -12,6 +12,9 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use tandem_audio::format::{Ptime, SampleRate};
+use tandem_audio::resample::Resampler;
+
+use super::skew::Skew;
 
 /// Sound of an agent that may wait: a little more than the largest WebSocket message carries (32.8 s of L16 at 16 kHz),
 /// so a whole spoken answer may come at once. When it is full, what comes on top is dropped: the caller hears the
@@ -83,6 +86,7 @@ pub struct Playout {
     motion: Motion,
     /// The pause was reached and not told yet.
     has_paused: bool,
+    skew: Skew,
 }
 
 impl Playout {
@@ -98,12 +102,32 @@ impl Playout {
             dropped: 0,
             motion: Motion::Playing,
             has_paused: false,
+            skew: Skew::new(rate),
         }
     }
 
     /// Rate of the samples.
     pub fn rate(&self) -> SampleRate {
         self.rate
+    }
+
+    /// Sound that comes from now on has another rate; what waits is converted.
+    pub fn set_rate(&mut self, rate: SampleRate) {
+        if rate == self.rate {
+            return;
+        }
+        let scale = |samples: u64| samples * rate.samples_per_ms() as u64 / self.rate.samples_per_ms() as u64;
+        let waiting: Vec<i16> = self.queue.drain(..).collect();
+        let mut resampler = Resampler::new(self.rate, rate);
+        let mut converted = vec![0; resampler.output_len(waiting.len())];
+        let len = resampler.process(&waiting, &mut converted);
+        for mark in &mut self.marks {
+            mark.position = scale(mark.position);
+        }
+        (self.heard, self.dropped) = (scale(self.heard), scale(self.dropped));
+        self.queue.extend(&converted[..len]);
+        self.skew = Skew::new(rate);
+        self.rate = rate;
     }
 
     fn limit(&self) -> usize {
@@ -205,13 +229,22 @@ impl Playout {
         }
     }
 
-    /// Takes the next frame; what is missing is left alone. Says how many samples were taken: they count as heard.
+    /// Takes the next frame; what is missing is left alone. Says how many samples are sound. What was taken counts as heard:
+    /// a little more or less than that while clocks are being reconciled (see [`Skew`]).
     pub fn take(&mut self, frame: &mut [i16]) -> usize {
         let most = match self.motion {
             Motion::Playing | Motion::FadingIn { .. } => frame.len(),
             Motion::FadingOut { left } => left.min(frame.len()),
             Motion::Paused => return 0,
         };
+        if self.motion == Motion::Playing {
+            let taken = self.skew.take(&self.queue, frame);
+            if taken > 0 {
+                self.queue.drain(..taken);
+                self.heard += taken as u64;
+                return frame.len();
+            }
+        }
         let len = most.min(self.queue.len());
         let (front, back) = self.queue.as_slices();
         let split = front.len().min(len);
@@ -222,6 +255,7 @@ impl Playout {
         if self.motion != Motion::Playing {
             self.shape(&mut frame[..len]);
         }
+        self.skew.hear(&frame[..len]);
         len
     }
 

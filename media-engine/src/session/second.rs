@@ -115,7 +115,16 @@ impl SecondLeg {
 
     fn build_bridge(&mut self) {
         let parameters = self.rtp.parameters();
-        self.bridge = parameters.codec.map(|codec| Bridge::new(codec, parameters.ptime, self.rate, false));
+        let Some(codec) = parameters.codec else { return };
+        match &mut self.bridge {
+            Some(bridge) if bridge.rate() == self.rate => {
+                bridge.update(codec, parameters.ptime, parameters.sound);
+            }
+            _ => {
+                let bridge = Bridge::new(codec, parameters.ptime, self.rate, false, parameters.sound);
+                self.bridge = Some(bridge);
+            }
+        }
     }
 
     /// What it is there for.
@@ -144,7 +153,10 @@ impl SecondLeg {
         if before.ptime != parameters.ptime {
             self.clock = PtimeClock::new(first_packet, parameters.ptime);
         }
-        if before.codec != parameters.codec || before.ptime != parameters.ptime {
+        if before.codec != parameters.codec
+            || before.ptime != parameters.ptime
+            || before.sound != parameters.sound
+        {
             self.build_bridge();
         }
     }
@@ -210,7 +222,7 @@ impl SecondLeg {
             };
             let Self { caller, agent, .. } = self;
             let written = self.rtp.write_packet(out, |_, payload| {
-                bridge.down(payload, |frame| caller.mix_into(frame).max(agent.mix_into(frame)));
+                bridge.down(payload, |frame| caller.mix_into(frame).max(agent.mix_into(frame)))
             });
             if let Some(len) = written {
                 return Some((to, len));

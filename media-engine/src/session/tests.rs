@@ -25,6 +25,7 @@ mod srtp;
 use super::*;
 use crate::leg::agent::{AudioSocketParameters, LinkParameters, Recording, WebSocketParameters};
 use crate::leg::rtp::{Direction, Rtcp};
+use crate::session::bridge::SoundParameters;
 
 const MS: Duration = Duration::from_millis(1);
 const PHONE: &str = "192.0.2.1:4000";
@@ -45,6 +46,7 @@ fn rtp() -> RtpParameters {
         latching: Latching::Auto,
         rtcp: Rtcp::Off,
         srtp: None,
+        sound: SoundParameters::default(),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Resampling: nanoseconds for 20 ms between each pair of rates, and what a packet costs through decoder and encoder.
 
+mod clib;
+
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -8,6 +10,9 @@ use tandem_audio::resample::Resampler;
 use tandem_audio::tone::Sine;
 use tandem_audio::transcode::{Decoder, Encoder};
 use tandem_audio::vad::Vad;
+
+/// Opens one of the C libraries for a pair of rates.
+type Open = fn(u32, u32) -> Option<clib::Resample>;
 
 fn rates(c: &mut Criterion) {
     let mut group = c.benchmark_group("resample");
@@ -20,6 +25,12 @@ fn rates(c: &mut Criterion) {
             group.bench_function(format!("{}_to_{}", from.hz(), to.hz()), |b| {
                 b.iter(|| resampler.process(black_box(&input), black_box(&mut output)));
             });
+            for (name, theirs) in [("soxr_hq", clib::soxr as Open), ("speex_q3", clib::speex)] {
+                let Some(mut resample) = theirs(from.hz(), to.hz()) else { continue };
+                group.bench_function(format!("{}_to_{}_by_{name}", from.hz(), to.hz()), |b| {
+                    b.iter(|| resample(black_box(&input), black_box(&mut output)));
+                });
+            }
         }
     }
     group.finish();

@@ -185,6 +185,10 @@ pub enum Codec {
     Pcmu,
     /// G.711 A-law at 8 kHz (RFC 3551 §4.5.14).
     Pcma,
+    /// G.722 at 64 kbit/s: 16 kHz of sound on a clock of 8 kHz (RFC 3551 §4.5.2).
+    G722,
+    /// Opus, on a clock of 48 kHz whatever the sound's rate (RFC 7587).
+    Opus,
     /// Linear PCM16 in network byte order at 8 kHz (RFC 3551 §4.5.11).
     L16_8k,
     /// Linear PCM16 in network byte order at 16 kHz (RFC 3551 §4.5.11).
@@ -193,12 +197,13 @@ pub enum Codec {
 
 impl Codec {
     /// Every codec, in the order in which we like to be offered them by a telephone network.
-    pub const ALL: [Self; 4] = [Self::Pcmu, Self::Pcma, Self::L16_16k, Self::L16_8k];
+    pub const ALL: [Self; 6] = [Self::Pcmu, Self::Pcma, Self::G722, Self::Opus, Self::L16_16k, Self::L16_8k];
 
-    /// The codec of an `a=rtpmap` encoding name (compared without case) and clock rate in hertz.
-    pub fn from_rtpmap(encoding_name: &str, clock_rate_hz: u32) -> Option<Self> {
+    /// The codec of an `a=rtpmap`: encoding name (compared without case), clock rate in hertz, channels.
+    pub fn from_rtpmap(encoding_name: &str, clock_rate_hz: u32, channels: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|codec| {
             codec.clock_rate().hz() == clock_rate_hz
+                && codec.rtpmap_channels() == channels
                 && codec.encoding_name().eq_ignore_ascii_case(encoding_name)
         })
     }
@@ -208,6 +213,7 @@ impl Codec {
         match payload_type {
             0 => Some(Self::Pcmu),
             8 => Some(Self::Pcma),
+            9 => Some(Self::G722),
             _ => None,
         }
     }
@@ -217,8 +223,15 @@ impl Codec {
         match self {
             Self::Pcmu => "PCMU",
             Self::Pcma => "PCMA",
+            Self::G722 => "G722",
+            Self::Opus => "opus",
             Self::L16_8k | Self::L16_16k => "L16",
         }
+    }
+
+    /// The channels of `a=rtpmap`: always 2 for Opus, even when it is mono (RFC 7587 §7).
+    pub const fn rtpmap_channels(self) -> u32 {
+        if matches!(self, Self::Opus) { 2 } else { 1 }
     }
 
     /// The payload type that RFC 3551 fixes; `None` when it must be a dynamic one.
@@ -226,23 +239,34 @@ impl Codec {
         match self {
             Self::Pcmu => Some(0),
             Self::Pcma => Some(8),
-            Self::L16_8k | Self::L16_16k => None,
+            Self::G722 => Some(9),
+            Self::Opus | Self::L16_8k | Self::L16_16k => None,
         }
     }
 
-    /// Samples of sound a second.
+    /// Samples of sound a second; of Opus the most, since it codes and decodes at any [`SampleRate`].
     pub const fn sample_rate(self) -> SampleRate {
         match self {
             Self::Pcmu | Self::Pcma | Self::L16_8k => SampleRate::Hz8000,
-            Self::L16_16k => SampleRate::Hz16000,
+            Self::G722 | Self::L16_16k => SampleRate::Hz16000,
+            Self::Opus => SampleRate::Hz48000,
+        }
+    }
+
+    /// Samples a second that a decoder or encoder of this codec works at, for a session at `wanted`.
+    pub const fn native_rate(self, wanted: SampleRate) -> SampleRate {
+        match self {
+            Self::Opus => wanted,
+            fixed => fixed.sample_rate(),
         }
     }
 
     /// Ticks a second of the RTP timestamp.
     pub const fn clock_rate(self) -> ClockRate {
         match self {
-            Self::Pcmu | Self::Pcma | Self::L16_8k => ClockRate::HZ_8000,
+            Self::Pcmu | Self::Pcma | Self::G722 | Self::L16_8k => ClockRate::HZ_8000,
             Self::L16_16k => ClockRate::HZ_16000,
+            Self::Opus => ClockRate::HZ_48000,
         }
     }
 
@@ -256,16 +280,37 @@ impl Codec {
         self.sample_rate().samples(ptime)
     }
 
-    /// Octets of payload in one packet of this length.
+    /// True when the length of a payload follows from its packet time, as with all but Opus.
+    pub const fn has_fixed_size(self) -> bool {
+        !matches!(self, Self::Opus)
+    }
+
+    /// Octets of payload in one packet of this length; for Opus the most that we send.
     pub const fn octets(self, ptime: Ptime) -> usize {
-        self.samples(ptime) * self.octets_per_sample()
+        self.octets_in_samples(self.samples(ptime))
     }
 
     /// The longest packet that we send, in whole 10 ms: 60 ms, but 40 ms of L16 at 16 kHz, which fill
     /// [`MAX_SENT_PAYLOAD_OCTETS`].
     pub const fn max_ptime(self) -> Ptime {
-        let fitting_ms = self.ms_in(MAX_SENT_PAYLOAD_OCTETS) as u32 / 10 * 10;
-        Ptime(if fitting_ms < MAX_PTIME_MS { fitting_ms as u8 } else { MAX_PTIME_MS as u8 })
+        if matches!(self, Self::L16_16k) { Ptime::MS_40 } else { Ptime::MS_60 }
+    }
+
+    /// The longest packet time that we can send and that is no longer than this one: Opus knows 10, 20, 40 and 60 ms only.
+    pub const fn fitting_ptime(self, wanted: Ptime) -> Ptime {
+        let max = self.max_ptime();
+        if wanted.0 > max.0 {
+            return max;
+        }
+        match self {
+            Self::Opus => match wanted.as_ms() {
+                60.. => Ptime::MS_60,
+                40..60 => Ptime::MS_40,
+                20..40 => Ptime::MS_20,
+                _ => Ptime::MS_10,
+            },
+            _ => wanted,
+        }
     }
 
     /// RTP timestamp ticks in one packet of this length.
@@ -273,46 +318,50 @@ impl Codec {
         self.clock_rate().ticks(ptime)
     }
 
-    /// Whole samples in a payload of so many octets.
-    pub const fn samples_in(self, octets: usize) -> usize {
-        octets / self.octets_per_sample()
-    }
-
-    /// Whole milliseconds of sound in a payload of so many octets.
-    pub const fn ms_in(self, octets: usize) -> usize {
-        self.samples_in(octets) / self.sample_rate().samples_per_ms()
-    }
-
-    /// Writes silence: 0xFF in µ-law, 0xD5 in A-law, zero in L16.
-    pub fn fill_silence(self, payload: &mut [u8]) {
-        payload.fill(self.silence_octet());
-    }
-
-    /// The octet that silence is made of.
-    pub const fn silence_octet(self) -> u8 {
+    /// RTP timestamp ticks of sound in a payload.
+    pub const fn ticks_in(self, payload: &[u8]) -> u32 {
+        let octets = payload.len() as u32;
         match self {
-            Self::Pcmu => crate::g711::ULAW_SILENCE,
-            Self::Pcma => crate::g711::ALAW_SILENCE,
-            Self::L16_8k | Self::L16_16k => 0,
+            Self::Pcmu | Self::Pcma | Self::G722 => octets,
+            Self::L16_8k | Self::L16_16k => octets / 2,
+            Self::Opus => crate::opus::duration_tenths_ms(payload) as u32 * 48 / 10,
         }
     }
 
-    /// Octets of so many samples.
-    pub const fn octets_in_samples(self, samples: usize) -> usize {
-        samples * self.octets_per_sample()
+    /// Whole milliseconds of sound in a payload.
+    pub const fn ms_in(self, payload: &[u8]) -> usize {
+        self.clock_rate().ticks_to_ms(self.ticks_in(payload)) as usize
     }
 
-    const fn octets_per_sample(self) -> usize {
+    /// The octet that silence is made of: 0xFF in µ-law, 0xD5 in A-law, zero in L16. `None` where silence must be encoded
+    /// like any sound.
+    pub const fn silence_octet(self) -> Option<u8> {
         match self {
-            Self::Pcmu | Self::Pcma => 1,
-            Self::L16_8k | Self::L16_16k => 2,
+            Self::Pcmu => Some(crate::g711::ULAW_SILENCE),
+            Self::Pcma => Some(crate::g711::ALAW_SILENCE),
+            Self::L16_8k | Self::L16_16k => Some(0),
+            Self::G722 | Self::Opus => None,
+        }
+    }
+
+    /// Octets of so many samples; for Opus the most that we send.
+    pub const fn octets_in_samples(self, samples: usize) -> usize {
+        match self {
+            Self::Pcmu | Self::Pcma => samples,
+            Self::G722 => samples / 2,
+            Self::L16_8k | Self::L16_16k => samples * 2,
+            Self::Opus => MAX_SENT_PAYLOAD_OCTETS,
         }
     }
 }
 
 impl fmt::Display for Codec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.encoding_name(), self.clock_rate().hz())
+        write!(f, "{}/{}", self.encoding_name(), self.clock_rate().hz())?;
+        match self.rtpmap_channels() {
+            1 => Ok(()),
+            channels => write!(f, "/{channels}"),
+        }
     }
 }
 
@@ -327,6 +376,7 @@ mod tests {
         };
         assert_eq!(sizes(Codec::Pcmu), (160, 160, 160));
         assert_eq!(sizes(Codec::Pcma), (160, 160, 160));
+        assert_eq!(sizes(Codec::G722), (320, 160, 160));
         assert_eq!(sizes(Codec::L16_8k), (160, 320, 160));
         assert_eq!(sizes(Codec::L16_16k), (320, 640, 320));
     }
@@ -353,11 +403,42 @@ mod tests {
 
     #[test]
     fn rtpmap_names_a_codec_without_case() {
-        assert_eq!(Codec::from_rtpmap("pcmu", 8_000), Some(Codec::Pcmu));
-        assert_eq!(Codec::from_rtpmap("L16", 8_000), Some(Codec::L16_8k));
-        assert_eq!(Codec::from_rtpmap("l16", 16_000), Some(Codec::L16_16k));
-        assert_eq!(Codec::from_rtpmap("L16", 44_100), None);
-        assert_eq!(Codec::from_rtpmap("PCMA", 16_000), None);
+        assert_eq!(Codec::from_rtpmap("pcmu", 8_000, 1), Some(Codec::Pcmu));
+        assert_eq!(Codec::from_rtpmap("g722", 8_000, 1), Some(Codec::G722));
+        assert_eq!(Codec::from_rtpmap("G722", 16_000, 1), None, "the clock is 8 kHz for ever");
+        assert_eq!(Codec::from_rtpmap("OPUS", 48_000, 2), Some(Codec::Opus));
+        assert_eq!(Codec::from_rtpmap("opus", 48_000, 1), None);
+        assert_eq!(Codec::from_rtpmap("L16", 8_000, 1), Some(Codec::L16_8k));
+        assert_eq!(Codec::from_rtpmap("l16", 16_000, 1), Some(Codec::L16_16k));
+        assert_eq!(Codec::from_rtpmap("L16", 8_000, 2), None);
+        assert_eq!(Codec::from_rtpmap("L16", 44_100, 1), None);
+        assert_eq!(Codec::from_rtpmap("PCMA", 16_000, 1), None);
+        assert_eq!(Codec::Opus.to_string(), "opus/48000/2");
+    }
+
+    #[test]
+    fn a_payload_tells_how_long_it_sounds() {
+        for (codec, len, ticks, ms) in [
+            (Codec::Pcmu, 160, 160, 20),
+            (Codec::G722, 160, 160, 20),
+            (Codec::L16_8k, 160, 80, 10),
+            (Codec::L16_16k, 640, 320, 20),
+            (Codec::Opus, 1, 480, 10),
+        ] {
+            let payload = vec![0; len];
+            assert_eq!((codec.ticks_in(&payload), codec.ms_in(&payload)), (ticks, ms), "{codec}");
+        }
+    }
+
+    #[test]
+    fn opus_packets_have_only_its_own_lengths() {
+        let fitting = |codec: Codec, ms: u32| codec.fitting_ptime(Ptime::from_ms(ms).unwrap()).as_ms();
+        assert_eq!(
+            [10, 15, 20, 30, 39, 40, 50, 60].map(|ms| fitting(Codec::Opus, ms)),
+            [10, 10, 20, 20, 20, 40, 40, 60]
+        );
+        assert_eq!([10, 15, 30, 60].map(|ms| fitting(Codec::G722, ms)), [10, 15, 30, 60]);
+        assert_eq!(fitting(Codec::L16_16k, 60), 40);
     }
 
     #[test]
@@ -374,7 +455,7 @@ mod tests {
     fn longest_packets_that_are_sent_fit_a_frame() {
         assert_eq!(
             Codec::ALL.map(Codec::max_ptime),
-            [Ptime::MS_60, Ptime::MS_60, Ptime::MS_40, Ptime::MS_60]
+            [Ptime::MS_60, Ptime::MS_60, Ptime::MS_60, Ptime::MS_60, Ptime::MS_40, Ptime::MS_60]
         );
         for codec in Codec::ALL {
             assert!(codec.octets(codec.max_ptime()) <= MAX_SENT_PAYLOAD_OCTETS, "{codec}");

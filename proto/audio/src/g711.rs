@@ -7,6 +7,8 @@
 //! Negative samples are mirrored by one's complement, as in the ITU-T reference software (G.191). The decoders look up
 //! 256 values.
 
+use crate::simd;
+
 /// Silence in µ-law: positive zero.
 pub const ULAW_SILENCE: u8 = 0xFF;
 /// Silence in A-law: the smallest positive step (A-law has no zero).
@@ -20,9 +22,6 @@ const ULAW_BIAS: i16 = 132;
 const SEGMENT_SHIFT: u32 = 19;
 /// Exponent of an `f32` of 2^0.
 const F32_EXPONENT_BIAS: u32 = 127;
-
-/// Samples that are encoded at once.
-const BLOCK: usize = 32;
 
 static ULAW_TO_LINEAR: [i16; 256] = ulaw_table();
 static ALAW_TO_LINEAR: [i16; 256] = alaw_table();
@@ -65,45 +64,26 @@ pub fn linear_from_alaw(code: u8) -> i16 {
 
 /// Encodes as many samples as both slices hold to µ-law and returns how many that were.
 pub fn encode_ulaw(samples: &[i16], codes: &mut [u8]) -> usize {
-    encode(samples, codes, ulaw_from_linear)
+    simd::encode_ulaw(samples, codes);
+    samples.len().min(codes.len())
 }
 
 /// Encodes as many samples as both slices hold to A-law and returns how many that were.
 pub fn encode_alaw(samples: &[i16], codes: &mut [u8]) -> usize {
-    encode(samples, codes, alaw_from_linear)
+    simd::encode_alaw(samples, codes);
+    samples.len().min(codes.len())
 }
 
 /// Decodes as many µ-law codes as both slices hold and returns how many that were.
 pub fn decode_ulaw(codes: &[u8], samples: &mut [i16]) -> usize {
-    for (sample, &code) in samples.iter_mut().zip(codes) {
-        *sample = linear_from_ulaw(code);
-    }
+    simd::decode_ulaw(codes, samples);
     samples.len().min(codes.len())
 }
 
 /// Decodes as many A-law codes as both slices hold and returns how many that were.
 pub fn decode_alaw(codes: &[u8], samples: &mut [i16]) -> usize {
-    for (sample, &code) in samples.iter_mut().zip(codes) {
-        *sample = linear_from_alaw(code);
-    }
+    simd::decode_alaw(codes, samples);
     samples.len().min(codes.len())
-}
-
-/// Blocks of a fixed size let the compiler keep whole vectors of one law's steps; the rest goes one by one.
-#[inline]
-fn encode(samples: &[i16], codes: &mut [u8], law: impl Fn(i16) -> u8) -> usize {
-    let len = samples.len().min(codes.len());
-    let (sample_blocks, sample_rest) = samples[..len].as_chunks::<BLOCK>();
-    let (code_blocks, code_rest) = codes[..len].as_chunks_mut::<BLOCK>();
-    for (codes, samples) in code_blocks.iter_mut().zip(sample_blocks) {
-        for (code, &sample) in codes.iter_mut().zip(samples) {
-            *code = law(sample);
-        }
-    }
-    for (code, &sample) in code_rest.iter_mut().zip(sample_rest) {
-        *code = law(sample);
-    }
-    len
 }
 
 const fn ulaw_table() -> [i16; 256] {

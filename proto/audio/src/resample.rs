@@ -17,6 +17,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use crate::format::SampleRate;
+use crate::simd;
 
 /// Taps of each phase, counted at the lower of the two rates. More would sharpen the edge and cost time and delay.
 pub const TAPS_PER_PHASE: usize = 32;
@@ -118,47 +119,14 @@ impl Resampler {
         window[..past].copy_from_slice(&self.history[..past]);
         window[past..past + input.len()].copy_from_slice(input);
         let (phases, _) = filter.coefficients.as_chunks::<TAPS>();
-        let rounding = 1 << (filter.shift - 1);
-
-        let mut position = self.next;
         let end = input.len() * filter.up;
-        let mut written = 0;
-        let (mut start, mut phase) = (position / filter.up, position % filter.up);
-        while position < end {
-            if let (Some(slot), Some(samples)) =
-                (output.get_mut(written), window[start..].first_chunk::<TAPS>())
-            {
-                let sum = dot(samples, &phases[phase]);
-                *slot =
-                    ((sum + rounding) >> filter.shift).clamp(i32::from(i16::MIN), i32::from(i16::MAX)) as i16;
-                written += 1;
-            }
-            position += filter.down;
-            phase += filter.down;
-            while phase >= filter.up {
-                phase -= filter.up;
-                start += 1;
-            }
-        }
+        let (up, down) = (filter.up, filter.down);
+        let steps = simd::Steps { up, down, next: self.next, end, shift: filter.shift };
+        let (written, position) = simd::fir(&window, phases, steps, output);
         self.next = position - end;
         self.history[..past].copy_from_slice(&window[input.len()..input.len() + past]);
         written
     }
-}
-
-/// Sum of products, eight at a time. In this form, and with a multiple of 32 taps, the loop becomes multiply-add
-/// vectors (`pmaddwd`) on plain x86-64; written as one sum it takes half as long again.
-#[inline]
-fn dot<const TAPS: usize>(samples: &[i16; TAPS], coefficients: &[i16; TAPS]) -> i32 {
-    let mut sums = [0_i32; 8];
-    for (samples, coefficients) in samples.as_chunks::<8>().0.iter().zip(coefficients.as_chunks::<8>().0) {
-        for lane in 0..8 {
-            // Filter::design bounds the sum of magnitudes, so that this cannot overflow.
-            let product = i32::from(samples[lane]) * i32::from(coefficients[lane]);
-            sums[lane] = sums[lane].wrapping_add(product);
-        }
-    }
-    sums.iter().fold(0, |sum, &lane| sum.wrapping_add(lane))
 }
 
 /// The coefficients of one ratio L/M, shared by every stream that has it.
@@ -202,7 +170,7 @@ impl Filter {
     }
 
     fn design(up: usize, down: usize) -> Self {
-        // A multiple of 32 suits `dot`.
+        // A multiple of 32 suits `simd::dot`.
         let taps = (TAPS_PER_PHASE * down.max(up)).div_ceil(up).next_multiple_of(32);
         let len = taps * up;
         // The prototype runs at L times the input rate; its edge is at half of the lower rate.
@@ -211,9 +179,7 @@ impl Filter {
         let prototype: Vec<f64> = (0..len)
             .map(|n| {
                 let x = n as f64 - middle;
-                let window = bessel_i0(KAISER_BETA * (1.0 - (x / middle).powi(2)).max(0.0).sqrt())
-                    / bessel_i0(KAISER_BETA);
-                2.0 * cutoff * sinc(2.0 * cutoff * x) * window
+                2.0 * cutoff * sinc(2.0 * cutoff * x) * kaiser(x / middle, KAISER_BETA)
             })
             .collect();
         // Phase p, oldest sample first, scaled so that its taps add up to 1.
@@ -251,7 +217,13 @@ impl Filter {
     }
 }
 
-fn sinc(x: f64) -> f64 {
+/// The Kaiser window, from −1 to 1.
+pub(crate) fn kaiser(x: f64, beta: f64) -> f64 {
+    bessel_i0(beta * (1.0 - x.powi(2)).max(0.0).sqrt()) / bessel_i0(beta)
+}
+
+/// sin(πx) / πx.
+pub(crate) fn sinc(x: f64) -> f64 {
     if x == 0.0 { 1.0 } else { (std::f64::consts::PI * x).sin() / (std::f64::consts::PI * x) }
 }
 

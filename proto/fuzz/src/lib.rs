@@ -10,7 +10,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tandem_audio::format::{ClockRate, MAX_PAYLOAD_OCTETS};
+use tandem_audio::format::{ClockRate, Codec, MAX_PACKET_SAMPLES, MAX_PAYLOAD_OCTETS, Ptime, SampleRate};
+use tandem_audio::noise::{NoiseGenerator, Sid};
+use tandem_audio::transcode::Decoder;
 use tandem_rtp::event::EventDetector;
 use tandem_rtp::ice::{ANSWER_LEN_MAX, Credentials, IceLite};
 use tandem_rtp::jitter::{Release, ReorderBuffer};
@@ -31,7 +33,7 @@ use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeReques
 pub type Target = fn(&[u8]);
 
 /// Every entrance, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("sip_datagram", sip_datagram),
     ("sip_stream", sip_stream),
     ("sip_value", sip_value),
@@ -41,6 +43,7 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("rtcp", rtcp),
     ("srtp", srtp),
     ("ice", ice),
+    ("payload", payload),
     ("websocket", websocket),
     ("pcm", pcm),
     ("twilio", twilio),
@@ -110,6 +113,34 @@ pub fn rtp(octets: &[u8]) {
         reorder.handle_packet(sequence, &packet.header, packet.payload, now());
         while let Some(release) = reorder.poll_release() {
             assert!(!matches!(release, Release::Gap { packets: 0, .. }));
+        }
+    }
+}
+
+/// Payloads of one codec, each after its length in one octet, at one rate; the first octet says which. An empty one is lost,
+/// and the next may bring it back.
+pub fn payload(octets: &[u8]) {
+    let Some((&which, rest)) = octets.split_first() else { return };
+    let codec = Codec::ALL[usize::from(which) % Codec::ALL.len()];
+    let rate = SampleRate::ALL[usize::from(which >> 4) % SampleRate::ALL.len()];
+    let mut decoder = Decoder::concealing(codec, rate);
+    let mut noise = NoiseGenerator::new(1);
+    let mut samples = [0; MAX_PACKET_SAMPLES];
+    let gap = rate.samples(Ptime::MS_20);
+    let mut is_lost = false;
+    for payload in records(rest) {
+        if payload.is_empty() {
+            assert_eq!(decoder.conceal(&mut samples[..gap]), gap);
+        } else if is_lost {
+            assert!(decoder.recover(payload, &mut samples[..gap]) <= gap);
+        }
+        is_lost = payload.is_empty();
+        let len = decoder.decode(payload, &mut samples);
+        assert!(len <= samples.len());
+        let _ = (codec.ms_in(payload), codec.ticks_in(payload));
+        if let Some(sid) = Sid::parse(payload) {
+            noise.set(&sid);
+            decoder.fill_noise(&mut noise, &mut samples[..gap]);
         }
     }
 }

@@ -11,7 +11,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use tandem_audio::format::{ClockRate, Codec, Ptime};
+use tandem_audio::format::{ClockRate, Codec, MAX_PTIME_MS, Ptime, SampleRate};
+use tandem_audio::noise::STATIC_PAYLOAD_TYPE;
 use tandem_rtp::srtp::MasterKey;
 
 use crate::crypto::{Crypto, LocalSrtp, NegotiatedSrtp, SrtpPolicy};
@@ -19,8 +20,10 @@ use crate::description::{Attribute, Connection, Direction, Media, Origin, Sessio
 
 /// The first dynamic payload type that our offers use (RFC 3551 §3).
 const FIRST_DYNAMIC_PAYLOAD_TYPE: u8 = 96;
-/// The payload types nearly everybody uses for telephone-event at 8 kHz, and ours at 16 kHz.
-const TELEPHONE_EVENT_PAYLOAD_TYPES: [(u32, u8); 2] = [(8_000, 101), (16_000, 102)];
+/// The payload types nearly everybody uses for telephone-event at 8 kHz, and ours at 16 and 48 kHz.
+const TELEPHONE_EVENT_PAYLOAD_TYPES: [(u32, u8); 3] = [(8_000, 101), (16_000, 102), (48_000, 103)];
+/// What we say of Opus: we make use of its forward error correction (RFC 7587 §6.1). All else is as its defaults say.
+const OPUS_FORMAT: &str = "useinbandfec=1";
 /// Sound in the clear, or opportunistically protected (RFC 8643).
 const PROFILE: &str = "RTP/AVP";
 /// Protected sound.
@@ -39,6 +42,8 @@ pub struct LocalMedia {
     pub ptime: Ptime,
     /// Whether telephone-event (RFC 4733) is spoken.
     pub telephone_event: bool,
+    /// Whether comfort noise (RFC 3389) is understood.
+    pub comfort_noise: bool,
     /// `o=`: the same for the whole dialog; random, or the time.
     pub session_id: u64,
     /// `o=`: one more for each new description of ours that differs.
@@ -58,11 +63,47 @@ impl LocalMedia {
             codecs: vec![Codec::Pcmu, Codec::Pcma],
             ptime: Ptime::MS_20,
             telephone_event: true,
+            comfort_noise: false,
             session_id,
             session_version: session_id,
             direction: Direction::SendRecv,
             srtp: LocalSrtp::default(),
         }
+    }
+}
+
+/// What a peer asks of the Opus that it is sent (RFC 7587 §6.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpusWishes {
+    /// `useinbandfec`: it makes use of forward error correction.
+    pub fec: bool,
+    /// `usedtx`: it wants nothing sent while there is silence.
+    pub dtx: bool,
+    /// `maxplaybackrate`, rounded up to a rate of ours; `None`: no limit.
+    pub max_playback: Option<SampleRate>,
+    /// `maxaveragebitrate`, bits a second; `None`: no limit.
+    pub bitrate_max: Option<u32>,
+}
+
+impl OpusWishes {
+    /// Reads an `a=fmtp`; what is not understood is left.
+    fn parse(format: &str) -> Self {
+        let mut wishes = Self::default();
+        for parameter in format.split(';') {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
+            match name.as_str() {
+                "useinbandfec" => wishes.fec = value == "1",
+                "usedtx" => wishes.dtx = value == "1",
+                "maxplaybackrate" => {
+                    let rate = |hz: u32| SampleRate::ALL.into_iter().find(|rate| rate.hz() >= hz);
+                    wishes.max_playback = value.parse().ok().and_then(rate);
+                }
+                "maxaveragebitrate" => wishes.bitrate_max = value.parse().ok().filter(|bits| *bits >= 6_000),
+                _ => {}
+            }
+        }
+        wishes
     }
 }
 
@@ -79,6 +120,10 @@ pub struct Negotiated {
     pub ptime: Ptime,
     /// Of telephone-event, if both speak it at the codec's clock rate.
     pub telephone_event_payload_type: Option<u8>,
+    /// Of comfort noise, if both speak it and the codec has none of its own.
+    pub comfort_noise_payload_type: Option<u8>,
+    /// What the peer asks of Opus, if that is the codec.
+    pub opus: OpusWishes,
     /// Where we send RTP; its address is zeros when the peer holds us in the old way.
     pub remote: SocketAddr,
     /// Where we send RTCP, unless it shares the port of RTP.
@@ -160,6 +205,8 @@ pub fn answer(
                     clock: codec.clock_rate(),
                     ptime,
                     telephone_event_payload_type: telephone_event,
+                    comfort_noise_payload_type: comfort_noise(media, codec).filter(|_| local.comfort_noise),
+                    opus: opus_wishes(media, codec, payload_type),
                     remote,
                     remote_rtcp: rtcp_address(media, remote),
                     rtcp_mux: media.has_flag("rtcp-mux"),
@@ -186,6 +233,7 @@ pub fn answer(
             .telephone_event_payload_type
             .map(|payload_type| (negotiated.clock.hz(), payload_type))
             .as_slice(),
+        negotiated.comfort_noise_payload_type.map(|payload_type| (negotiated.clock.hz(), payload_type)),
         negotiated.ptime,
         negotiated.direction,
         terms,
@@ -212,7 +260,10 @@ pub fn offer(local: &LocalMedia) -> SessionDescription {
         cryptos: local.srtp.lines(),
         rtcp_mux: true,
     };
-    let media = our_media(local, &formats, &events.collect::<Vec<_>>(), local.ptime, local.direction, terms);
+    let has_noise = local.comfort_noise && local.codecs.iter().any(|codec| is_noise_beside(*codec, 8_000));
+    let noise = has_noise.then_some((8_000, STATIC_PAYLOAD_TYPE));
+    let media =
+        our_media(local, &formats, &events.collect::<Vec<_>>(), noise, local.ptime, local.direction, terms);
     describe(local, vec![media])
 }
 
@@ -241,6 +292,8 @@ pub fn accept_answer(
         clock: codec.clock_rate(),
         ptime: agreed_ptime(theirs, offered_ptime, codec),
         telephone_event_payload_type: events,
+        comfort_noise_payload_type: comfort_noise(ours, codec).and_then(|_| comfort_noise(theirs, codec)),
+        opus: opus_wishes(theirs, codec, payload_type),
         remote,
         remote_rtcp: rtcp_address(theirs, remote),
         rtcp_mux: ours.has_flag("rtcp-mux") && theirs.has_flag("rtcp-mux"),
@@ -325,8 +378,7 @@ fn accepted_crypto(ours: &Media, theirs: &Media) -> Result<Option<NegotiatedSrtp
 /// The codec of a payload type: by its `a=rtpmap`, or the static one.
 fn codec_of(media: &Media, payload_type: u8) -> Option<Codec> {
     match media.rtpmap(payload_type) {
-        Some(map) if map.channels == 1 => Codec::from_rtpmap(map.encoding, map.clock_rate_hz),
-        Some(_) => None,
+        Some(map) => Codec::from_rtpmap(map.encoding, map.clock_rate_hz, map.channels),
         None => Codec::from_static_payload_type(payload_type),
     }
 }
@@ -340,12 +392,33 @@ fn telephone_event(media: &Media, clock: ClockRate) -> Option<u8> {
     })
 }
 
+/// The payload type of comfort noise that ticks as the codec does.
+fn comfort_noise(media: &Media, codec: Codec) -> Option<u8> {
+    media.payload_types().find(|payload_type| match media.rtpmap(*payload_type) {
+        Some(map) => map.encoding.eq_ignore_ascii_case("CN") && is_noise_beside(codec, map.clock_rate_hz),
+        None => *payload_type == STATIC_PAYLOAD_TYPE && is_noise_beside(codec, 8_000),
+    })
+}
+
+/// Whether comfort noise of this clock rate goes with a codec: it ticks as the codec, which samples once a tick and has no
+/// silence of its own.
+fn is_noise_beside(codec: Codec, clock_rate_hz: u32) -> bool {
+    codec.clock_rate().hz() == clock_rate_hz
+        && codec.sample_rate().hz() == clock_rate_hz
+        && codec != Codec::Opus
+}
+
+fn opus_wishes(media: &Media, codec: Codec, payload_type: u8) -> OpusWishes {
+    let format = media.fmtp(payload_type).filter(|_| codec == Codec::Opus);
+    format.map(OpusWishes::parse).unwrap_or_default()
+}
+
 /// What the peer wants to receive, else what we would send; never more than its `a=maxptime`, nor than one packet of the
 /// codec can hold.
 fn agreed_ptime(media: &Media, ours: Ptime, codec: Codec) -> Ptime {
     let wanted = media.ptime_ms().map_or(ours, |ms| Ptime::from_ms(ms).unwrap_or_default());
     let max = media.maxptime_ms().and_then(Ptime::from_ms).unwrap_or(wanted);
-    wanted.min(max).min(codec.max_ptime())
+    codec.fitting_ptime(wanted.min(max))
 }
 
 fn rtcp_address(media: &Media, rtp: SocketAddr) -> SocketAddr {
@@ -391,6 +464,7 @@ fn our_media(
     local: &LocalMedia,
     formats: &[(Codec, u8)],
     events: &[(u32, u8)],
+    noise: Option<(u32, u8)>,
     ptime: Ptime,
     direction: Direction,
     terms: Terms,
@@ -398,6 +472,12 @@ fn our_media(
     let mut attributes = Vec::new();
     for (codec, payload_type) in formats {
         attributes.push(Attribute::with_value("rtpmap", format!("{payload_type} {codec}")));
+        if *codec == Codec::Opus {
+            attributes.push(Attribute::with_value("fmtp", format!("{payload_type} {OPUS_FORMAT}")));
+        }
+    }
+    if let Some((clock_rate_hz, payload_type)) = noise {
+        attributes.push(Attribute::with_value("rtpmap", format!("{payload_type} CN/{clock_rate_hz}")));
     }
     for (clock_rate_hz, payload_type) in events {
         attributes
@@ -405,6 +485,10 @@ fn our_media(
         attributes.push(Attribute::with_value("fmtp", format!("{payload_type} 0-15")));
     }
     attributes.push(Attribute::with_value("ptime", ptime.as_ms().to_string()));
+    if formats.iter().any(|(codec, _)| *codec == Codec::Opus) {
+        // Opus may have packets of 120 ms; ours end at 60.
+        attributes.push(Attribute::with_value("maxptime", MAX_PTIME_MS.to_string()));
+    }
     attributes.push(Attribute::flag(direction.as_str()));
     attributes.extend(terms.rtcp_mux.then(|| Attribute::flag("rtcp-mux")));
     attributes.extend(terms.cryptos.into_iter().map(Crypto::to_attribute));
@@ -414,6 +498,7 @@ fn our_media(
         port: local.port,
         protocol: terms.profile,
         formats: audio
+            .chain(noise.iter().map(|(_, payload_type)| payload_type))
             .chain(events.iter().map(|(_, payload_type)| payload_type))
             .map(u8::to_string)
             .collect(),

@@ -1,7 +1,8 @@
 //! Offer and answer between two sides, and against awkward peers.
 
 use proptest::prelude::*;
-use tandem_audio::format::{ClockRate, Codec, Ptime};
+use tandem_audio::format::{ClockRate, Codec, Ptime, SampleRate};
+use tandem_sdp::negotiate::OpusWishes;
 use tandem_sdp::{
     Direction, LocalMedia, NegotiateError, Negotiated, SessionDescription, accept_answer, answer, offer,
 };
@@ -44,6 +45,60 @@ fn telephone_event_alone_is_not_a_codec() {
 fn offerers_order_decides() {
     assert_eq!(agree("8 0", "").codec, Codec::Pcma);
     assert_eq!(agree("0 8", "").codec, Codec::Pcmu);
+}
+
+fn wide() -> LocalMedia {
+    LocalMedia { codecs: Codec::ALL.to_vec(), comfort_noise: true, ..local() }
+}
+
+#[test]
+fn opus_comes_first_only_where_the_offerer_puts_it_first() {
+    let lines = "a=rtpmap:107 opus/48000/2\n";
+    for (formats, codec) in [("107 9 0", Codec::Opus), ("9 107 0", Codec::G722), ("0 9 107", Codec::Pcmu)] {
+        assert_eq!(answer(&audio(formats, lines), &wide()).unwrap().1.codec, codec);
+    }
+}
+
+#[test]
+fn g722_is_static_and_ticks_at_8_khz() {
+    let negotiated = answer(&audio("9 101", "a=rtpmap:101 telephone-event/8000\n"), &wide()).unwrap().1;
+    assert_eq!((negotiated.codec, negotiated.payload_type), (Codec::G722, 9));
+    assert_eq!((negotiated.clock, negotiated.telephone_event_payload_type), (ClockRate::HZ_8000, Some(101)));
+}
+
+#[test]
+fn opus_is_answered_with_its_events_and_what_the_peer_asks_of_it() {
+    let lines = "a=rtpmap:111 OPUS/48000/2\n\
+        a=fmtp:111 minptime=10; useinbandfec=1;usedtx=1;maxplaybackrate=12000; maxaveragebitrate=24000\n\
+        a=rtpmap:101 telephone-event/8000\na=rtpmap:110 telephone-event/48000\na=ptime:30\n";
+    let (described, negotiated) = answer(&audio("111 101 110 13", lines), &wide()).unwrap();
+    assert_eq!((negotiated.codec, negotiated.payload_type), (Codec::Opus, 111));
+    assert_eq!(negotiated.telephone_event_payload_type, Some(110), "it must tick as the codec does");
+    assert_eq!(negotiated.ptime, Ptime::MS_20, "Opus has no packet of 30 ms");
+    assert_eq!(negotiated.comfort_noise_payload_type, None, "Opus has its own");
+    let wishes = OpusWishes {
+        fec: true,
+        dtx: true,
+        max_playback: Some(SampleRate::Hz16000),
+        bitrate_max: Some(24_000),
+    };
+    assert_eq!(negotiated.opus, wishes);
+    let text = described.to_string();
+    for line in ["a=rtpmap:111 opus/48000/2", "a=fmtp:111 useinbandfec=1", "a=maxptime:60", "a=ptime:20"] {
+        assert!(text.lines().any(|have| have == line), "{line} in {text}");
+    }
+}
+
+#[test]
+fn comfort_noise_is_taken_with_a_codec_that_ticks_as_it_does() {
+    let noise = |formats: &str, lines: &str, local: &LocalMedia| {
+        answer(&audio(formats, lines), local).unwrap().1.comfort_noise_payload_type
+    };
+    assert_eq!(noise("0 13", "", &wide()), Some(13));
+    assert_eq!(noise("0 98", "a=rtpmap:98 CN/8000\n", &wide()), Some(98));
+    assert_eq!(noise("9 13", "", &wide()), None, "G.722 samples at twice its clock");
+    assert_eq!(noise("0 13", "", &LocalMedia { comfort_noise: false, ..wide() }), None);
+    assert_eq!(noise("0", "", &wide()), None);
 }
 
 #[test]
@@ -146,14 +201,18 @@ fn a_session_without_audio_says_so() {
 
 #[test]
 fn offer_lists_every_codec_with_its_events() {
-    let local = LocalMedia { codecs: Codec::ALL.to_vec(), ..local() };
+    let local = wide();
     assert_eq!(
         offer(&local).to_string(),
         "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n\
-         m=audio 20000 RTP/AVP 0 8 96 97 101 102\r\n\
-         a=rtpmap:0 PCMU/8000\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:96 L16/16000\r\na=rtpmap:97 L16/8000\r\n\
+         m=audio 20000 RTP/AVP 0 8 9 96 97 98 13 101 102 103\r\n\
+         a=rtpmap:0 PCMU/8000\r\na=rtpmap:8 PCMA/8000\r\na=rtpmap:9 G722/8000\r\n\
+         a=rtpmap:96 opus/48000/2\r\na=fmtp:96 useinbandfec=1\r\n\
+         a=rtpmap:97 L16/16000\r\na=rtpmap:98 L16/8000\r\na=rtpmap:13 CN/8000\r\n\
          a=rtpmap:101 telephone-event/8000\r\na=fmtp:101 0-15\r\n\
-         a=rtpmap:102 telephone-event/16000\r\na=fmtp:102 0-15\r\na=ptime:20\r\na=sendrecv\r\na=rtcp-mux\r\n"
+         a=rtpmap:102 telephone-event/16000\r\na=fmtp:102 0-15\r\n\
+         a=rtpmap:103 telephone-event/48000\r\na=fmtp:103 0-15\r\na=ptime:20\r\na=maxptime:60\r\na=sendrecv\r\n\
+         a=rtcp-mux\r\n"
     );
 }
 

@@ -14,7 +14,6 @@ use tandem_sip::message::{Body, Response};
 
 use super::{Asked, Call};
 use crate::call::ending::{Cause, Ending};
-use crate::call::negotiation::rtp_parameters;
 use crate::call::registry::Surroundings;
 use crate::call::state::State;
 use crate::sip::Verb;
@@ -106,8 +105,10 @@ impl Call {
     /// What the engine is told of an agreement. Whom we hold hears nothing, whatever was said: an agent goes on talking.
     pub(super) fn rtp(&self, negotiated: &Negotiated) -> engine::RtpParameters {
         match self.is_holding {
-            true => rtp_parameters(&Negotiated { direction: Direction::Inactive, ..*negotiated }),
-            false => rtp_parameters(negotiated),
+            true => {
+                self.negotiation.rtp_parameters(&Negotiated { direction: Direction::Inactive, ..*negotiated })
+            }
+            false => self.negotiation.rtp_parameters(negotiated),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::call::action::Action;
 use crate::call::admission::refused_by;
 use crate::call::ending::{Cause, Ending};
 use crate::call::invite;
-use crate::call::negotiation::{NegotiationError, rtp_parameters};
+use crate::call::negotiation::NegotiationError;
 use crate::call::order::Order;
 use crate::call::outcome::CarrierWord;
 use crate::call::registry::Surroundings;
@@ -153,7 +153,7 @@ impl Call {
             offer: None,
             trace: vec![step],
             life: Life::queued(&around.settings.limits, order.duration_max, around.now),
-            negotiation: Negotiation::default(),
+            negotiation: Negotiation::new(Some(&*order.trunk)),
             session: Session::default(),
             agent_ready: false,
             answer: None,
@@ -295,7 +295,7 @@ impl Call {
         }
         // What cannot be read now may be said better in the 200.
         if let (Some(Ok(negotiated)), true) = (early, is_wanted) {
-            self.session.update(rtp_parameters(&negotiated));
+            self.session.update(self.negotiation.rtp_parameters(&negotiated));
             self.session.listen();
         }
     }
@@ -315,7 +315,7 @@ impl Call {
         } else {
             self.negotiation.accept_final(response.sdp())
         };
-        match negotiated.map(|negotiated| rtp_parameters(&negotiated)) {
+        match negotiated.map(|negotiated| self.negotiation.rtp_parameters(&negotiated)) {
             Ok(rtp) => {
                 self.session.update(rtp);
                 self.session.start();

@@ -20,7 +20,7 @@ use super::{Call, DialogId};
 use crate::call::action::Action;
 use crate::call::ending::{Cause, Ending};
 use crate::call::invite;
-use crate::call::negotiation::{Negotiation, rtp_parameters};
+use crate::call::negotiation::Negotiation;
 use crate::call::order::{Callee, Order};
 use crate::call::outcome::CarrierWord;
 use crate::call::registry::Surroundings;
@@ -256,7 +256,7 @@ impl Call {
             flow: self.flow,
         };
         if self.has_media() {
-            self.session.update(rtp_parameters(&negotiated));
+            self.session.update(self.negotiation.rtp_parameters(&negotiated));
         }
         if let Some(former) = self.move_to(seat, around) {
             self.leave(former, around.now);
@@ -319,7 +319,7 @@ impl Call {
         self.negotiation.abandon();
         if let Some(mut silent) = self.negotiation.current().copied().filter(|_| self.has_media()) {
             silent.direction = tandem_sdp::Direction::Inactive;
-            self.session.update(rtp_parameters(&silent));
+            self.session.update(self.negotiation.rtp_parameters(&silent));
         }
         self.life.hold(true);
         true

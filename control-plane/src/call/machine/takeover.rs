@@ -20,7 +20,7 @@ use super::{Call, DialogId, fork};
 use crate::call::action::{Action, EngineRefusal};
 use crate::call::admission::{self, Credential, refused_by};
 use crate::call::ending::{Cause, Ending};
-use crate::call::negotiation::{Negotiation, rtp_parameters};
+use crate::call::negotiation::Negotiation;
 use crate::call::registry::Surroundings;
 use crate::call::session::UpdateNumber;
 use crate::call::state::State;
@@ -166,7 +166,7 @@ impl Call {
         let text = match newcomer.offer.take() {
             Some(offer) => match negotiation.propose(&offer) {
                 Ok(negotiated) if self.has_media() => {
-                    let update = self.session.update(rtp_parameters(&negotiated));
+                    let update = self.session.update(self.negotiation.rtp_parameters(&negotiated));
                     self.successor = Some(Successor::Newcomer(Box::new(newcomer), update));
                     return;
                 }
