@@ -8,8 +8,9 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use tandem_audio::format::{Codec, Ptime};
+use tandem_sdp::LocalSrtp;
 use tandem_sdp::description::{Direction, SessionDescription};
-use tandem_sdp::negotiate::{self, LocalMedia, LocalSrtp};
+use tandem_sdp::negotiate::{self, LocalMedia};
 use tandem_sip::{
     Body, CallError, CallHandle, EndReason, Endpoint, EndpointConfig, Event, Flow, Headers, InviteRequest,
     NameAddr, NoResponse, Uri,

@@ -393,15 +393,19 @@ impl Planes {
         network: &mut Network,
     ) -> engine::OpenSessionResponse {
         let (rtp, _) = contract::rtp(request.rtp).expect("the control plane sends what can be carried");
-        let agent = match contract::agent(request.agent).expect("the control plane sends what can be carried")
-        {
+        let call = contract::call(request.call, &request.session_id);
+        let agent =
+            contract::agent(request.agent, &call).expect("the control plane sends what can be carried");
+        let agent = match agent {
             Target::Echo | Target::File { .. } => AgentParameters::Echo,
             Target::Tone { frequency_hz } => AgentParameters::Tone { frequency_hz },
             // Its connection is never made: nobody is there.
             Target::WebSocket(parameters) => AgentParameters::WebSocket(parameters),
+            Target::Link(parameters) => AgentParameters::Link(parameters),
+            Target::AudioSocket(parameters) => AgentParameters::AudioSocket(parameters),
         };
         let parameters = SessionParameters {
-            call: contract::call(request.call, &request.session_id),
+            call,
             rtp,
             agent,
             media_timeout: contract::media_timeout(request.media_timeout_ms),

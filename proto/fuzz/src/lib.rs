@@ -25,7 +25,7 @@ use tandem_sdp::{LocalMedia, LocalSrtp, SessionDescription, SrtpPolicy};
 use tandem_sip::{ConnectionId, Endpoint, EndpointConfig, Flow, Transport};
 use tandem_stream::agent::{FromAgent, ToAgent, read_audio};
 use tandem_stream::audiosocket::{self, Reader};
-use tandem_stream::link::{BODY_MAX, Client, Decoder, Message, Server, append as link_frame};
+use tandem_stream::link::{BODY_MAX, Client, Decoder as LinkDecoder, Message, Server, append as link_frame};
 use tandem_stream::twilio::{FromBot, ToBot, decode_payload};
 use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeRequest, Url};
 
@@ -33,7 +33,7 @@ use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeReques
 pub type Target = fn(&[u8]);
 
 /// Every entrance, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("sip_datagram", sip_datagram),
     ("sip_stream", sip_stream),
     ("sip_value", sip_value),
@@ -243,13 +243,13 @@ pub fn twilio(octets: &[u8]) {
 
 /// The multiplexed link: its frames cut anywhere, and both of its sides.
 pub fn link(octets: &[u8]) {
-    let mut decoder = Decoder::default();
+    let mut decoder = LinkDecoder::default();
     for piece in pieces(octets) {
         let read = decoder.handle_bytes(piece, |call, message| {
             let mut again = Vec::new();
             link_frame(&mut again, call, &message);
             let mut same = false;
-            Decoder::default().handle_bytes(&again, |of, read| {
+            LinkDecoder::default().handle_bytes(&again, |of, read| {
                 same = of == call && read == message;
                 Ok(())
             })?;
