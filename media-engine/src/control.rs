@@ -89,7 +89,7 @@ impl Core {
 
     /// Hands it a command; false when its queue is full, or it is dead.
     pub fn send(&self, command: Command) -> bool {
-        !self.is_dead() && lock(&self.commands).send(command).is_ok()
+        !self.is_dead() && lock(&self.commands).send(command)
     }
 
     /// Asks it something and waits for the answer.

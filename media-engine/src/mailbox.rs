@@ -227,11 +227,14 @@ pub struct Commands {
 }
 
 impl Commands {
-    /// Hands a command over and wakes the worker. Gives it back when the queue is full.
-    pub fn send(&mut self, command: Command) -> Result<(), Command> {
-        self.queue.push(command).map_err(|rtrb::PushError::Full(command)| command)?;
-        self.waker.wake();
-        Ok(())
+    /// Hands a command over and wakes the worker. False when the queue is full: whoever waits for its answer is told by
+    /// the end of its channel.
+    pub fn send(&mut self, command: Command) -> bool {
+        let is_sent = self.queue.push(command).is_ok();
+        if is_sent {
+            self.waker.wake();
+        }
+        is_sent
     }
 }
 
@@ -318,8 +321,8 @@ mod tests {
         let waker = Waker::new().unwrap();
         let ((mut commands, _inbox), (_queue, _outbox)) = pair(waker.clone(), waker);
         for _ in 0..COMMANDS_MAX {
-            assert!(commands.send(Command::Stop).is_ok());
+            assert!(commands.send(Command::Stop));
         }
-        assert!(matches!(commands.send(Command::Stop), Err(Command::Stop)));
+        assert!(!commands.send(Command::Stop));
     }
 }

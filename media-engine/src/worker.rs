@@ -1021,7 +1021,7 @@ mod tests {
             let mut answers = Vec::new();
             for _ in 0..2 * COMMANDS_A_TURN + 1 {
                 let (reply, answer) = oneshot::channel();
-                assert!(bench.commands.send(Command::List { reply }).is_ok());
+                assert!(bench.commands.send(Command::List { reply }));
                 answers.push(answer);
             }
             for answered in [COMMANDS_A_TURN, 2 * COMMANDS_A_TURN, 2 * COMMANDS_A_TURN + 1] {
@@ -1094,7 +1094,7 @@ mod tests {
             bench.turn();
             let (reply, _answer) = oneshot::channel();
             let close = Command::Close { key: opened.key, reason: "caller".into(), reply };
-            assert!(bench.commands.send(close).is_ok());
+            assert!(bench.commands.send(close));
             for _ in 0..4 {
                 bench.turn();
             }

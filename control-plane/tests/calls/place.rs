@@ -100,7 +100,7 @@ fn call_rings_is_answered_and_the_agent_is_there_from_the_first_packet() {
     let invite = &bed.incoming[0].1;
     assert_eq!(invite.uri.as_str(), "sip:+4930222@192.0.2.9:5060");
     let sdp = String::from_utf8_lossy(&invite.body).into_owned();
-    assert!(sdp.contains("m=audio 20000 RTP/AVP 0 8 101"), "{sdp}");
+    assert!(sdp.contains("m=audio 20000 RTP/AVP 0 8 13 101"), "{sdp}");
     bed.callee_says(180, None);
     assert_eq!(bed.state(call_id), "ringing");
     bed.session(call_id, SessionEvent::AgentConnected);

@@ -65,11 +65,11 @@ fn caller_hears(call: &Call) -> u8 {
 
 /// What the bot heard last, as G.711.
 fn bot_hears(bot: &mut Bot, call: &mut Call) -> Option<u8> {
-    let frames = bot.hears(call).into_iter().filter_map(|message| match message {
+    let mut frames = bot.hears(call).into_iter().filter_map(|message| match message {
         Message::Binary(octets) => Some(octets),
         _ => None,
     });
-    let last = frames.last()?;
+    let last = frames.next_back()?;
     let middle = last.len() / 4 * 2;
     Some(tandem_audio::g711::ulaw_from_linear(i16::from_le_bytes([last[middle], last[middle + 1]])))
 }
