@@ -16,7 +16,7 @@ pub(super) fn line(text: Arguments<'_>) {
     std::process::exit(if error.kind() == ErrorKind::BrokenPipe { PIPE_CLOSED } else { 1 });
 }
 
-/// `println!` for the verbs: see [`line`].
+/// `println!` for the verbs: see [`fn@line`].
 macro_rules! say {
     ($($text:tt)*) => { $crate::cli::print::line(format_args!($($text)*)) };
 }

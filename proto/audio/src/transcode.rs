@@ -5,7 +5,7 @@
 //!  payload of codec A ──────────────────── Transcoder ─────────────────────────────────▶ payload of codec B
 //! ```
 //!
-//! All buffers are the caller's: [`MAX_PACKET_SAMPLES`](crate::format::MAX_PACKET_SAMPLES) samples and
+//! All buffers are the caller's: [`MAX_PACKET_SAMPLES`] samples and
 //! [`MAX_PAYLOAD_OCTETS`](crate::format::MAX_PAYLOAD_OCTETS) octets hold any packet of 60 ms. A
 //! buffer that is too short takes what fits; nothing here fails. Codecs are told apart by an enum, once a block of
 //! samples, never by a trait object.
