@@ -343,6 +343,8 @@ impl Worker {
                 let stats = self.live(key).map(|slot| slot.session.stats(now));
                 if stats.is_some() {
                     self.close(key.index, &reason, now);
+                    // Whoever hears that it is closed may use its place at once.
+                    self.drain_touched(now);
                 }
                 let _ = reply.send(stats);
             }

@@ -49,10 +49,10 @@ fn each_refusal_has_its_status_and_one_line_with_its_rule() -> anyhow::Result<()
     anyhow::ensure!(answer.status() == 403, "unknown assistant, wrong key: {}", answer.start);
     one_line_says(&stack, "api_key", 2)?;
 
-    let opus_only = OFFER
-        .replace("RTP/AVP 0 101", "RTP/AVP 111")
-        .replace("a=rtpmap:0 PCMU/8000\r\na=rtpmap:101 telephone-event/8000", "a=rtpmap:111 opus/48000/2");
-    let answer = invite(&stack, "echo:demo-key", &opus_only)?;
+    let g729_only = OFFER
+        .replace("RTP/AVP 0 101", "RTP/AVP 18")
+        .replace("a=rtpmap:0 PCMU/8000\r\na=rtpmap:101 telephone-event/8000", "a=rtpmap:18 G729/8000");
+    let answer = invite(&stack, "echo:demo-key", &g729_only)?;
     anyhow::ensure!(answer.status() == 488, "no common codec: {}", answer.start);
     one_line_says(&stack, "offer", 1)?;
 

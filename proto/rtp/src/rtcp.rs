@@ -73,6 +73,10 @@ pub struct ReportBlock {
     pub delay_since_sender_report: u32,
 }
 
+/// Peers count the delay since our report by a clock of milliseconds or by their timer's tick, and round up: 20 ms, in
+/// 65 536ths of a second.
+const ROUNDED_UP: i32 = -(20 * 65_536 / 1_000);
+
 impl ReportBlock {
     /// Round-trip time by RFC 3550 §6.4.1 when this block about us arrives at `now`; `None` when we sent no report yet
     /// or the numbers make no sense.
@@ -82,8 +86,13 @@ impl ReportBlock {
         }
         let units =
             now.middle().wrapping_sub(self.last_sender_report).wrapping_sub(self.delay_since_sender_report);
-        // Half the range is "negative": a peer that counts wrong.
-        (units < 1 << 31).then(|| std::time::Duration::from_nanos(u64::from(units) * 1_000_000_000 / 65_536))
+        match units.cast_signed() {
+            // On a short path the peer's rounding is longer than the way there and back.
+            ROUNDED_UP..0 => Some(std::time::Duration::ZERO),
+            // More below zero is a peer that counts wrong.
+            i32::MIN..ROUNDED_UP => None,
+            0.. => Some(std::time::Duration::from_nanos(u64::from(units) * 1_000_000_000 / 65_536)),
+        }
     }
 
     fn parse(octets: &[u8; REPORT_BLOCK_LEN]) -> Self {

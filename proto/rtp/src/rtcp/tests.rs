@@ -118,6 +118,23 @@ fn round_trip_is_now_less_the_report_less_the_delay() {
 }
 
 #[test]
+fn peer_that_rounds_the_delay_up_on_a_short_path_is_near_and_not_unknown() {
+    let block = |delay_since_sender_report| ReportBlock {
+        ssrc: Ssrc(1),
+        fraction_lost: 0,
+        cumulative_lost: 0,
+        highest_sequence: 0,
+        jitter: 0,
+        last_sender_report: 1_000_000,
+        delay_since_sender_report,
+    };
+    // Two seconds and a ten-thousandth after our report, and the peer says that it kept it for 2.001 s.
+    let now = NtpTime(u64::from(1_000_000 + 131_072 + 6_u32) << 16);
+    assert_eq!(block(131_137).round_trip(now), Some(Duration::ZERO));
+    assert_eq!(block(131_072 + 6_554).round_trip(now), None, "a tenth of a second too long");
+}
+
+#[test]
 fn ntp_time_counts_from_1900() {
     assert_eq!(NtpTime::from_unix(Duration::ZERO).0, 2_208_988_800 << 32);
     assert_eq!(NtpTime::from_unix(Duration::from_millis(500)).0 as u32, 1 << 31);
