@@ -6,8 +6,8 @@
 //!      └── waiting[number] ◀── reader ◀─┘           the stream breaks: all that wait are told, the next opens a new one
 //! ```
 //!
-//! A request of its own for each command costs both planes its headers, its stream and several wake-ups: with it a
-//! call's three commands were a third of all that its set-up costs (bench/RESULTS.md).
+//! A request of its own for each command costs both planes its headers, its stream and several wake-ups. What the one
+//! stream saves is not shown yet: see bench/RESULTS.md.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
