@@ -34,8 +34,10 @@ const HISTORY_MAX: usize = 48 * HISTORY_TENTHS_MS / 10;
 #[derive(Debug, Clone)]
 pub struct Concealer {
     per_ms: usize,
-    /// What was heard last, oldest first, then (while a gap lasts) the periods that are repeated.
+    /// What was heard last, as a ring: nothing is moved while all is well. A gap turns it so that the oldest is first.
     history: Box<[i16]>,
+    /// The oldest sample, where the next one goes.
+    oldest: usize,
     gap: Option<Gap>,
 }
 
@@ -60,7 +62,7 @@ impl Concealer {
         let per_ms = rate.samples_per_ms();
         let history = vec![0; per_ms * HISTORY_TENTHS_MS / 10].into_boxed_slice();
         debug_assert!(history.len() <= HISTORY_MAX);
-        Self { per_ms, history, gap: None }
+        Self { per_ms, history, oldest: 0, gap: None }
     }
 
     /// True from a gap's first sample to the first that is heard again.
@@ -98,20 +100,25 @@ impl Concealer {
     /// Forgets everything.
     pub fn reset(&mut self) {
         self.history.fill(0);
+        self.oldest = 0;
         self.gap = None;
     }
 
     fn remember(&mut self, frame: &[i16]) {
         let len = self.history.len();
-        if let Some(kept) = len.checked_sub(frame.len()) {
-            self.history.copy_within(frame.len().., 0);
-            self.history[kept..].copy_from_slice(frame);
-        } else {
-            self.history.copy_from_slice(&frame[frame.len() - len..]);
+        let frame = &frame[frame.len().saturating_sub(len)..];
+        let (head, tail) = frame.split_at(frame.len().min(len - self.oldest));
+        self.history[self.oldest..self.oldest + head.len()].copy_from_slice(head);
+        self.history[..tail.len()].copy_from_slice(tail);
+        self.oldest += frame.len();
+        if self.oldest >= len {
+            self.oldest -= len;
         }
     }
 
-    fn begin(&self) -> Gap {
+    fn begin(&mut self) -> Gap {
+        self.history.rotate_left(self.oldest);
+        self.oldest = 0;
         let period = self.period();
         let end = self.history.len();
         let step = i32::from(self.history[end - 1]) - i32::from(self.history[end - 1 - period]);

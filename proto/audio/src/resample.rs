@@ -35,18 +35,26 @@ const KAISER_BETA: f64 = 7.6;
 pub struct Resampler {
     from: SampleRate,
     to: SampleRate,
-    /// `None` when both rates are equal: samples are copied.
-    filter: Option<&'static Filter>,
-    /// The newest `taps − 1` input samples, oldest first.
-    history: [i16; MAX_TAPS - 1],
+    /// `None` when both rates are equal: samples are copied. Elsewhere, so that a call that needs none stays small.
+    stage: Option<Box<Stage>>,
+}
+
+/// The filter of a stream and what it looks back on.
+#[derive(Debug, Clone)]
+struct Stage {
+    filter: &'static Filter,
     /// Where the next output sample falls, in steps of 1/L input sample after the first sample of the next input.
     next: usize,
+    /// The newest `taps − 1` input samples, oldest first.
+    history: [i16; MAX_TAPS - 1],
 }
 
 impl Resampler {
     /// A converter with silence behind it.
     pub fn new(from: SampleRate, to: SampleRate) -> Self {
-        Self { from, to, filter: Filter::between(from, to), history: [0; MAX_TAPS - 1], next: 0 }
+        let stage = Filter::between(from, to)
+            .map(|filter| Box::new(Stage { filter, next: 0, history: [0; MAX_TAPS - 1] }));
+        Self { from, to, stage }
     }
 
     /// Rate of what goes in.
@@ -61,22 +69,25 @@ impl Resampler {
 
     /// True when both rates are equal and samples are only copied.
     pub const fn is_copy(&self) -> bool {
-        self.filter.is_none()
+        self.stage.is_none()
     }
 
     /// Samples that [`Resampler::process`] will write for so many input samples.
     pub fn output_len(&self, input_len: usize) -> usize {
-        match self.filter {
+        match &self.stage {
             None => input_len,
-            Some(filter) => (input_len * filter.up).saturating_sub(self.next).div_ceil(filter.down),
+            Some(stage) => {
+                (input_len * stage.filter.up).saturating_sub(stage.next).div_ceil(stage.filter.down)
+            }
         }
     }
 
     /// How much later a sound comes out than it went in.
     pub fn group_delay(&self) -> Duration {
-        match self.filter {
+        match &self.stage {
             None => Duration::ZERO,
-            Some(filter) => {
+            Some(stage) => {
+                let filter = stage.filter;
                 let prototype = (filter.taps * filter.up - 1) as u64;
                 Duration::from_nanos(prototype * 500_000_000 / (u64::from(self.from.hz()) * filter.up as u64))
             }
@@ -88,7 +99,7 @@ impl Resampler {
     /// `output` should have room for [`Resampler::output_len`] samples; what does not fit is dropped, and the
     /// stream goes on in step.
     pub fn process(&mut self, input: &[i16], output: &mut [i16]) -> usize {
-        let Some(filter) = self.filter else {
+        let Some(stage) = &mut self.stage else {
             let len = input.len().min(output.len());
             output[..len].copy_from_slice(&input[..len]);
             return len;
@@ -97,11 +108,11 @@ impl Resampler {
         for block in input.chunks(BLOCK) {
             let room = &mut output[written..];
             // One instance a filter length, so that each dot product has a length known to the compiler.
-            written += match filter.taps {
-                32 => self.block::<32>(filter, block, room),
-                64 => self.block::<64>(filter, block, room),
-                96 => self.block::<96>(filter, block, room),
-                _ => self.block::<MAX_TAPS>(filter, block, room),
+            written += match stage.filter.taps {
+                32 => stage.block::<32>(block, room),
+                64 => stage.block::<64>(block, room),
+                96 => stage.block::<96>(block, room),
+                _ => stage.block::<MAX_TAPS>(block, room),
             };
         }
         written
@@ -109,11 +120,16 @@ impl Resampler {
 
     /// Forgets the past: silence is behind the stream again.
     pub fn reset(&mut self) {
-        self.history.fill(0);
-        self.next = 0;
+        if let Some(stage) = &mut self.stage {
+            stage.history.fill(0);
+            stage.next = 0;
+        }
     }
+}
 
-    fn block<const TAPS: usize>(&mut self, filter: &Filter, input: &[i16], output: &mut [i16]) -> usize {
+impl Stage {
+    fn block<const TAPS: usize>(&mut self, input: &[i16], output: &mut [i16]) -> usize {
+        let filter = self.filter;
         let past = TAPS - 1;
         let mut window = [0; MAX_TAPS - 1 + BLOCK];
         window[..past].copy_from_slice(&self.history[..past]);

@@ -31,7 +31,8 @@ enum Source {
     Pcmu,
     Pcma,
     L16,
-    G722(G722Decoder),
+    /// Boxed, as most calls have another.
+    G722(Box<G722Decoder>),
     Opus(OpusDecoder),
 }
 
@@ -64,7 +65,7 @@ impl Decoder {
             Codec::Pcmu => Source::Pcmu,
             Codec::Pcma => Source::Pcma,
             Codec::L16_8k | Codec::L16_16k => Source::L16,
-            Codec::G722 => Source::G722(G722Decoder::new()),
+            Codec::G722 => Source::G722(Box::new(G722Decoder::new())),
             Codec::Opus => Source::Opus(OpusDecoder::new(rate)),
         };
         let resampler = Resampler::new(codec.native_rate(rate), rate);
@@ -171,7 +172,8 @@ enum Sink {
     Pcmu,
     Pcma,
     L16,
-    G722(G722Encoder),
+    /// Boxed, as most calls have another.
+    G722(Box<G722Encoder>),
     Opus(OpusEncoder),
 }
 
@@ -209,7 +211,7 @@ impl Encoder {
             Codec::Pcmu => Sink::Pcmu,
             Codec::Pcma => Sink::Pcma,
             Codec::L16_8k | Codec::L16_16k => Sink::L16,
-            Codec::G722 => Sink::G722(G722Encoder::new()),
+            Codec::G722 => Sink::G722(Box::new(G722Encoder::new())),
             Codec::Opus => Sink::Opus(OpusEncoder::new(rate, settings)),
         };
         Self { codec, sink, resampler: Resampler::new(rate, codec.native_rate(rate)), is_quiet: true }
