@@ -257,7 +257,8 @@ enum Sending {
 /// Sends keys on one outbound stream, one after the other.
 #[derive(Debug, Clone)]
 pub struct EventSender {
-    queue: [Option<Digit>; MAX_QUEUED_DIGITS],
+    /// Elsewhere: most packets find it empty.
+    queue: Box<[Option<Digit>; MAX_QUEUED_DIGITS]>,
     first: usize,
     count: usize,
     state: Sending,
@@ -272,17 +273,17 @@ impl EventSender {
     pub const DEFAULT_PAUSE_MS: u32 = 60;
 
     /// A sender with the default lengths.
-    pub const fn new(clock: ClockRate) -> Self {
+    pub fn new(clock: ClockRate) -> Self {
         Self::with_lengths(clock, Self::DEFAULT_KEY_MS, Self::DEFAULT_PAUSE_MS)
     }
 
     /// A sender whose keys are down for `key_ms` (limited to 40 … 5 000), with `pause_ms` (40 … 5 000) between them.
-    pub const fn with_lengths(clock: ClockRate, key_ms: u32, pause_ms: u32) -> Self {
+    pub fn with_lengths(clock: ClockRate, key_ms: u32, pause_ms: u32) -> Self {
         let ticks_per_ms = clock.hz() / 1_000;
         // A key of more than 65 535 ticks would have to be cut in segments; at 48 kHz that is 1.3 s.
         let key_ticks = limit_ms(key_ms) * ticks_per_ms;
         Self {
-            queue: [None; MAX_QUEUED_DIGITS],
+            queue: Box::new([None; MAX_QUEUED_DIGITS]),
             first: 0,
             count: 0,
             state: Sending::Idle,

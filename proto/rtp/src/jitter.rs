@@ -108,13 +108,24 @@ struct Held {
     deadline: Instant,
 }
 
-/// The reorder stage of one inbound stream.
+/// The reorder stage of one inbound stream. What packets in order need is here; the rest is elsewhere, so that it does not
+/// come into the cache with each of them.
 #[derive(Debug)]
 pub struct ReorderBuffer {
     /// The number that would be in order; `None` before the first packet.
     next: Option<ExtendedSequence>,
-    held: [Option<Held>; MAX_HELD],
+    /// Packets that passed at once.
+    in_order: u64,
     held_count: usize,
+    /// The caller has this one: the drain that is due ends before it.
+    in_hand: Option<ExtendedSequence>,
+    waiting: Box<Waiting>,
+}
+
+/// Early packets, and how long they wait.
+#[derive(Debug)]
+struct Waiting {
+    held: [Option<Held>; MAX_HELD],
     /// `MAX_HELD` places of `place_len` octets.
     payloads: Box<[u8]>,
     place_len: usize,
@@ -124,36 +135,33 @@ pub struct ReorderBuffer {
     given_up: Option<(ExtendedSequence, Instant)>,
     /// Everything before this is released now, missing or not.
     give_up_before: Option<ExtendedSequence>,
-    /// The caller has this one: the drain that is due ends before it.
-    in_hand: Option<ExtendedSequence>,
+    /// But for `in_order`.
     stats: ReorderStats,
 }
 
 impl ReorderBuffer {
     /// An empty buffer whose places hold payloads of up to `max_payload` octets. Allocates once, `MAX_HELD` places.
     pub fn new(max_payload: usize) -> Self {
-        Self {
-            next: None,
+        let waiting = Waiting {
             held: [None; MAX_HELD],
-            held_count: 0,
             payloads: vec![0; MAX_HELD * max_payload].into_boxed_slice(),
             place_len: max_payload,
             wait: DEFAULT_WAIT,
             given_up: None,
             give_up_before: None,
-            in_hand: None,
             stats: ReorderStats::default(),
-        }
+        };
+        Self { next: None, in_order: 0, held_count: 0, in_hand: None, waiting: Box::new(waiting) }
     }
 
     /// How long the next gap is waited for.
     pub const fn wait(&self) -> Duration {
-        self.wait
+        self.waiting.wait
     }
 
     /// The counters.
-    pub const fn stats(&self) -> ReorderStats {
-        self.stats
+    pub fn stats(&self) -> ReorderStats {
+        ReorderStats { in_order: self.in_order, ..self.waiting.stats }
     }
 
     /// Packets that wait.
@@ -162,6 +170,7 @@ impl ReorderBuffer {
     }
 
     /// Takes a packet that the receiver accepted.
+    #[inline]
     pub fn handle_packet(
         &mut self,
         sequence: ExtendedSequence,
@@ -172,74 +181,98 @@ impl ReorderBuffer {
         let next = *self.next.get_or_insert(sequence);
         if sequence == next {
             self.next = Some(sequence.next());
-            self.stats.in_order += 1;
+            self.in_order += 1;
             return Placement::InOrder;
         }
+        self.place(next, sequence, header, payload, now)
+    }
+
+    /// A packet that is not the next one.
+    #[inline(never)]
+    fn place(
+        &mut self,
+        next: ExtendedSequence,
+        sequence: ExtendedSequence,
+        header: &Header,
+        payload: &[u8],
+        now: Instant,
+    ) -> Placement {
+        let waiting = &mut *self.waiting;
         if sequence < next {
-            self.stats.late += 1;
-            if let Some((until, since)) = self.given_up
+            waiting.stats.late += 1;
+            if let Some((until, since)) = waiting.given_up
                 && sequence < until
             {
                 let would_have_done = now.saturating_duration_since(since) + WAIT_MARGIN;
-                self.wait = self.wait.max(would_have_done.min(MAX_WAIT));
+                waiting.wait = waiting.wait.max(would_have_done.min(MAX_WAIT));
             }
             return Placement::Late;
         }
-        if self.held.iter().flatten().any(|held| held.sequence == sequence) {
-            self.stats.duplicate += 1;
+        if waiting.held.iter().flatten().any(|held| held.sequence == sequence) {
+            waiting.stats.duplicate += 1;
             return Placement::Duplicate;
         }
-        if payload.len() > self.place_len {
+        if payload.len() > waiting.place_len {
             self.in_hand = Some(sequence);
-            self.give_up_before(sequence);
-            self.stats.oversized += 1;
+            waiting.give_up_before(sequence);
+            waiting.stats.oversized += 1;
             return Placement::AfterHeld;
         }
-        let Some(index) = self.held.iter().position(Option::is_none) else {
-            self.stats.refused += 1;
+        let Some(index) = waiting.held.iter().position(Option::is_none) else {
+            waiting.stats.refused += 1;
             return Placement::Refused;
         };
-        let start = index * self.place_len;
-        self.payloads[start..start + payload.len()].copy_from_slice(payload);
-        let deadline = now + self.wait;
-        self.held[index] =
+        let start = index * waiting.place_len;
+        waiting.payloads[start..start + payload.len()].copy_from_slice(payload);
+        let deadline = now + waiting.wait;
+        waiting.held[index] =
             Some(Held { sequence, header: *header, len: payload.len(), arrival: now, deadline });
         self.held_count += 1;
         if sequence.since(next) > MAX_HELD as u64 {
             // More is missing than reordering explains: do not wait for it.
-            self.give_up_before(sequence);
+            waiting.give_up_before(sequence);
         } else if self.held_count == MAX_HELD
-            && let Some(index) = self.first_held()
-            && let Some(first) = self.held[index]
+            && let Some(index) = waiting.first_held()
+            && let Some(first) = waiting.held[index]
         {
             // The last place was taken: the oldest gap is given up, which frees at least one.
-            self.give_up_before(first.sequence);
+            waiting.give_up_before(first.sequence);
         }
         Placement::Held
     }
 
     /// When the oldest gap is given up, if one is open.
+    #[inline]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.held.iter().flatten().map(|held| held.deadline).min()
+        if self.held_count == 0 {
+            return None;
+        }
+        self.waiting.held.iter().flatten().map(|held| held.deadline).min()
     }
 
     /// Gives up gaps whose wait is over.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let due =
-            self.held.iter().flatten().filter(|held| held.deadline <= now).map(|held| held.sequence).max();
-        if let Some(sequence) = due {
-            let since = self.held.iter().flatten().map(|held| held.arrival).min();
-            self.given_up = since.map(|since| (sequence, since));
-            self.wait = MIN_WAIT.max(self.wait - self.wait.saturating_sub(MIN_WAIT) / WAIT_DECAY);
-            self.give_up_before(sequence);
+        if self.held_count > 0 {
+            self.waiting.handle_timeout(now);
         }
     }
 
     /// The next thing in order that waited; `None` when the next packet is still missing or nothing waits.
+    #[inline]
     pub fn poll_release(&mut self) -> Option<Release<'_>> {
+        if self.held_count == 0 && self.in_hand.is_none() {
+            return None;
+        }
+        self.release()
+    }
+
+    #[inline(never)]
+    fn release(&mut self) -> Option<Release<'_>> {
         let next = self.next?;
+        let first =
+            self.waiting.first_held().and_then(|index| self.waiting.held[index].map(|first| (index, first)));
         if let Some(in_hand) = self.in_hand
-            && self.first_held().and_then(|index| self.held[index]).is_none_or(|held| held.sequence > in_hand)
+            && first.is_none_or(|(_, first)| first.sequence > in_hand)
         {
             if next < in_hand {
                 return Some(self.gap(next, in_hand));
@@ -248,45 +281,55 @@ impl ReorderBuffer {
             self.next = Some(next.max(in_hand.next()));
             return None;
         }
-        if self.held_count == 0 {
-            return None;
-        }
-        let index = self.first_held()?;
-        let first = self.held[index]?;
+        let (index, first) = first?;
         if first.sequence > next {
-            if self.give_up_before.is_none_or(|limit| limit < first.sequence) {
+            if self.waiting.give_up_before.is_none_or(|limit| limit < first.sequence) {
                 return None;
             }
             return Some(self.gap(next, first.sequence));
         }
-        self.held[index] = None;
+        let waiting = &mut *self.waiting;
+        waiting.held[index] = None;
         self.held_count -= 1;
         self.next = Some(first.sequence.next());
-        self.stats.released += 1;
-        let start = index * self.place_len;
+        waiting.stats.released += 1;
+        let start = index * waiting.place_len;
         Some(Release::Packet(HeldPacket {
             sequence: first.sequence,
             header: first.header,
-            payload: &self.payloads[start..start + first.len],
+            payload: &waiting.payloads[start..start + first.len],
         }))
     }
 
     /// A new stream begins: what is held is dropped, and the next packet is in order whatever its number. Counters stay.
     pub fn reset(&mut self) {
         self.next = None;
-        self.held = [None; MAX_HELD];
         self.held_count = 0;
-        self.give_up_before = None;
-        self.given_up = None;
         self.in_hand = None;
+        self.waiting.held = [None; MAX_HELD];
+        self.waiting.give_up_before = None;
+        self.waiting.given_up = None;
     }
 
     /// Gives up what is missing between the two.
     fn gap(&mut self, first: ExtendedSequence, until: ExtendedSequence) -> Release<'static> {
         let packets = until.since(first);
         self.next = Some(until);
-        self.stats.missing += packets;
+        self.waiting.stats.missing += packets;
         Release::Gap { first, packets }
+    }
+}
+
+impl Waiting {
+    fn handle_timeout(&mut self, now: Instant) {
+        let due =
+            self.held.iter().flatten().filter(|held| held.deadline <= now).map(|held| held.sequence).max();
+        if let Some(sequence) = due {
+            let since = self.held.iter().flatten().map(|held| held.arrival).min();
+            self.given_up = since.map(|since| (sequence, since));
+            self.wait = MIN_WAIT.max(self.wait - self.wait.saturating_sub(MIN_WAIT) / WAIT_DECAY);
+            self.give_up_before(sequence);
+        }
     }
 
     fn give_up_before(&mut self, sequence: ExtendedSequence) {

@@ -90,6 +90,12 @@ impl SourceLatch {
         self.latched.map(|latched| latched.source)
     }
 
+    /// The source that we hear, if it is the one in the SDP and no other port of its host is heard beside it.
+    pub fn exclusive_source(&self) -> Option<SocketAddr> {
+        let source = self.latched?.source;
+        (self.latching != Latching::Off && self.signalled == Some(source)).then_some(source)
+    }
+
     /// Packets from anybody else.
     pub const fn rejected(&self) -> u64 {
         self.rejected

@@ -83,6 +83,9 @@ pub struct BurstMeter {
 impl BurstMeter {
     /// So many packets came, one after the other.
     pub const fn handle_received(&mut self, packets: u64) {
+        if packets == 0 {
+            return;
+        }
         self.packets += packets;
         self.since_missing = self.since_missing.saturating_add(packets);
         self.last_was_missing = false;

@@ -340,7 +340,9 @@ impl Jitter {
             return; // telephone-event packets repeat the event's begin; they say nothing of the network
         }
         let elapsed = arrival.saturating_duration_since(self.last_arrival);
-        let arrival_ticks = (elapsed.as_nanos() * u128::from(clock.hz()) / 1_000_000_000) as i64;
+        // Whole microseconds do: a tick is twenty of them at least, and 128 bits cost more than all the rest.
+        let arrival_ticks =
+            ((elapsed.as_micros() as u64).saturating_mul(u64::from(clock.hz())) / 1_000_000) as i64;
         (self.last_timestamp, self.last_arrival) = (timestamp, arrival);
         let difference = (arrival_ticks - media_ticks).unsigned_abs();
         // A second off is a sender that set its clock anew, not a network.

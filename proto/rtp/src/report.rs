@@ -91,11 +91,18 @@ pub struct Media {
     pub octets_a_second: u32,
 }
 
-/// See the module.
+/// See the module. What each packet needs is here; the rest is elsewhere, so that it does not come into the cache with it.
 #[derive(Debug, Clone)]
 pub struct Reports {
-    wall: WallClock,
     timer: ReportTimer,
+    /// Packets in order that `bursts` was not told of yet.
+    in_order: u64,
+    rest: Box<Rest>,
+}
+
+#[derive(Debug, Clone)]
+struct Rest {
+    wall: WallClock,
     cname: [u8; CNAME_LEN],
     peer: PeerView,
     peer_left: bool,
@@ -115,9 +122,8 @@ impl Reports {
         for octet in &mut cname {
             *octet = b"0123456789abcdef"[(splitmix(&mut random) >> 60) as usize];
         }
-        Self {
+        let rest = Rest {
             wall,
-            timer: ReportTimer::new(random),
             cname,
             peer: PeerView::default(),
             peer_left: false,
@@ -125,33 +131,40 @@ impl Reports {
             stats: ReportStats::default(),
             packets_reported: 0,
             given_up: None,
-        }
+        };
+        Self { timer: ReportTimer::new(random), in_order: 0, rest: Box::new(rest) }
     }
 
     /// What the peer says of our stream.
     pub const fn peer(&self) -> &PeerView {
-        &self.peer
+        &self.rest.peer
     }
 
     /// The peer said BYE and nothing since.
     pub const fn has_peer_left(&self) -> bool {
-        self.peer_left
+        self.rest.peer_left
     }
 
     /// The counters.
     pub const fn stats(&self) -> ReportStats {
-        self.stats
+        self.rest.stats
     }
 
     /// How the peer's stream sounds here: its loss, what came too late among it, and the delay as far as it is known.
     pub fn score(&self, media: &Media) -> Score {
-        let bursts = self.bursts.summary(media.ptime.as_duration());
+        let bursts = self.bursts().summary(media.ptime.as_duration());
         score(media.impairment, bursts.loss, bursts.burst_ratio, self.one_way(media))
+    }
+
+    fn bursts(&self) -> BurstMeter {
+        let mut bursts = self.rest.bursts.clone();
+        bursts.handle_received(self.in_order);
+        bursts
     }
 
     /// Half the round trip, one packet that had to fill, and one that waits for its turn.
     fn one_way(&self, media: &Media) -> Duration {
-        self.peer.round_trip.unwrap_or_default() / 2 + end_system_delay(media)
+        self.rest.peer.round_trip.unwrap_or_default() / 2 + end_system_delay(media)
     }
 
     /// The session begins: reports are sent from now on.
@@ -173,19 +186,20 @@ impl Reports {
 
     /// Packets that came in order, for the metrics.
     pub const fn handle_in_order(&mut self, packets: u64) {
-        self.bursts.handle_received(packets);
+        self.in_order += packets;
     }
 
     /// Packets that did not come in time, for the metrics.
     pub fn handle_missing(&mut self, packets: u64) {
-        self.bursts.handle_missing(packets);
+        self.rest.bursts.handle_received(std::mem::take(&mut self.in_order));
+        self.rest.bursts.handle_missing(packets);
     }
 
     /// We changed our SSRC (a collision, RFC 3550 §8.2): the old one says BYE with the next report, which is due at once.
     pub fn handle_ssrc_change(&mut self, old: Ssrc, now: Instant, media: &Media) {
-        self.given_up = Some(old);
-        self.peer = PeerView { round_trip: self.peer.round_trip, ..PeerView::default() };
-        self.packets_reported = 0;
+        self.rest.given_up = Some(old);
+        self.rest.peer = PeerView { round_trip: self.rest.peer.round_trip, ..PeerView::default() };
+        self.rest.packets_reported = 0;
         if self.timer.next().is_some() {
             self.timer.begin(now, media.octets_a_second);
         }
@@ -201,43 +215,44 @@ impl Reports {
         now: Instant,
     ) {
         if !rtcp::is_compound(datagram) {
-            self.stats.malformed += 1;
+            self.rest.stats.malformed += 1;
             return;
         }
         self.timer.handle_received(datagram.len());
-        self.stats.received += 1;
+        self.rest.stats.received += 1;
         for packet in rtcp::parse(datagram).take(PACKETS_MAX) {
             match packet {
                 Ok(RtcpPacket::SenderReport { ssrc, info, reports }) => {
-                    self.peer_left = false;
+                    self.rest.peer_left = false;
                     receiver.handle_sender_report(ssrc, info.ntp, now);
                     self.handle_blocks(reports, own, clock, now);
                 }
                 Ok(RtcpPacket::ReceiverReport { reports, .. }) => {
-                    self.peer_left = false;
+                    self.rest.peer_left = false;
                     self.handle_blocks(reports, own, clock, now);
                 }
                 Ok(RtcpPacket::ExtendedReport { metrics: Some(metrics), .. }) if metrics.ssrc == own => {
                     // 10 to 50 are opinions; 127 says that it does not know.
-                    self.peer.mos_cq =
+                    self.rest.peer.mos_cq =
                         Some(metrics.mos_cq).filter(|mos| *mos <= 50).map(|mos| f64::from(mos) / 10.0);
                 }
                 Ok(RtcpPacket::Bye { ssrc, .. }) => {
-                    self.peer_left = ssrc.is_none() || ssrc == receiver.ssrc() || receiver.ssrc().is_none();
+                    self.rest.peer_left =
+                        ssrc.is_none() || ssrc == receiver.ssrc() || receiver.ssrc().is_none();
                 }
                 Ok(_) => {}
-                Err(_) => self.stats.malformed += 1,
+                Err(_) => self.rest.stats.malformed += 1,
             }
         }
     }
 
     fn handle_blocks(&mut self, blocks: rtcp::ReportBlocks<'_>, own: Ssrc, clock: ClockRate, now: Instant) {
         let Some(block) = blocks.iter().find(|block| block.ssrc == own) else { return };
-        self.peer.fraction_lost = f64::from(block.fraction_lost) / 256.0;
-        self.peer.lost = block.cumulative_lost.max(0) as u64;
-        self.peer.jitter_ms = f64::from(block.jitter) * 1_000.0 / f64::from(clock.hz());
-        if let Some(round_trip) = block.round_trip(self.wall.ntp(now)) {
-            self.peer.round_trip = Some(round_trip);
+        self.rest.peer.fraction_lost = f64::from(block.fraction_lost) / 256.0;
+        self.rest.peer.lost = block.cumulative_lost.max(0) as u64;
+        self.rest.peer.jitter_ms = f64::from(block.jitter) * 1_000.0 / f64::from(clock.hz());
+        if let Some(round_trip) = block.round_trip(self.rest.wall.ntp(now)) {
+            self.rest.peer.round_trip = Some(round_trip);
         }
     }
 
@@ -264,13 +279,13 @@ impl Reports {
             let metrics = self.metrics(block.ssrc, receiver, reorder, media);
             compound.voip_metrics(own, &metrics)?;
         }
-        if let Some(old) = self.given_up {
+        if let Some(old) = self.rest.given_up {
             compound.bye(old)?;
-            self.given_up = None;
+            self.rest.given_up = None;
         }
         let len = compound.len();
-        self.packets_reported = sender.packets();
-        self.stats.sent += 1;
+        self.rest.packets_reported = sender.packets();
+        self.rest.stats.sent += 1;
         self.timer.handle_sent(len, now, media.octets_a_second);
         Ok(len)
     }
@@ -293,7 +308,7 @@ impl Reports {
         self.write_first(&mut compound, sender, media_now, block.as_slice(), now)?;
         compound.cname(sender.ssrc(), self.cname_text())?;
         compound.bye(sender.ssrc())?;
-        self.stats.sent += 1;
+        self.rest.stats.sent += 1;
         Ok(compound.len())
     }
 
@@ -305,10 +320,10 @@ impl Reports {
         blocks: &[ReportBlock],
         now: Instant,
     ) -> Result<(), NoRoom> {
-        if sender.packets() == self.packets_reported {
+        if sender.packets() == self.rest.packets_reported {
             return compound.receiver_report(sender.ssrc(), blocks);
         }
-        let mut info = sender.sender_info(self.wall.ntp(now));
+        let mut info = sender.sender_info(self.rest.wall.ntp(now));
         info.timestamp = media_now;
         compound.sender_report(sender.ssrc(), &info, blocks)
     }
@@ -320,7 +335,7 @@ impl Reports {
         reorder: &ReorderBuffer,
         media: &Media,
     ) -> VoipMetrics {
-        let bursts = self.bursts.summary(media.ptime.as_duration());
+        let bursts = self.bursts().summary(media.ptime.as_duration());
         let score = score(media.impairment, bursts.loss, bursts.burst_ratio, self.one_way(media));
         let stats = receiver.stats();
         let expected = (stats.received + stats.lost).max(1);
@@ -334,7 +349,7 @@ impl Reports {
             gap_density: bursts.gap_density,
             burst_duration_ms: bursts.burst_duration_ms,
             gap_duration_ms: bursts.gap_duration_ms,
-            round_trip_ms: whole_ms(self.peer.round_trip.unwrap_or_default()),
+            round_trip_ms: whole_ms(self.rest.peer.round_trip.unwrap_or_default()),
             end_system_delay_ms: whole_ms(end_system_delay(media)),
             r_factor: score.r_factor.round() as u8,
             mos_lq: tenths(score.mos_lq),
@@ -346,7 +361,7 @@ impl Reports {
     }
 
     fn cname_text(&self) -> &str {
-        std::str::from_utf8(&self.cname).unwrap_or_default()
+        std::str::from_utf8(&self.rest.cname).unwrap_or_default()
     }
 }
 

@@ -176,6 +176,6 @@ fn longest_report_fits_the_length_that_is_promised() {
 #[test]
 fn two_sessions_have_two_canonical_names() {
     let (a, b, _) = pair();
-    assert_ne!(a.reports.cname, b.reports.cname);
-    assert!(a.reports.cname.is_ascii());
+    assert_ne!(a.reports.rest.cname, b.reports.rest.cname);
+    assert!(a.reports.rest.cname.is_ascii());
 }
