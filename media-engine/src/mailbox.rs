@@ -245,17 +245,29 @@ pub struct Outbox {
     bell: Waker,
     lost: Arc<AtomicBool>,
     rung: bool,
+    /// Something that can wait is in the queue.
+    waits: bool,
 }
 
 impl Outbox {
-    /// Tells the control thread. False when it is lost.
+    /// Tells the control thread: at the end of the turn, or, if it is only a report, with the next [`Outbox::ring_waiting`]:
+    /// to wake a thread for each of them would cost more than all else that a report takes. False when it is lost.
     pub fn push(&mut self, id: &Arc<str>, event: Event) -> bool {
+        let can_wait = matches!(event, Event::Report { .. });
         let pushed = self.events.push((Arc::clone(id), event)).is_ok();
         if !pushed {
             self.lost.store(true, Ordering::Release);
         }
-        self.rung = true;
+        self.rung |= !can_wait;
+        self.waits |= can_wait;
         pushed
+    }
+
+    /// A few times a second: what could wait has waited.
+    pub fn ring_waiting(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            self.bell.wake();
+        }
     }
 
     /// At the end of a turn: rings the bell if there was something.
@@ -292,7 +304,7 @@ pub fn pair(waker: Waker, bell: Waker) -> ((Commands, Inbox), (Consumer<Command>
     let lost = Arc::new(AtomicBool::new(false));
     (
         (Commands { queue: command_in, waker }, Inbox { events: event_out, lost: Arc::clone(&lost) }),
-        (command_out, Outbox { events: event_in, bell, lost, rung: false }),
+        (command_out, Outbox { events: event_in, bell, lost, rung: false, waits: false }),
     )
 }
 

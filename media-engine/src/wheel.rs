@@ -70,7 +70,8 @@ impl Wheel {
     pub fn place(&mut self, entry: u32, deadline: Instant) {
         self.remove(entry);
         let since = deadline.saturating_duration_since(self.origin);
-        let tick = since.as_nanos().div_ceil(TICK.as_nanos()) as u64;
+        // 64 bits hold five centuries.
+        let tick = (since.as_nanos() as u64).div_ceil(TICK.as_nanos() as u64);
         let tick = tick.clamp(self.at, self.at + SLOTS as u64 - 1);
         let slot = (tick % SLOTS as u64) as usize;
         let head = self.heads[slot];

@@ -67,6 +67,10 @@ const LATE: Duration = Duration::from_millis(1);
 /// Completions gathered before they are handled.
 const BATCH_MAX: usize = 64;
 
+/// The memory of so many sessions ahead is on its way while one is handled: enough to hide the way from the far cache, few
+/// enough that the near one holds them.
+const AHEAD: usize = 4;
+
 /// Samples of a frame that are fetched ahead: 20 ms at 8 kHz; the rest of a longer one follows by itself.
 const FRAME_AHEAD: usize = 160;
 
@@ -114,7 +118,8 @@ struct SecondSocket {
 #[derive(Debug)]
 pub struct Worker {
     ring: Ring,
-    sessions: Slab<Slot>,
+    /// Boxed: a session's place is looked up, and its memory sent for, without touching it.
+    sessions: Slab<Box<Slot>>,
     sessions_max: usize,
     links: Slab<Link>,
     /// Sessions whose agent's TLS handshake waits for its turn, each once.
@@ -129,7 +134,7 @@ pub struct Worker {
     lingering: VecDeque<(Instant, SocketId)>,
     touched: Vec<u32>,
     due: Vec<u32>,
-    batch: Vec<Completion>,
+    batch: VecDeque<Completion>,
     metrics: Arc<CoreMetrics>,
     tally: Tally,
     published: Instant,
@@ -195,7 +200,7 @@ impl Worker {
             lingering: VecDeque::with_capacity(sessions_max),
             touched: Vec::with_capacity(sessions_max),
             due: Vec::with_capacity(sessions_max),
-            batch: Vec::with_capacity(BATCH_MAX),
+            batch: VecDeque::with_capacity(BATCH_MAX),
             metrics,
             tally: Tally::default(),
             published: now,
@@ -406,7 +411,7 @@ impl Worker {
                 return Err(refused(error));
             }
         };
-        let index = self.sessions.insert(Slot {
+        let index = self.sessions.insert(Box::new(Slot {
             id: open.id,
             call_id,
             generation: key.generation,
@@ -425,7 +430,7 @@ impl Worker {
             deadline: None,
             is_touched: false,
             leaving: None,
-        });
+        }));
         debug_assert_eq!(index, key.index as usize);
         let agent_ready = self.sessions[index].session.is_agent_ready();
         if let Some(address) = open.agent_address {
@@ -657,8 +662,8 @@ impl Worker {
 
     // --- from the network ---
 
-    /// Handles up to [`COMPLETIONS_MAX`] completions and says how many, a batch at a time: while a batch is gathered, the
-    /// memory of its sessions is on its way.
+    /// Handles up to [`COMPLETIONS_MAX`] completions and says how many, a batch at a time: while one is handled, the memory
+    /// of the sessions after it is on its way.
     fn handle_completions(&mut self, now: Instant) -> u64 {
         let mut handled = 0;
         let mut batch = std::mem::take(&mut self.batch);
@@ -666,24 +671,34 @@ impl Worker {
             while batch.len() < BATCH_MAX
                 && let Some(completion) = self.ring.next()
             {
-                if let Completion::Datagram { owner, .. } | Completion::Stream { owner, .. } = &completion {
-                    let (key, leg) = owned(*owner);
-                    if let (true, Some(slot)) = (leg != Leg::Link, self.sessions.get(key.index as usize)) {
-                        prefetch(std::slice::from_ref(slot));
-                    }
+                if batch.len() < AHEAD {
+                    self.fetch(&completion);
                 }
-                batch.push(completion);
+                batch.push_back(completion);
             }
             if batch.is_empty() {
                 break;
             }
             handled += batch.len() as u64;
-            for completion in batch.drain(..) {
+            while let Some(completion) = batch.pop_front() {
+                if let Some(ahead) = batch.get(AHEAD - 1) {
+                    self.fetch(ahead);
+                }
                 self.handle(completion, now);
             }
         }
         self.batch = batch;
         handled
+    }
+
+    /// The memory of a completion's session is on its way.
+    fn fetch(&self, completion: &Completion) {
+        if let Completion::Datagram { owner, .. } | Completion::Stream { owner, .. } = completion {
+            let (key, leg) = owned(*owner);
+            if let (true, Some(slot)) = (leg != Leg::Link, self.sessions.get(key.index as usize)) {
+                prefetch(std::slice::from_ref(&**slot));
+            }
+        }
     }
 
     fn handle(&mut self, completion: Completion, now: Instant) {
@@ -753,7 +768,7 @@ impl Worker {
             return None;
         }
         self.touch(key.index);
-        self.sessions.get_mut(key.index as usize)
+        self.sessions.get_mut(key.index as usize).map(Box::as_mut)
     }
 
     fn touch(&mut self, index: u32) {
@@ -770,14 +785,21 @@ impl Worker {
         let mut oldest: Option<Instant> = None;
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now, &mut due);
-        for slot in due.iter().filter_map(|index| self.sessions.get(*index as usize)) {
-            prefetch(std::slice::from_ref(slot));
-            prefetch(slot.session.playout().next_frame(FRAME_AHEAD));
+        for slot in due.iter().take(AHEAD).filter_map(|index| self.sessions.get(*index as usize)) {
+            prefetch(std::slice::from_ref(&**slot));
         }
-        for &index in &due {
+        for (place, &index) in due.iter().enumerate() {
+            if let Some(slot) = due.get(place + AHEAD).and_then(|ahead| self.sessions.get(*ahead as usize)) {
+                prefetch(std::slice::from_ref(&**slot));
+            }
+            if let Some(slot) =
+                due.get(place + AHEAD / 2).and_then(|ahead| self.sessions.get(*ahead as usize))
+            {
+                prefetch(slot.session.playout().next_frame(FRAME_AHEAD));
+            }
             let Some(slot) = self.sessions.get_mut(index as usize) else { continue };
             let deadline = slot.deadline.take().unwrap_or(now);
-            let Slot { session, udp, rtcp, peer, second, .. } = slot;
+            let Slot { session, udp, rtcp, peer, second, .. } = &mut **slot;
             let mut sent = 0;
             if let Some(second) = second {
                 while let Some(transmit) = session.poll_second(now, self.ring.datagram()) {
@@ -926,6 +948,7 @@ impl Worker {
         tally.ring_sockets = ring.sockets;
         tally.links = self.links.iter().filter(|(_, link)| link.is_up()).count() as u64;
         self.metrics.publish(tally);
+        self.outbox.ring_waiting();
         tally.turn_nanoseconds_max = 0;
         tally.batch_max = 0;
         tally.late_nanoseconds_max = 0;

@@ -104,12 +104,45 @@ pub struct RtpParameters {
     pub sound: SoundParameters,
 }
 
-impl RtpParameters {
-    /// Of a payload that is no telephone-event: what it is.
-    fn heard<'a>(&self, payload_type: PayloadType, payload: &'a [u8]) -> Heard<'a> {
-        match self.sound.comfort_noise_payload_type == Some(payload_type) {
-            true => Heard::Noise(payload),
-            false => Heard::Sound(payload),
+/// Of the parameters what each packet needs, close together.
+#[derive(Debug, Clone, Copy)]
+struct Wire {
+    codec: Option<Codec>,
+    sound: PayloadType,
+    event: Option<PayloadType>,
+    noise: Option<PayloadType>,
+    ptime: Ptime,
+    direction: Direction,
+}
+
+/// What a packet carries, by its payload type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Carries {
+    Sound,
+    Event,
+    Noise,
+}
+
+impl Wire {
+    fn of(parameters: &RtpParameters) -> Self {
+        Self {
+            codec: parameters.codec,
+            sound: parameters.payload_type,
+            event: parameters.event_payload_type,
+            noise: parameters.sound.comfort_noise_payload_type,
+            ptime: parameters.ptime,
+            direction: parameters.direction,
+        }
+    }
+
+    /// `None`: nothing that was negotiated.
+    fn carries(&self, payload_type: PayloadType) -> Option<Carries> {
+        match payload_type {
+            _ if self.codec.is_none() => None,
+            event if self.event == Some(event) => Some(Carries::Event),
+            noise if self.noise == Some(noise) => Some(Carries::Noise),
+            sound if self.sound == sound => Some(Carries::Sound),
+            _ => None,
         }
     }
 }
@@ -144,14 +177,18 @@ const HEADERS_OCTETS: usize = 20 + 8 + HEADER_LEN;
 /// See the module.
 #[derive(Debug)]
 pub struct RtpLeg {
-    parameters: RtpParameters,
+    wire: Wire,
+    /// Something was pressed, and [`EventDetector`] may have something to say or to wait for.
+    hears_keys: bool,
     latch: SourceLatch,
     receiver: Receiver,
     reorder: ReorderBuffer,
-    digits: EventDetector,
+    /// Not looked at while nobody presses a key.
+    digits: Box<EventDetector>,
     keys: EventSender,
     sender: Sender,
     reports: Reports,
+    parameters: Box<RtpParameters>,
     /// Where the peer's last report came from, if not from its RTP port.
     report_source: Option<SocketAddr>,
     srtp: Option<Box<Srtp>>,
@@ -174,7 +211,8 @@ impl RtpLeg {
             latch: SourceLatch::new(parameters.latching, parameters.remote),
             receiver: Receiver::new(codec.clock_rate()),
             reorder: ReorderBuffer::new(codec.octets(Ptime::MS_60)),
-            digits: EventDetector::new(codec.clock_rate()),
+            digits: Box::new(EventDetector::new(codec.clock_rate())),
+            hears_keys: false,
             keys: EventSender::new(codec.clock_rate()),
             sender: Sender::new(
                 Ssrc(seed[0]),
@@ -190,7 +228,8 @@ impl RtpLeg {
             srtp: srtp.and_then(Result::ok).map(Box::new),
             next_ssrc: Ssrc(seed[0] ^ seed[1].rotate_left(16) ^ 0xA5A5_0001),
             collisions: 0,
-            parameters,
+            wire: Wire::of(&parameters),
+            parameters: Box::new(parameters),
             rejected: 0,
             heard_any: false,
         }
@@ -201,13 +240,24 @@ impl RtpLeg {
         &self.parameters
     }
 
+    /// What we accept and send, by what is negotiated.
+    pub const fn direction(&self) -> Direction {
+        self.wire.direction
+    }
+
+    /// The length of our packets.
+    pub const fn ptime(&self) -> Ptime {
+        self.wire.ptime
+    }
+
     /// A re-INVITE changed something. Sequence numbers, SSRC and counters go on.
     pub fn update(&mut self, parameters: RtpParameters) {
         if parameters.codec != self.parameters.codec {
             let codec = parameters.codec.unwrap_or(Codec::Pcmu);
             self.receiver.rearm(codec.clock_rate());
             self.reorder = ReorderBuffer::new(codec.octets(Ptime::MS_60));
-            self.digits = EventDetector::new(codec.clock_rate());
+            *self.digits = EventDetector::new(codec.clock_rate());
+            self.hears_keys = false;
             self.keys = EventSender::new(codec.clock_rate());
         } else if parameters.remote != self.parameters.remote {
             self.receiver.rearm(parameters.codec.unwrap_or(Codec::Pcmu).clock_rate());
@@ -220,7 +270,8 @@ impl RtpLeg {
         }
         self.latch.rearm(parameters.latching, parameters.remote);
         self.sender.set_payload_type(parameters.payload_type);
-        self.parameters = parameters;
+        self.wire = Wire::of(&parameters);
+        *self.parameters = parameters;
     }
 
     fn rekey(&mut self, keys: Option<SrtpKeys>) -> Result<(), SrtpError> {
@@ -254,16 +305,13 @@ impl RtpLeg {
             self.rejected += 1;
             return false;
         };
-        let payload_type = packet.header.payload_type;
-        let is_event = self.parameters.event_payload_type == Some(payload_type);
-        let is_noise = self.parameters.sound.comfort_noise_payload_type == Some(payload_type);
-        if self.parameters.codec.is_none()
-            || !(is_event || is_noise || payload_type == self.parameters.payload_type)
-            || self.is_locked
-        {
-            self.rejected += 1;
-            return false;
-        }
+        let carries = match self.wire.carries(packet.header.payload_type) {
+            Some(carries) if !self.is_locked => carries,
+            _ => {
+                self.rejected += 1;
+                return false;
+            }
+        };
         let clear;
         if let Some(srtp) = &mut self.srtp {
             let Ok(unprotected) = srtp.inbound.unprotect_rtp(bytes) else { return false };
@@ -287,6 +335,8 @@ impl RtpLeg {
         if started {
             self.reorder.reset();
             self.digits.reset();
+            // A key that was down is released by that.
+            self.hears_keys = true;
         }
         let placement = self.reorder.handle_packet(sequence, &packet.header, packet.payload, now);
         if placement == Placement::AfterHeld {
@@ -294,9 +344,13 @@ impl RtpLeg {
         }
         if matches!(placement, Placement::InOrder | Placement::AfterHeld) {
             self.reports.handle_in_order(1);
-            match is_event {
-                true => self.digits.handle_packet(packet.header.timestamp, packet.payload, now),
-                false => hear(self.parameters.heard(payload_type, packet.payload)),
+            match carries {
+                Carries::Sound => hear(Heard::Sound(packet.payload)),
+                Carries::Noise => hear(Heard::Noise(packet.payload)),
+                Carries::Event => {
+                    self.digits.handle_packet(packet.header.timestamp, packet.payload, now);
+                    self.hears_keys = true;
+                }
             }
         }
         self.release(now, hear);
@@ -318,7 +372,10 @@ impl RtpLeg {
 
     /// When [`RtpLeg::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let reorder = if self.reorder.held() == 0 { None } else { self.reorder.poll_timeout() };
+        let reorder = self.reorder.poll_timeout();
+        if !self.hears_keys {
+            return reorder;
+        }
         match (reorder, self.digits.poll_timeout()) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -329,7 +386,9 @@ impl RtpLeg {
     pub fn handle_timeout(&mut self, now: Instant, hear: impl FnMut(Heard<'_>)) {
         self.reorder.handle_timeout(now);
         self.release(now, hear);
-        self.digits.handle_timeout(now);
+        if self.hears_keys {
+            self.digits.handle_timeout(now);
+        }
     }
 
     fn release(&mut self, now: Instant, mut hear: impl FnMut(Heard<'_>)) {
@@ -337,9 +396,14 @@ impl RtpLeg {
             match release {
                 Release::Packet(held) => {
                     self.reports.handle_in_order(1);
-                    match self.parameters.event_payload_type == Some(held.header.payload_type) {
-                        true => self.digits.handle_packet(held.header.timestamp, held.payload, now),
-                        false => hear(self.parameters.heard(held.header.payload_type, held.payload)),
+                    match self.wire.carries(held.header.payload_type) {
+                        Some(Carries::Event) => {
+                            self.digits.handle_packet(held.header.timestamp, held.payload, now);
+                            self.hears_keys = true;
+                        }
+                        Some(Carries::Noise) => hear(Heard::Noise(held.payload)),
+                        // A type that is negotiated no more was heard in its time: it keeps its place.
+                        Some(Carries::Sound) | None => hear(Heard::Sound(held.payload)),
                     }
                 }
                 Release::Gap { packets, .. } => {
@@ -352,11 +416,16 @@ impl RtpLeg {
 
     /// A key that was pressed and released, once.
     pub fn poll_digit(&mut self) -> Option<(char, u32)> {
-        loop {
-            if let DigitEvent::Ended { digit, duration_ms } = self.digits.poll_event()? {
+        if !self.hears_keys {
+            return None;
+        }
+        while let Some(event) = self.digits.poll_event() {
+            if let DigitEvent::Ended { digit, duration_ms } = event {
                 return Some((digit.as_char(), duration_ms));
             }
         }
+        self.hears_keys = self.digits.poll_timeout().is_some();
+        None
     }
 
     /// Presses keys towards the caller: as telephone-events, if those were negotiated. Says how many could not be.
@@ -372,8 +441,8 @@ impl RtpLeg {
 
     /// Where packets go now, if they may go at all.
     pub fn destination(&self) -> Option<SocketAddr> {
-        self.parameters.codec?;
-        if !self.parameters.direction.sends() || self.is_locked {
+        self.wire.codec?;
+        if !self.wire.direction.sends() || self.is_locked {
             return None;
         }
         self.latch.remote()
@@ -493,15 +562,15 @@ impl RtpLeg {
     /// The one address that can be heard now and is sent to, if there is no other: the signalled address, while it
     /// speaks. The socket may be connected to it, which makes sending cheaper; from all else the latch must decide.
     pub fn exclusive_peer(&self, now: Instant) -> Option<SocketAddr> {
-        let source = self.latch.source().filter(|source| Some(*source) == self.parameters.remote)?;
+        let source = self.latch.exclusive_source()?;
         let quiet = now.saturating_duration_since(self.receiver.last_arrival()?);
-        (self.parameters.latching != Latching::Off && quiet < SOURCE_SILENCE).then_some(source)
+        (quiet < SOURCE_SILENCE).then_some(source)
     }
 
     /// A packet is due but cannot go: media time passes.
     pub fn skip(&mut self) {
-        let codec = self.parameters.codec.unwrap_or(Codec::Pcmu);
-        self.sender.skip(codec.ticks(self.parameters.ptime));
+        let codec = self.wire.codec.unwrap_or(Codec::Pcmu);
+        self.sender.skip(codec.ticks(self.wire.ptime));
     }
 
     /// Writes the packet that is due: a key if one is being pressed, else the sound that `fill` puts into the payload.
@@ -512,13 +581,12 @@ impl RtpLeg {
         out: &mut [u8],
         fill: impl FnOnce(Codec, &mut [u8]) -> usize,
     ) -> Option<usize> {
-        let codec = self.parameters.codec?;
-        let ptime = self.parameters.ptime;
+        let Wire { codec: Some(codec), ptime, .. } = self.wire else { return None };
         let ticks = codec.ticks(ptime);
         let (head, body) = out.split_at_mut_checked(HEADER_LEN)?;
         let payload = body.get_mut(..codec.octets(ptime))?;
-        if let Some(event_type) = self.parameters.event_payload_type
-            && !self.keys.is_idle()
+        if !self.keys.is_idle()
+            && let Some(event_type) = self.wire.event
             && let Some(key) = self.keys.next_packet(self.sender.timestamp(), ticks)
         {
             let header = self.sender.next_event_header(event_type, &key, ticks);

@@ -22,8 +22,11 @@ use tandem_rtp::units::PayloadType;
 
 use crate::leg::event::Heard;
 
-/// Samples of 20 ms at the highest rate: what is decoded at once.
+/// Samples of 20 ms at the highest rate: what is made up at once.
 const UP_SAMPLES: usize = SampleRate::Hz48000.samples(Ptime::MS_20);
+
+/// The same at the rate of most agents: what is decoded at once.
+const NARROW_UP_SAMPLES: usize = SampleRate::Hz16000.samples(Ptime::MS_20);
 
 /// A gap is filled up to here and no further: nobody wants seconds of silence at once.
 const GAP_MS_MAX: u64 = 600;
@@ -35,10 +38,10 @@ const SWAP_FADE: Ptime = Ptime::MS_10;
 /// delays differ by.
 const KEPT: Ptime = Ptime::MS_20;
 
-/// Samples of the longest packet at the rate of most agents, and what [`KEPT`] may add when the codec changes.
-const NARROW_SAMPLES: usize = SampleRate::Hz16000.samples(Ptime::MS_60) + SampleRate::Hz16000.samples(KEPT);
+/// Samples of the usual packet at the rate of most agents, and what [`KEPT`] may add when the codec changes.
+const NARROW_SAMPLES: usize = SampleRate::Hz16000.samples(Ptime::MS_20) + SampleRate::Hz16000.samples(KEPT);
 
-/// The same at any rate. It is a buffer of its own because clearing it costs more than encoding a packet of G.711.
+/// The same of any packet at any rate. It is a buffer of its own because clearing it costs more than encoding a packet of G.711.
 const WIDE_SAMPLES: usize = SampleRate::Hz48000.samples(Ptime::MS_60) + SampleRate::Hz48000.samples(KEPT);
 
 /// Keys that can end within one packet: a key and its pause take 50 ms at least.
@@ -67,41 +70,65 @@ pub struct HeardKey {
 /// What listens to the caller on the way to the agent.
 #[derive(Debug)]
 struct Ear {
-    vad: Option<Vad>,
-    keys: Option<Box<ToneDetector>>,
-    heard_keys: SmallVec<[HeardKey; KEYS_AT_ONCE]>,
-    /// What the decoder before this one would have said next, and how much of it is used up.
-    tail: Vec<i16>,
-    tail_used: usize,
+    vad: Option<Box<Vad>>,
+    keys: Option<Box<Keys>>,
+    /// After a change of codec.
+    tail: Option<Box<Tail>>,
     changed: Option<VadEvent>,
+}
+
+/// Keys in the sound itself.
+#[derive(Debug)]
+struct Keys {
+    detector: ToneDetector,
+    heard: SmallVec<[HeardKey; KEYS_AT_ONCE]>,
+}
+
+impl Keys {
+    fn new(rate: SampleRate) -> Box<Self> {
+        Box::new(Self { detector: ToneDetector::new(rate), heard: SmallVec::new() })
+    }
+
+    fn hear(&mut self, samples: &[i16]) {
+        let heard = &mut self.heard;
+        self.detector.process(samples, |event| match event {
+            ToneEvent::Released { digit, duration_ms } if heard.len() < KEYS_AT_ONCE => {
+                heard.push(HeardKey { digit: digit.as_char(), duration_ms });
+            }
+            ToneEvent::Released { .. } | ToneEvent::Pressed(_) => {}
+        });
+    }
+}
+
+/// What the decoder before this one would have said next, and how much of it is used up.
+#[derive(Debug)]
+struct Tail {
+    samples: Vec<i16>,
+    used: usize,
 }
 
 impl Ear {
     fn hear(&mut self, samples: &mut [i16], agent: &mut impl FnMut(&[i16])) {
-        if self.tail_used < self.tail.len() {
-            self.fade_in(samples);
+        if let Some(tail) = &mut self.tail {
+            tail.fade_into(samples);
         }
         if let Some(vad) = &mut self.vad {
             self.changed = vad.process(samples).or(self.changed);
         }
         if let Some(keys) = &mut self.keys {
-            let heard = &mut self.heard_keys;
-            keys.process(samples, |event| match event {
-                ToneEvent::Released { digit, duration_ms } if heard.len() < KEYS_AT_ONCE => {
-                    heard.push(HeardKey { digit: digit.as_char(), duration_ms });
-                }
-                ToneEvent::Released { .. } | ToneEvent::Pressed(_) => {}
-            });
+            keys.hear(samples);
         }
         agent(samples);
     }
+}
 
-    fn fade_in(&mut self, samples: &mut [i16]) {
-        let len = self.tail.len() as i32;
-        for (sample, &old) in samples.iter_mut().zip(&self.tail[self.tail_used..]) {
-            let new = self.tail_used as i32 + 1;
+impl Tail {
+    fn fade_into(&mut self, samples: &mut [i16]) {
+        let len = self.samples.len() as i32;
+        for (sample, &old) in samples.iter_mut().zip(&self.samples[self.used..]) {
+            let new = self.used as i32 + 1;
             *sample = ((i32::from(*sample) * new + i32::from(old) * (len - new)) / len) as i16;
-            self.tail_used += 1;
+            self.used += 1;
         }
     }
 }
@@ -141,11 +168,9 @@ impl Bridge {
     /// A bridge between a carrier leg and an agent; `listens` for the begin and end of speech.
     pub fn new(codec: Codec, ptime: Ptime, rate: SampleRate, listens: bool, sound: SoundParameters) -> Self {
         let ear = Ear {
-            vad: listens.then(|| Vad::new(rate)),
-            keys: sound.inband_dtmf.then(|| Box::new(ToneDetector::new(rate))),
-            heard_keys: SmallVec::new(),
-            tail: Vec::new(),
-            tail_used: 0,
+            vad: listens.then(|| Box::new(Vad::new(rate))),
+            keys: sound.inband_dtmf.then(|| Keys::new(rate)),
+            tail: None,
             changed: None,
         };
         Self {
@@ -181,7 +206,7 @@ impl Bridge {
         let rate = self.rate();
         self.ptime = ptime;
         if sound.inband_dtmf != self.ear.keys.is_some() {
-            self.ear.keys = sound.inband_dtmf.then(|| Box::new(ToneDetector::new(rate)));
+            self.ear.keys = sound.inband_dtmf.then(|| Keys::new(rate));
         }
         if sound.comfort_noise_payload_type.is_none() {
             self.noise = None;
@@ -192,7 +217,7 @@ impl Bridge {
             let mut tail = vec![0; rate.samples(SWAP_FADE)];
             let len = self.decoder.conceal(&mut tail);
             tail.truncate(len);
-            (self.ear.tail, self.ear.tail_used) = (tail, 0);
+            self.ear.tail = Some(Box::new(Tail { samples: tail, used: 0 }));
             self.decoder = Decoder::concealing(codec, rate);
             (self.missing, self.is_paused) = (0, false);
         }
@@ -222,10 +247,10 @@ impl Bridge {
             Heard::Sound(payload) => {
                 self.is_paused = false;
                 self.heard_ms = self.codec.ms_in(payload) as u64;
-                let mut samples = [0; UP_SAMPLES];
-                for piece in payload.chunks(self.codec.octets(Ptime::MS_20)) {
-                    let len = self.decoder.decode(piece, &mut samples);
-                    self.ear.hear(&mut samples[..len], &mut agent);
+                if self.rate() <= SampleRate::Hz16000 {
+                    self.decode::<NARROW_UP_SAMPLES>(payload, &mut agent);
+                } else {
+                    self.decode::<UP_SAMPLES>(payload, &mut agent);
                 }
             }
             // Opus waits for the next packet, which may bring the lost one again; it is here already, or there were no gap.
@@ -259,7 +284,17 @@ impl Bridge {
 
     /// A key that was found in the sound.
     pub fn poll_key(&mut self) -> Option<HeardKey> {
-        if self.ear.heard_keys.is_empty() { None } else { Some(self.ear.heard_keys.remove(0)) }
+        let heard = &mut self.ear.keys.as_mut()?.heard;
+        if heard.is_empty() { None } else { Some(heard.remove(0)) }
+    }
+
+    /// Sound in pieces of 20 ms, which fill `SAMPLES` at most.
+    fn decode<const SAMPLES: usize>(&mut self, payload: &[u8], agent: &mut impl FnMut(&[i16])) {
+        let mut samples = [0; SAMPLES];
+        for piece in payload.chunks(self.codec.octets(Ptime::MS_20)) {
+            let len = self.decoder.decode(piece, &mut samples);
+            self.ear.hear(&mut samples[..len], agent);
+        }
     }
 
     #[inline(never)]
@@ -306,7 +341,7 @@ impl Bridge {
     /// Fills a payload and says how long it is: `fill` writes samples at the agent's rate and says how many are sound; none:
     /// silence as such. A length of 0: nothing need be sent (Opus with DTX).
     pub fn down(&mut self, payload: &mut [u8], fill: impl FnOnce(&mut [i16]) -> usize) -> usize {
-        if self.rate() <= SampleRate::Hz16000 {
+        if self.rate() <= SampleRate::Hz16000 && self.ptime <= Ptime::MS_20 {
             self.down_in::<NARROW_SAMPLES>(payload, fill)
         } else {
             self.down_in::<WIDE_SAMPLES>(payload, fill)

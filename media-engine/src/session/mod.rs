@@ -326,7 +326,7 @@ impl Session {
             return;
         }
         self.started = Some(now);
-        self.clock = Some(PtimeClock::new(first_packet, self.rtp.parameters().ptime));
+        self.clock = Some(PtimeClock::new(first_packet, self.rtp.ptime()));
         self.silence_from = now;
         self.media_deadline = self.next_media_deadline();
         self.rtp.begin_reports(now);
@@ -338,7 +338,7 @@ impl Session {
         if self.started.is_none() && !self.ended {
             self.is_early = true;
             self.started = Some(now);
-            self.clock = Some(PtimeClock::new(first_packet, self.rtp.parameters().ptime));
+            self.clock = Some(PtimeClock::new(first_packet, self.rtp.ptime()));
             self.silence_from = now;
             self.media_deadline = self.next_media_deadline();
             self.rtp.begin_reports(now);
@@ -509,7 +509,7 @@ impl Session {
     /// Runs a method of the RTP leg and lets the agent hear what comes of it.
     fn hear<T>(&mut self, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>)) -> T) -> T {
         let Self { rtp, agent, bridge, playout, second, .. } = self;
-        let listening = self.started.is_some() && !self.on_hold && rtp.parameters().direction.accepts();
+        let listening = self.started.is_some() && !self.on_hold && rtp.direction().accepts();
         let is_deaf = matches!(agent, Agent::Tone(_) | Agent::File { .. });
         let mut speech = None;
         let outcome = run(rtp, &mut |heard| {
@@ -576,7 +576,7 @@ impl Session {
 
     /// A packet time has passed, and the caller may have said that he pauses: the agent hears comfort noise.
     fn hear_pause(&mut self) {
-        if self.on_hold || !self.rtp.parameters().direction.accepts() {
+        if self.on_hold || !self.rtp.direction().accepts() {
             return;
         }
         let Self { agent, bridge: Some(bridge), playout, .. } = self else { return };
@@ -824,7 +824,7 @@ impl Session {
         if self.started.is_none() {
             return self.opened + UNSTARTED_MAX;
         }
-        let direction = self.rtp.parameters().direction;
+        let direction = self.rtp.direction();
         let patience = match direction.sends() && direction.accepts() {
             true => self.media_timeout,
             false => self.media_timeout.max(HELD_MAX),
@@ -873,7 +873,7 @@ impl Session {
                 self.rtp.skip();
             }
             self.hear_pause();
-            let ptime = self.rtp.parameters().ptime;
+            let ptime = self.rtp.ptime();
             let Self { agent, playout, second, ringing, is_early, bridge, rtp, .. } = self;
             let mut voice = |frame: &mut [i16]| match *is_early {
                 true => 0,

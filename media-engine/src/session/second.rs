@@ -175,7 +175,7 @@ impl SecondLeg {
     /// Runs a method of its RTP leg; what is heard waits for the caller and for the agent.
     pub fn hear<T>(&mut self, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>)) -> T) -> T {
         let Self { role, rtp, bridge, to_caller, to_agent, .. } = self;
-        let accepts = rtp.parameters().direction.accepts();
+        let accepts = rtp.direction().accepts();
         run(rtp, &mut |heard| {
             let (true, Some(bridge)) = (accepts, bridge.as_mut()) else { return };
             bridge.up(heard, |samples| {
