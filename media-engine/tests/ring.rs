@@ -533,6 +533,118 @@ fn a_socket_tied_to_a_peer_hears_only_that_one_until_it_is_freed() {
     });
 }
 
+/// Everything that comes within a few turns, with its source.
+fn hear_sources(ring: &mut Ring) -> Vec<(SocketAddr, Vec<u8>)> {
+    let mut heard = Vec::new();
+    for _ in 0..6 {
+        ring.turn(Wait {
+            deadline: Some(Instant::now() + Duration::from_millis(5)),
+            coalesce: Duration::ZERO,
+        })
+        .unwrap();
+        while let Some(completion) = ring.next() {
+            if let Completion::Datagram { from, data, .. } = completion {
+                heard.push((from, ring.bytes(&data).to_vec()));
+                ring.give_back(data);
+            }
+        }
+    }
+    heard
+}
+
+#[test]
+fn each_datagram_keeps_its_source_while_a_socket_is_tied_and_freed() {
+    on_both(|ring, _| {
+        let address = peer().local_addr().unwrap();
+        let socket = ring.add_udp(bind_udp(address).unwrap(), Owner(1)).unwrap();
+        let (a, b) = (peer(), peer());
+        let (a_address, b_address) = (a.local_addr().unwrap(), b.local_addr().unwrap());
+        let mut wanted = Vec::new();
+        let mut heard = Vec::new();
+        let peers = [Some(a_address), None, Some(b_address), Some(a_address), None];
+        for (round, tied) in peers.into_iter().cycle().take(20).enumerate() {
+            // These wait in the socket, or in completions, when it is tied: they are still who they are.
+            let before = [(&a, a_address), (&b, b_address)];
+            let may_speak =
+                |who: SocketAddr| round == 0 || peers[(round - 1) % 5].is_none_or(|peer| peer == who);
+            for (who, from) in before.into_iter().filter(|(_, from)| may_speak(*from)) {
+                let text = format!("{round} from {from}").into_bytes();
+                who.send_to(&text, address).unwrap();
+                wanted.push((from, text));
+            }
+            ring.connect_udp(socket, tied);
+            heard.extend(hear_sources(ring));
+        }
+        wanted.sort();
+        heard.sort();
+        assert_eq!(heard, wanted);
+        assert_eq!(ring.counters().truncated, 0);
+    });
+}
+
+#[test]
+fn a_datagram_that_is_too_large_for_a_buffer_is_counted_also_from_a_tied_peer() {
+    on_both(|ring, _| {
+        let address = peer().local_addr().unwrap();
+        let socket = ring.add_udp(bind_udp(address).unwrap(), Owner(1)).unwrap();
+        let friend = peer();
+        ring.connect_udp(socket, Some(friend.local_addr().unwrap()));
+        assert!(hear_sources(ring).is_empty());
+        friend.send_to(&[1; 4_000], address).unwrap();
+        friend.send_to(b"small", address).unwrap();
+        let heard: Vec<Vec<u8>> = hear_sources(ring).into_iter().map(|(_, bytes)| bytes).collect();
+        assert_eq!(heard, [b"small".to_vec()]);
+        assert_eq!(ring.counters().truncated, 1);
+    });
+}
+
+#[test]
+fn a_flood_beyond_the_ready_buffers_is_heard_to_the_last() {
+    let _serial = serial();
+    let limits = Limits { sockets: 8, receive_buffers: 4_096 };
+    for kind in [DriverKind::IoUring, DriverKind::Epoll] {
+        if decide(Choice::Only(kind)).driver.is_none() {
+            eprintln!("skipped on {kind}");
+            continue;
+        }
+        let mut ring = Ring::open(kind, limits, &Waker::new().unwrap()).unwrap();
+        let addresses: Vec<SocketAddr> = (0..8)
+            .map(|owner| {
+                let address = peer().local_addr().unwrap();
+                ring.add_udp(bind_udp(address).unwrap(), Owner(owner)).unwrap();
+                address
+            })
+            .collect();
+        ring.turn(Wait::none(Instant::now())).unwrap();
+        let sender = peer();
+        let mut heard = 0;
+        for _ in 0..4 {
+            for number in 0..1_200_usize {
+                sender.send_to(&number.to_be_bytes(), addresses[number % 8]).unwrap();
+            }
+            // Nothing is given back before all of it has come.
+            let mut held = Vec::new();
+            for _ in 0..1_000 {
+                if held.len() == 1_200 {
+                    break;
+                }
+                let deadline = Some(Instant::now() + Duration::from_millis(2));
+                ring.turn(Wait { deadline, coalesce: Duration::ZERO }).unwrap();
+                while let Some(completion) = ring.next() {
+                    if let Completion::Datagram { data, .. } = completion {
+                        held.push(data);
+                    }
+                }
+            }
+            heard += held.len();
+            for data in held {
+                ring.give_back(data);
+            }
+        }
+        assert_eq!(heard, 4_800, "{kind}");
+    }
+}
+
 #[test]
 fn a_waker_ends_a_wait_without_a_deadline() {
     on_both(|ring, waker| {

@@ -1,13 +1,14 @@
 //! Receive buffers: lent to the kernel as a provided-buffer ring, or kept as a free list for epoll.
 //!
 //! ```text
-//!   give_back ──▶ [ entry | entry | entry … ] tail ──publish──▶ kernel takes from its head, fills, reports the id
+//!   give_back ──▶ spare, the last one first ──publish──▶ [ entry | entry … ] kernel takes from its head, fills, reports the id
 //!                                                                             │
 //!        worker reads it through Received ◀───────────── completion ──────────┘
 //! ```
 //!
 //! A buffer is in exactly one of three places: with the kernel, in an unreaped or unhandled completion, or in a
-//! [`Received`] that the worker holds. How many there are is the sum of those places ([`super::Limits`]).
+//! [`Received`] that the worker holds, or spare. The kernel has only as many as it needs at once: it takes them in turn, so
+//! with all of them each packet would land in memory that the cache has long forgotten. How many there are is the sum of those places ([`super::Limits`]).
 
 use std::io;
 use std::ptr::NonNull;
@@ -22,6 +23,9 @@ pub const BUFFER_OCTETS: usize = 25 * 64;
 
 /// Most buffers a ring of them may have; the kernel's own limit.
 const BUFFERS_MAX: usize = 32_768;
+
+/// Buffers that the kernel has at first. Each time that they do not suffice it gets twice as many.
+const READY: u16 = 512;
 
 /// A filled buffer in the worker's hands. Not `Clone`: giving it back consumes it.
 #[derive(Debug)]
@@ -67,6 +71,10 @@ impl Mapping {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        // Large pages where the system has them: each packet is elsewhere, and looking small pages up costs more than
+        // reading them. Nothing depends on it.
+        // SAFETY: this is the mapping just made; the advice changes nothing of what is in it.
+        let _ = unsafe { libc::madvise(base, octets, libc::MADV_HUGEPAGE) };
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(io::Error::last_os_error)?;
         Ok(Self { base, octets })
     }
@@ -82,8 +90,19 @@ impl Drop for Mapping {
 /// Which side fills the buffers.
 #[derive(Debug)]
 enum Lent {
-    /// To the kernel: the ring of entries it takes buffers from, and how many we have put there so far.
-    Kernel { entries: Mapping, tail: u16 },
+    /// To the kernel.
+    Kernel {
+        /// The ring that it takes buffers from.
+        entries: Mapping,
+        /// How many we have put there so far, wrapping.
+        tail: u16,
+        /// How many are there now, or were taken and not reported yet.
+        ready: u16,
+        /// How many should be.
+        wanted: u16,
+        /// The others; the one that was used last is used next.
+        spare: Vec<u16>,
+    },
     /// To nobody: the epoll driver takes one when a socket is readable.
     Free(Vec<u16>),
 }
@@ -110,13 +129,16 @@ impl Buffers {
         let mut this = Self {
             memory: Mapping::new(usize::from(count) * BUFFER_OCTETS)?,
             count,
-            lent: Lent::Kernel { entries, tail: 0 },
+            lent: Lent::Kernel {
+                entries,
+                tail: 0,
+                ready: 0,
+                wanted: count.min(READY),
+                spare: (0..count).rev().collect(),
+            },
             out: 0,
             out_max: 0,
         };
-        for id in 0..count {
-            this.lend(id);
-        }
         this.publish();
         Ok(this)
     }
@@ -190,26 +212,48 @@ impl Buffers {
 
     /// Returns a buffer that was never wrapped as [`Received`].
     pub(super) fn lend(&mut self, id: u16) {
-        let address = self.slot(id);
         match &mut self.lent {
-            Lent::Free(free) => free.push(id),
-            Lent::Kernel { entries, tail } => {
-                let at = usize::from(*tail & (self.count - 1));
-                // SAFETY: `at` is below `count`, the number of entries mapped. The kernel does not read an entry at or
-                // beyond the published tail, and there are as many entries as buffers, so this one is not in use. The
-                // setters leave the last two octets alone, which in entry 0 are the tail itself.
-                let entry = unsafe { &mut *entries.base.as_ptr().cast::<BufRingEntry>().add(at) };
-                entry.set_addr(address as u64);
-                entry.set_len(BUFFER_OCTETS as u32);
-                entry.set_bid(id);
-                *tail = tail.wrapping_add(1);
-            }
+            Lent::Free(free) | Lent::Kernel { spare: free, .. } => free.push(id),
         }
     }
 
-    /// Shows the kernel every buffer lent since the last time.
+    /// The kernel reported one of its buffers filled.
+    pub(super) fn reported(&mut self) {
+        if let Lent::Kernel { ready, .. } = &mut self.lent {
+            *ready = ready.saturating_sub(1);
+        }
+    }
+
+    /// The kernel had none left: it gets more.
+    pub(super) fn ran_dry(&mut self) {
+        if let Lent::Kernel { wanted, .. } = &mut self.lent {
+            *wanted = wanted.saturating_mul(2).min(self.count);
+        }
+    }
+
+    /// Gives the kernel what it should have.
     pub(super) fn publish(&mut self) {
-        if let Lent::Kernel { entries, tail } = &mut self.lent {
+        let base = self.memory.base.as_ptr();
+        let Lent::Kernel { entries, tail, ready, wanted, spare } = &mut self.lent else { return };
+        let before = *tail;
+        while *ready < *wanted
+            && let Some(id) = spare.pop()
+        {
+            assert!(id < self.count, "buffer {id} of {}", self.count);
+            // SAFETY: `id` is below `count`, and the mapping has `count` slots of BUFFER_OCTETS.
+            let address = unsafe { base.add(usize::from(id) * BUFFER_OCTETS) };
+            let at = usize::from(*tail & (self.count - 1));
+            // SAFETY: `at` is below `count`, the number of entries mapped. The kernel does not read an entry at or
+            // beyond the published tail, and there are as many entries as buffers, so this one is not in use. The
+            // setters leave the last two octets alone, which in entry 0 are the tail itself.
+            let entry = unsafe { &mut *entries.base.as_ptr().cast::<BufRingEntry>().add(at) };
+            entry.set_addr(address as u64);
+            entry.set_len(BUFFER_OCTETS as u32);
+            entry.set_bid(id);
+            *tail = tail.wrapping_add(1);
+            *ready += 1;
+        }
+        if *tail != before {
             // SAFETY: the tail's place in entry 0 is 2-aligned and mapped for as long as `entries`; the kernel only reads
             // it, so an atomic of ours is the one writer. Release: the entries before it are written first.
             unsafe {

@@ -56,6 +56,12 @@ pub(super) fn receive_datagrams(fd: RawFd, header: *const libc::msghdr, group: u
     opcode::RecvMsgMulti::new(types::Fd(fd), header, group).build()
 }
 
+/// The same from a connected socket, whose datagrams have one source: the kernel writes neither header nor address. The
+/// result is the length that the datagram had, also when the buffer was too small for it.
+pub(super) fn receive_from_peer(fd: RawFd, group: u16) -> squeue::Entry {
+    opcode::RecvMulti::new(types::Fd(fd), group).flags(libc::MSG_TRUNC).build()
+}
+
 /// Receives a stream until cancelled, each piece into a buffer of `group`.
 pub(super) fn receive_stream(fd: RawFd, group: u16) -> squeue::Entry {
     opcode::RecvMulti::new(types::Fd(fd), group).build()
@@ -94,6 +100,11 @@ pub(super) fn cancel(fd: RawFd) -> squeue::Entry {
     opcode::AsyncCancel2::new(types::CancelBuilder::fd(types::Fd(fd)).all())
         .build()
         .flags(squeue::Flags::SKIP_SUCCESS)
+}
+
+/// Cancels the receive of a socket, and nothing else of it.
+pub(super) fn cancel_receive(socket: SocketId) -> squeue::Entry {
+    opcode::AsyncCancel::new(tag(Op::Receive, socket)).build().flags(squeue::Flags::SKIP_SUCCESS)
 }
 
 /// Reports each time that an eventfd becomes readable.

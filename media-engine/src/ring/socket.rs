@@ -71,6 +71,13 @@ pub(super) fn connect_udp(fd: &OwnedFd, peer: Option<SocketAddr>) -> io::Result<
     }
 }
 
+/// Whether a UDP socket has nothing to read now.
+pub(super) fn is_drained(fd: &OwnedFd) -> bool {
+    let mut octet = [std::mem::MaybeUninit::uninit()];
+    let peeked = socket2::SockRef::from(fd).recv_with_flags(&mut octet, libc::MSG_PEEK | libc::MSG_DONTWAIT);
+    peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
 /// Shuts the sending side of a stream.
 pub(super) fn shut_write(fd: &OwnedFd) {
     // A peer that has gone already is no news.

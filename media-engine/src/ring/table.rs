@@ -68,8 +68,9 @@ pub(super) enum Phase {
     Closing,
 }
 
-/// One socket.
+/// One socket, in one line of the cache: each packet looks at one.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct Socket {
     pub(super) fd: OwnedFd,
     pub(super) owner: Owner,
@@ -78,9 +79,15 @@ pub(super) struct Socket {
     pub(super) receive: InFlight,
     /// UDP only: the peer it is connected to.
     pub(super) peer: Option<SocketAddr>,
+    /// UDP only: the receive that is armed, or the last one, knows datagrams of `peer` alone, and reports no source.
+    pub(super) is_plain: bool,
+    /// UDP only: the receive is being cancelled, to be armed in another way.
+    pub(super) is_switching: bool,
     /// TCP only. Boxed: the kernel reads its address and stage while the table may move.
     pub(super) stream: Option<Box<Stream>>,
 }
+
+const _: () = assert!(size_of::<Socket>() == 64 && size_of::<Option<Socket>>() == 64);
 
 /// The TCP half of a socket.
 #[derive(Debug)]
@@ -167,6 +174,8 @@ impl Table {
             phase: Phase::Open,
             receive: InFlight::Completed,
             peer: None,
+            is_plain: false,
+            is_switching: false,
             stream,
         });
         Some(SocketId { index: index as u32, generation })

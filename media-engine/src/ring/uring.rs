@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use io_uring::{IoUring, cqueue, squeue, types};
 
 use super::arena::Arena;
-use super::buffers::{Buffers, Received};
+use super::buffers::{BUFFER_OCTETS, Buffers, Received};
 use super::op::{self, NO_SOCKET, Op, tag, untag};
-use super::socket::{KernelAddress, shut_write};
+use super::socket::{KernelAddress, is_drained, shut_write};
 use super::table::{InFlight, Owner, Phase, SocketId, Stream, Table};
 use super::thread::Waker;
 use super::{Completion, DATAGRAM_OCTETS, Limits, RingCounters, RingError, STAGE_OCTETS, Wait};
@@ -49,12 +49,17 @@ pub struct Uring {
     /// Sockets with something to try again next turn: a receive to arm, a cancel to place. At most one entry a
     /// socket and reason, so its capacity is never outgrown.
     again: Vec<SocketId>,
+    /// UDP sockets whose receive is being cancelled, and the peer that each is to be connected to then. At most one entry a
+    /// socket.
+    next_peers: Vec<(SocketId, Option<SocketAddr>)>,
     /// Sockets with nothing in flight that only wait for the submission queue to be empty of their descriptor.
     quiet: Vec<SocketId>,
     waker: Waker,
     /// The poll of the waker is armed. If not, the next turn arms it.
     watches_waker: bool,
     waits_for_minimum: bool,
+    /// A receive ended for want of buffers in this turn.
+    is_dry: bool,
     counters: RingCounters,
 }
 
@@ -100,10 +105,12 @@ impl Uring {
             overflowing: false,
             header,
             again: Vec::with_capacity(limits.sockets * 2),
+            next_peers: Vec::with_capacity(limits.sockets),
             quiet: Vec::with_capacity(limits.sockets),
             waker: waker.clone(),
             watches_waker: false,
             waits_for_minimum,
+            is_dry: false,
             counters: RingCounters::default(),
         })
     }
@@ -158,8 +165,34 @@ impl Uring {
         Ok(id)
     }
 
+    /// A connected socket is also received from more cheaply: without a source in each datagram. What the armed receive has
+    /// taken, and what waits in the socket, came under the old rules; so the receive is cancelled before the connection is
+    /// changed, and one without a source is armed only when nothing waits.
     pub(super) fn connect_udp(&mut self, id: SocketId, peer: Option<SocketAddr>) {
-        self.table.connect_udp(id, peer);
+        let Some(socket) = self.table.open_mut(id) else { return };
+        if socket.is_plain || socket.is_switching {
+            self.next_peers.retain(|(waiting, _)| *waiting != id);
+            self.next_peers.push((id, peer));
+        } else {
+            self.table.connect_udp(id, peer);
+        }
+        self.switch(id);
+    }
+
+    /// Cancels the receive, to arm it in another way.
+    fn switch(&mut self, id: SocketId) {
+        let Some(socket) = self.table.open_mut(id) else { return };
+        let is_armed = socket.receive == InFlight::Submitted;
+        if !is_armed || std::mem::replace(&mut socket.is_switching, true) {
+            return;
+        }
+        // The cancel is told apart by its own result only.
+        if !self.push(&op::cancel_receive(id).user_data(tag(Op::Cancel, id)))
+            && let Some(socket) = self.table.get_mut(id)
+        {
+            socket.is_switching = false;
+            self.again.push(id);
+        }
     }
 
     pub(super) fn datagram(&mut self) -> &mut [u8] {
@@ -247,6 +280,9 @@ impl Uring {
             return;
         }
         socket.phase = Phase::Closing;
+        if socket.is_plain || socket.is_switching {
+            self.next_peers.retain(|(waiting, _)| *waiting != id);
+        }
         socket.receive.ignore();
         if let Some(stream) = &mut socket.stream {
             stream.connect.ignore();
@@ -273,9 +309,22 @@ impl Uring {
         let Some(socket) = self.table.get_mut(id) else {
             return;
         };
+        if socket.is_switching || socket.is_plain {
+            while let Some(place) = self.next_peers.iter().position(|(waiting, _)| *waiting == id) {
+                let (_, peer) = self.next_peers.swap_remove(place);
+                self.table.connect_udp(id, peer);
+            }
+        }
+        let Some(socket) = self.table.get_mut(id) else {
+            return;
+        };
         let fd = socket.fd.as_raw_fd();
+        // What waits may be somebody else's who wrote before the socket was connected.
+        socket.is_plain = socket.peer.is_some() && is_drained(&socket.fd);
+        socket.is_switching = false;
         let entry = match socket.stream {
             Some(_) => op::receive_stream(fd, GROUP),
+            None if socket.is_plain => op::receive_from_peer(fd, GROUP),
             None => op::receive_datagrams(fd, &raw const *self.header, GROUP),
         };
         let armed = self.push(&entry.user_data(tag(Op::Receive, id)));
@@ -321,6 +370,10 @@ impl Uring {
 
     pub(super) fn turn(&mut self, wait: Wait) -> io::Result<()> {
         self.try_again();
+        // Once a turn, however many sockets felt it.
+        if std::mem::take(&mut self.is_dry) {
+            self.buffers.ran_dry();
+        }
         self.buffers.publish();
         self.counters.enters += 1;
         let outcome = match wait.deadline {
@@ -376,9 +429,13 @@ impl Uring {
                 }
                 continue;
             }
+            if socket.receive == InFlight::Submitted && socket.stream.is_none() {
+                self.switch(id);
+                continue;
+            }
             let waiting_write = socket.stream.as_ref().is_some_and(|s| s.write == InFlight::Waiting);
             if socket.receive == InFlight::Waiting {
-                self.counters.rearmed += 1;
+                self.counters.rearmed += u64::from(!socket.is_switching);
                 self.arm_receive(id);
             }
             if waiting_write {
@@ -418,6 +475,9 @@ impl Uring {
 
     fn received(&mut self, id: SocketId, result: i32, flags: u32) -> Option<Completion> {
         let buffer = cqueue::buffer_select(flags);
+        if buffer.is_some() {
+            self.buffers.reported();
+        }
         let Some(socket) = self.table.get_mut(id) else {
             // Cannot be: an entry stays until its receive is over. The buffer is not lost, at least.
             if let Some(buffer) = buffer {
@@ -440,6 +500,7 @@ impl Uring {
         }
         if dry {
             self.counters.buffers_dry += 1;
+            self.is_dry = true;
         }
         if phase == Phase::Closing || (ended && phase == Phase::Finishing) {
             if let Some(buffer) = buffer {
@@ -468,6 +529,15 @@ impl Uring {
         if is_stream {
             let data = self.buffers.received(buffer, 0, filled);
             return Some(Completion::Stream { owner, data });
+        }
+        if let (true, Some(peer)) = (socket.is_plain, socket.peer) {
+            if filled > BUFFER_OCTETS {
+                self.counters.truncated += 1;
+                self.buffers.lend(buffer);
+                return None;
+            }
+            let data = self.buffers.received(buffer, 0, filled);
+            return Some(Completion::Datagram { owner, from: peer, data });
         }
         let Some((from, start)) = source_and_payload(self.buffers.raw(buffer, filled)) else {
             self.counters.truncated += 1;

@@ -11,6 +11,8 @@
 //! cross-faded with what the new one hears; down, the new encoder is given the last sound again and neither repeats nor
 //! skips what the two codecs' delays differ by.
 
+use std::ops::Range;
+
 use smallvec::SmallVec;
 use tandem_audio::dtmf::{ToneDetector, ToneEvent};
 use tandem_audio::format::{Codec, MAX_PACKET_SAMPLES, Ptime, SampleRate};
@@ -37,12 +39,6 @@ const SWAP_FADE: Ptime = Ptime::MS_10;
 /// How much of what was sent is kept for the next encoder: more than any resampler looks back on, and than any two codecs'
 /// delays differ by.
 const KEPT: Ptime = Ptime::MS_20;
-
-/// Samples of the usual packet at the rate of most agents, and what [`KEPT`] may add when the codec changes.
-const NARROW_SAMPLES: usize = SampleRate::Hz16000.samples(Ptime::MS_20) + SampleRate::Hz16000.samples(KEPT);
-
-/// The same of any packet at any rate. It is a buffer of its own because clearing it costs more than encoding a packet of G.711.
-const WIDE_SAMPLES: usize = SampleRate::Hz48000.samples(Ptime::MS_60) + SampleRate::Hz48000.samples(KEPT);
 
 /// Keys that can end within one packet: a key and its pause take 50 ms at least.
 const KEYS_AT_ONCE: usize = 4;
@@ -159,8 +155,11 @@ pub struct Bridge {
     noise: Option<Box<NoiseGenerator>>,
     ear: Ear,
     encoder: Encoder,
-    /// The last sound that was encoded; empty after silence.
-    sent: Vec<i16>,
+    /// Where frames are made: room for one of ours and [`KEPT`]. Kept, so that nothing is copied for the sake of a change of
+    /// codec that hardly ever comes.
+    frame: Vec<i16>,
+    /// Of it, the last sound that was encoded; empty after silence.
+    sent: Range<usize>,
     seam: Seam,
 }
 
@@ -186,7 +185,8 @@ impl Bridge {
                 .map(|number| Box::new(NoiseGenerator::new(u32::from(number.get())))),
             ear,
             encoder: Encoder::with_opus(rate, codec, sound.opus),
-            sent: Vec::with_capacity(rate.samples(KEPT)),
+            frame: vec![0; rate.samples(ptime) + rate.samples(KEPT)],
+            sent: 0..0,
             seam: Seam::None,
         }
     }
@@ -205,6 +205,8 @@ impl Bridge {
     pub fn update(&mut self, codec: Codec, ptime: Ptime, sound: SoundParameters) {
         let rate = self.rate();
         self.ptime = ptime;
+        let room = rate.samples(ptime) + rate.samples(KEPT);
+        self.frame.resize(room.max(self.frame.len()), 0);
         if sound.inband_dtmf != self.ear.keys.is_some() {
             self.ear.keys = sound.inband_dtmf.then(|| Keys::new(rate));
         }
@@ -228,7 +230,7 @@ impl Bridge {
             };
             let (before, after) = (samples(self.encoder.delay()), samples(encoder.delay()));
             let behind = before.saturating_sub(after).min(self.sent.len());
-            encoder.prime(&self.sent[..self.sent.len() - behind]);
+            encoder.prime(&self.frame[self.sent.start..self.sent.end - behind]);
             self.seam = match after.saturating_sub(before) {
                 _ if self.sent.is_empty() => Seam::None,
                 0 => Seam::Behind(behind),
@@ -341,20 +343,6 @@ impl Bridge {
     /// Fills a payload and says how long it is: `fill` writes samples at the agent's rate and says how many are sound; none:
     /// silence as such. A length of 0: nothing need be sent (Opus with DTX).
     pub fn down(&mut self, payload: &mut [u8], fill: impl FnOnce(&mut [i16]) -> usize) -> usize {
-        if self.rate() <= SampleRate::Hz16000 && self.ptime <= Ptime::MS_20 {
-            self.down_in::<NARROW_SAMPLES>(payload, fill)
-        } else {
-            self.down_in::<WIDE_SAMPLES>(payload, fill)
-        }
-    }
-
-    #[inline(never)]
-    fn down_in<const SAMPLES: usize>(
-        &mut self,
-        payload: &mut [u8],
-        fill: impl FnOnce(&mut [i16]) -> usize,
-    ) -> usize {
-        let mut samples = [0; SAMPLES];
         let wanted = self.rate().samples(self.ptime);
         let (mut ahead, mut behind) = (0, 0);
         match std::mem::replace(&mut self.seam, Seam::None) {
@@ -362,18 +350,19 @@ impl Bridge {
             Seam::Ahead(extra) => ahead = extra,
             Seam::Behind(again) => behind = again.min(wanted).min(self.sent.len()),
         }
-        let frame = &mut samples[..(wanted + ahead).min(SAMPLES)];
-        frame[..behind].copy_from_slice(&self.sent[self.sent.len() - behind..]);
-        let filled = fill(&mut frame[behind..]);
+        let end = (wanted + ahead).min(self.frame.len());
+        self.frame.copy_within(self.sent.end - behind..self.sent.end, 0);
+        let fresh = &mut self.frame[behind..end];
+        fresh.fill(0);
+        let filled = fill(fresh);
         let written = if filled == 0 && behind == 0 {
-            self.sent.clear();
+            self.sent = 0..0;
             self.encoder.encode_silence(wanted, payload)
         } else {
-            let (extra, frame) = frame.split_at(ahead);
-            self.encoder.prime(extra);
-            self.sent.clear();
-            self.sent.extend_from_slice(&frame[frame.len().saturating_sub(self.sent.capacity())..]);
-            self.encoder.encode(frame, payload)
+            let kept = (end - ahead).min(self.rate().samples(KEPT));
+            self.sent = end - kept..end;
+            self.encoder.prime(&self.frame[..ahead]);
+            self.encoder.encode(&self.frame[ahead..end], payload)
         };
         match self.codec.silence_octet() {
             _ if self.codec == Codec::Opus && self.sound.opus.dtx && written <= MAX_DTX_OCTETS => 0,
