@@ -520,6 +520,7 @@ fn a_socket_tied_to_a_peer_hears_only_that_one_until_it_is_freed() {
         assert_eq!(friend.recv(&mut got).unwrap(), 1);
         assert_eq!(stranger.recv(&mut got).unwrap(), 1, "an address overrides the tie");
         ring.connect_udp(socket, None);
+        assert_eq!(hear(ring), b"", "what was received under the tie is over first");
         friend.send_to(b"f", address).unwrap();
         stranger.send_to(b"s", address).unwrap();
         let mut heard = hear(ring);

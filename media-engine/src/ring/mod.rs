@@ -253,6 +253,7 @@ impl Ring {
     /// Ties a UDP socket to one peer, or frees it. Sending to that peer then needs no look-up of the way; what others
     /// send is refused by the kernel. Only for sockets that were bound to a port by its number: the kernel takes one of
     /// its own choosing away when the tie is dissolved. A peer that cannot be tied to is no error: the socket stays as it was.
+    /// It is freed, or tied to another, within the next turns: what was received before must be over first.
     pub fn connect_udp(&mut self, socket: SocketId, peer: Option<SocketAddr>) {
         either!(self, driver => driver.connect_udp(socket, peer))
     }
