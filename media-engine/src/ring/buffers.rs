@@ -27,19 +27,32 @@ const BUFFERS_MAX: usize = 32_768;
 /// Buffers that the kernel has at first. Each time that they do not suffice it gets twice as many.
 const READY: u16 = 512;
 
+/// Octets of a buffer for connections that carry many calls: what a hundred of them say at once. The kernel fills as much of
+/// it as there is, so that these are read in few large pieces.
+pub(super) const BULK_OCTETS: usize = 64 * 1_024;
+
+/// Buffers of that kind.
+const BULK_BUFFERS: usize = 16;
+
 /// A filled buffer in the worker's hands. Not `Clone`: giving it back consumes it.
 #[derive(Debug)]
 #[must_use = "a buffer that is not given back is lost to the kernel"]
 pub struct Received {
+    len: u32,
     id: u16,
     start: u16,
-    len: u16,
+    is_bulk: bool,
 }
 
 impl Received {
     /// Octets received.
     pub fn len(&self) -> usize {
-        usize::from(self.len)
+        self.len as usize
+    }
+
+    /// It is one of the large buffers.
+    pub(super) fn is_bulk(&self) -> bool {
+        self.is_bulk
     }
 
     /// Whether nothing is in it.
@@ -111,6 +124,8 @@ enum Lent {
 #[derive(Debug)]
 pub(super) struct Buffers {
     memory: Mapping,
+    /// Of each.
+    octets: usize,
     count: u16,
     lent: Lent,
     out: u64,
@@ -124,10 +139,20 @@ impl Buffers {
 
     /// Buffers for the kernel. They are in its ring after the first [`Buffers::publish`].
     pub(super) fn for_kernel(wanted: usize) -> io::Result<Self> {
+        Self::of(wanted, BUFFER_OCTETS)
+    }
+
+    /// Buffers of [`BULK_OCTETS`] for the kernel.
+    pub(super) fn bulk() -> io::Result<Self> {
+        Self::of(BULK_BUFFERS, BULK_OCTETS)
+    }
+
+    fn of(wanted: usize, octets: usize) -> io::Result<Self> {
         let count = Self::count(wanted);
         let entries = Mapping::new(usize::from(count) * size_of::<BufRingEntry>())?;
         let mut this = Self {
-            memory: Mapping::new(usize::from(count) * BUFFER_OCTETS)?,
+            memory: Mapping::new(usize::from(count) * octets)?,
+            octets,
             count,
             lent: Lent::Kernel {
                 entries,
@@ -148,6 +173,7 @@ impl Buffers {
         let count = Self::count(wanted);
         Ok(Self {
             memory: Mapping::new(usize::from(count) * BUFFER_OCTETS)?,
+            octets: BUFFER_OCTETS,
             count,
             lent: Lent::Free((0..count).rev().collect()),
             out: 0,
@@ -170,21 +196,22 @@ impl Buffers {
 
     fn slot(&self, id: u16) -> *mut u8 {
         assert!(id < self.count, "buffer {id} of {}", self.count);
-        // SAFETY: `id` is below `count`, and the mapping has `count` slots of BUFFER_OCTETS.
-        unsafe { self.memory.base.as_ptr().add(usize::from(id) * BUFFER_OCTETS) }
+        // SAFETY: `id` is below `count`, and the mapping has `count` slots of `octets`.
+        unsafe { self.memory.base.as_ptr().add(usize::from(id) * self.octets) }
     }
 
     /// The kernel reported this buffer filled with `len` octets, of which the payload begins at `start`.
     pub(super) fn received(&mut self, id: u16, start: usize, len: usize) -> Received {
-        assert!(id < self.count && start + len <= BUFFER_OCTETS);
+        assert!(id < self.count && start + len <= self.octets);
         self.out += 1;
         self.out_max = self.out_max.max(self.out);
-        Received { id, start: start as u16, len: len as u16 }
+        let is_bulk = self.octets == BULK_OCTETS;
+        Received { id, start: start as u16, len: len as u32, is_bulk }
     }
 
     /// The whole filled part of a buffer that was reported but not wrapped yet.
     pub(super) fn raw(&self, id: u16, len: usize) -> &[u8] {
-        let len = len.min(BUFFER_OCTETS);
+        let len = len.min(self.octets);
         // SAFETY: the kernel reported `id` filled, so it is ours until it is lent again, which needs `&mut self`; the
         // mapping is zeroed memory, so all of it is initialised.
         unsafe { std::slice::from_raw_parts(self.slot(id), len) }
@@ -192,7 +219,7 @@ impl Buffers {
 
     /// The payload of a received buffer.
     pub(super) fn bytes(&self, data: &Received) -> &[u8] {
-        &self.raw(data.id, usize::from(data.start) + usize::from(data.len))[usize::from(data.start)..]
+        &self.raw(data.id, usize::from(data.start) + data.len())[usize::from(data.start)..]
     }
 
     /// A buffer for the epoll driver to read into, by pointer: it goes straight into recvfrom(2).
@@ -233,22 +260,22 @@ impl Buffers {
 
     /// Gives the kernel what it should have.
     pub(super) fn publish(&mut self) {
-        let base = self.memory.base.as_ptr();
+        let (base, octets) = (self.memory.base.as_ptr(), self.octets);
         let Lent::Kernel { entries, tail, ready, wanted, spare } = &mut self.lent else { return };
         let before = *tail;
         while *ready < *wanted
             && let Some(id) = spare.pop()
         {
             assert!(id < self.count, "buffer {id} of {}", self.count);
-            // SAFETY: `id` is below `count`, and the mapping has `count` slots of BUFFER_OCTETS.
-            let address = unsafe { base.add(usize::from(id) * BUFFER_OCTETS) };
+            // SAFETY: `id` is below `count`, and the mapping has `count` slots of `octets`.
+            let address = unsafe { base.add(usize::from(id) * octets) };
             let at = usize::from(*tail & (self.count - 1));
             // SAFETY: `at` is below `count`, the number of entries mapped. The kernel does not read an entry at or
             // beyond the published tail, and there are as many entries as buffers, so this one is not in use. The
             // setters leave the last two octets alone, which in entry 0 are the tail itself.
             let entry = unsafe { &mut *entries.base.as_ptr().cast::<BufRingEntry>().add(at) };
             entry.set_addr(address as u64);
-            entry.set_len(BUFFER_OCTETS as u32);
+            entry.set_len(octets as u32);
             entry.set_bid(id);
             *tail = tail.wrapping_add(1);
             *ready += 1;

@@ -77,6 +77,8 @@ pub(super) struct Socket {
     pub(super) generation: u32,
     pub(super) phase: Phase,
     pub(super) receive: InFlight,
+    /// TCP only: it carries many calls and is read into large buffers.
+    pub(super) is_bulk: bool,
     /// UDP only: the peer it is connected to.
     pub(super) peer: Option<SocketAddr>,
     /// UDP only: the receive that is armed, or the last one, knows datagrams of `peer` alone, and reports no source.
@@ -173,6 +175,7 @@ impl Table {
             generation,
             phase: Phase::Open,
             receive: InFlight::Completed,
+            is_bulk: false,
             peer: None,
             is_plain: false,
             is_switching: false,

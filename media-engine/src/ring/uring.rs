@@ -27,8 +27,11 @@ const SUBMISSIONS: u32 = 1_024;
 /// Completions that end a coalescing wait at once, so that receive buffers do not run dry while we wait.
 const COALESCED: usize = 192;
 
-/// The one group of receive buffers.
+/// The group of receive buffers for datagrams and streams of one call.
 const GROUP: u16 = 1;
+
+/// The group of receive buffers for connections that carry many calls.
+const BULK_GROUP: u16 = 2;
 
 /// How long a ring that is dropped waits for the kernel to let go of what was in flight.
 const LETTING_GO: Duration = Duration::from_secs(1);
@@ -38,6 +41,8 @@ pub struct Uring {
     ring: IoUring,
     /// Freed by hand in `drop`, when nothing is in flight any more.
     buffers: ManuallyDrop<Buffers>,
+    /// The same.
+    bulk: ManuallyDrop<Buffers>,
     /// The same.
     table: ManuallyDrop<Table>,
     arena: Arena,
@@ -85,11 +90,14 @@ impl Uring {
             .build(SUBMISSIONS)
             .map_err(setup("io_uring_setup"))?;
         let buffers = Buffers::for_kernel(limits.receive_buffers).map_err(setup("mmap"))?;
-        let (entries, count) = buffers.entries().expect("just made for the kernel");
-        // SAFETY: `entries` is page aligned, has `count` entries, and stays mapped until the group is unregistered in
-        // `drop`.
-        unsafe { ring.submitter().register_buf_ring_with_flags(entries, count, GROUP, 0) }
-            .map_err(setup("register buffer ring"))?;
+        let bulk = Buffers::bulk().map_err(setup("mmap"))?;
+        for (group, buffers) in [(GROUP, &buffers), (BULK_GROUP, &bulk)] {
+            let (entries, count) = buffers.entries().expect("just made for the kernel");
+            // SAFETY: `entries` is page aligned, has `count` entries, and stays mapped until the group is unregistered
+            // in `drop`.
+            unsafe { ring.submitter().register_buf_ring_with_flags(entries, count, group, 0) }
+                .map_err(setup("register buffer ring"))?;
+        }
         // Saves the kernel a look-up of the ring's descriptor at each enter; kernels before 5.18 do without.
         let _ = ring.submitter().register_ring_fd();
         // SAFETY: msghdr is plain data; all zero is its empty value.
@@ -99,6 +107,7 @@ impl Uring {
         Ok(Self {
             ring,
             buffers: ManuallyDrop::new(buffers),
+            bulk: ManuallyDrop::new(bulk),
             table: ManuallyDrop::new(Table::new(limits.sockets)),
             arena: Arena::new(),
             overflow: vec![0; DATAGRAM_OCTETS].into_boxed_slice(),
@@ -153,6 +162,7 @@ impl Uring {
             return Err(RingError::SocketsFull(limit));
         };
         let fd = socket.fd.as_raw_fd();
+        socket.is_bulk = stage_octets > STAGE_OCTETS;
         if let Some(stream) = &mut socket.stream {
             stream.connect = InFlight::Submitted;
             let entry = op::connect(fd, stream.address.as_ptr(), stream.address.len())
@@ -323,6 +333,7 @@ impl Uring {
         socket.is_plain = socket.peer.is_some() && is_drained(&socket.fd);
         socket.is_switching = false;
         let entry = match socket.stream {
+            Some(_) if socket.is_bulk => op::receive_stream(fd, BULK_GROUP),
             Some(_) => op::receive_stream(fd, GROUP),
             None if socket.is_plain => op::receive_from_peer(fd, GROUP),
             None => op::receive_datagrams(fd, &raw const *self.header, GROUP),
@@ -375,6 +386,7 @@ impl Uring {
             self.buffers.ran_dry();
         }
         self.buffers.publish();
+        self.bulk.publish();
         self.counters.enters += 1;
         let outcome = match wait.deadline {
             None => self.ring.submit_and_wait(1),
@@ -475,16 +487,13 @@ impl Uring {
 
     fn received(&mut self, id: SocketId, result: i32, flags: u32) -> Option<Completion> {
         let buffer = cqueue::buffer_select(flags);
+        let Self { table, buffers, bulk, .. } = self;
+        // Without a socket: cannot be, since an entry stays until its receive is over.
+        let socket = table.get_mut(id)?;
+        let buffers = if socket.is_bulk { &mut **bulk } else { &mut **buffers };
         if buffer.is_some() {
-            self.buffers.reported();
+            buffers.reported();
         }
-        let Some(socket) = self.table.get_mut(id) else {
-            // Cannot be: an entry stays until its receive is over. The buffer is not lost, at least.
-            if let Some(buffer) = buffer {
-                self.buffers.lend(buffer);
-            }
-            return None;
-        };
         let owner = socket.owner;
         let phase = socket.phase;
         let is_stream = socket.stream.is_some();
@@ -504,7 +513,7 @@ impl Uring {
         }
         if phase == Phase::Closing || (ended && phase == Phase::Finishing) {
             if let Some(buffer) = buffer {
-                self.buffers.lend(buffer);
+                buffers.lend(buffer);
             }
             if phase == Phase::Finishing {
                 self.close(id);
@@ -515,40 +524,40 @@ impl Uring {
         }
         if ended {
             if let Some(buffer) = buffer {
-                self.buffers.lend(buffer);
+                buffers.lend(buffer);
             }
             let error = (result < 0).then(|| io::Error::from_raw_os_error(-result));
             return Some(Completion::Ended { owner, error });
         }
         let buffer = buffer?;
         if result < 0 || phase == Phase::Finishing {
-            self.buffers.lend(buffer);
+            buffers.lend(buffer);
             return None;
         }
         let filled = result as usize;
         if is_stream {
-            let data = self.buffers.received(buffer, 0, filled);
+            let data = buffers.received(buffer, 0, filled);
             return Some(Completion::Stream { owner, data });
         }
         if let (true, Some(peer)) = (socket.is_plain, socket.peer) {
             if filled > BUFFER_OCTETS {
                 self.counters.truncated += 1;
-                self.buffers.lend(buffer);
+                buffers.lend(buffer);
                 return None;
             }
-            let data = self.buffers.received(buffer, 0, filled);
+            let data = buffers.received(buffer, 0, filled);
             return Some(Completion::Datagram { owner, from: peer, data });
         }
-        let Some((from, start)) = source_and_payload(self.buffers.raw(buffer, filled)) else {
+        let Some((from, start)) = source_and_payload(buffers.raw(buffer, filled)) else {
             self.counters.truncated += 1;
-            self.buffers.lend(buffer);
+            buffers.lend(buffer);
             return None;
         };
         let Some(from) = from else {
-            self.buffers.lend(buffer);
+            buffers.lend(buffer);
             return None;
         };
-        let data = self.buffers.received(buffer, start, filled - start);
+        let data = buffers.received(buffer, start, filled - start);
         Some(Completion::Datagram { owner, from, data })
     }
 
@@ -609,11 +618,11 @@ impl Uring {
     }
 
     pub(super) fn bytes(&self, data: &Received) -> &[u8] {
-        self.buffers.bytes(data)
+        if data.is_bulk() { self.bulk.bytes(data) } else { self.buffers.bytes(data) }
     }
 
     pub(super) fn give_back(&mut self, data: Received) {
-        self.buffers.give_back(data);
+        if data.is_bulk() { self.bulk.give_back(data) } else { self.buffers.give_back(data) }
     }
 
     pub(super) fn counters(&self) -> RingCounters {
@@ -648,18 +657,26 @@ impl Drop for Uring {
             while self.next().is_some() {}
         }
         let _ = self.ring.submitter().unregister_buf_ring(GROUP);
+        let _ = self.ring.submitter().unregister_buf_ring(BULK_GROUP);
         if self.table.len() > 0 {
             // The kernel still holds operations that point here. Losing memory is the lesser evil.
             // SAFETY: neither field is used again; this is the end of `drop`.
-            let (buffers, table) =
-                unsafe { (ManuallyDrop::take(&mut self.buffers), ManuallyDrop::take(&mut self.table)) };
+            let (buffers, bulk, table) = unsafe {
+                (
+                    ManuallyDrop::take(&mut self.buffers),
+                    ManuallyDrop::take(&mut self.bulk),
+                    ManuallyDrop::take(&mut self.table),
+                )
+            };
             buffers.leak();
+            bulk.leak();
             std::mem::forget(table);
             return;
         }
         // SAFETY: dropped once, here; nothing is in flight, so the kernel uses none of it.
         unsafe {
             ManuallyDrop::drop(&mut self.buffers);
+            ManuallyDrop::drop(&mut self.bulk);
             ManuallyDrop::drop(&mut self.table);
         }
     }

@@ -6,9 +6,10 @@
 //! ```
 //!
 //! The filter is a Kaiser-windowed sinc of [`TAPS_PER_PHASE`] taps a phase at the lower of the two rates, so it is
-//! longer when decimating. With fn half of the lower rate (4 kHz on a telephone): flat within 0.15 dB to 0.85 fn
+//! longer when decimating. Between a rate and its double the filter is a half-band one: but for the middle, each second tap
+//! is zero, which saves half of the work. With fn half of the lower rate (4 kHz on a telephone): flat within 0.15 dB to 0.85 fn
 //! (3.4 kHz), aliases and images from 1.15 fn (4.6 kHz) on below −70 dB, and a gain of exactly 1 at DC. Group delay is
-//! half of the filter: 2 ms with 8 kHz on one side, 1 ms with 16 kHz as the lower rate, 0.7 ms with 24 kHz.
+//! half of the filter: 1.9 to 2 ms with 8 kHz on one side, 1 ms with 16 kHz as the lower rate, 0.7 ms with 24 kHz.
 //!
 //! Arithmetic is 16-bit samples by 16-bit coefficients in 32-bit sums, which compilers turn into multiply-add vectors.
 //! Output keeps step with input from the first frame: whole milliseconds in give the same whole milliseconds out.
@@ -17,7 +18,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use crate::format::SampleRate;
-use crate::simd;
+use crate::simd::{self, HALF_BAND_TAPS};
 
 /// Taps of each phase, counted at the lower of the two rates. More would sharpen the edge and cost time and delay.
 pub const TAPS_PER_PHASE: usize = 32;
@@ -29,6 +30,8 @@ const BLOCK: usize = 320;
 const CUTOFF: f64 = 0.965;
 /// Shape of the Kaiser window: about 79 dB of stop band.
 const KAISER_BETA: f64 = 7.6;
+/// The same for half-band filters, which have a tap less: about 76 dB.
+const HALF_BAND_BETA: f64 = 7.2;
 
 /// A converter for one stream from one rate to another.
 #[derive(Debug, Clone)]
@@ -88,7 +91,8 @@ impl Resampler {
             None => Duration::ZERO,
             Some(stage) => {
                 let filter = stage.filter;
-                let prototype = (filter.taps * filter.up - 1) as u64;
+                // A half-band filter has an odd length.
+                let prototype = (filter.taps * filter.up - if filter.is_half_band { 2 } else { 1 }) as u64;
                 Duration::from_nanos(prototype * 500_000_000 / (u64::from(self.from.hz()) * filter.up as u64))
             }
         }
@@ -109,6 +113,8 @@ impl Resampler {
             let room = &mut output[written..];
             // One instance a filter length, so that each dot product has a length known to the compiler.
             written += match stage.filter.taps {
+                _ if stage.filter.is_half_band && stage.filter.up == 2 => stage.double(block, room),
+                _ if stage.filter.is_half_band => stage.halve(block, room),
                 32 => stage.block::<32>(block, room),
                 64 => stage.block::<64>(block, room),
                 96 => stage.block::<96>(block, room),
@@ -128,6 +134,49 @@ impl Resampler {
 }
 
 impl Stage {
+    /// Twice the rate: the middle tap gives every second sample as it came, the others give those between.
+    fn double(&mut self, input: &[i16], output: &mut [i16]) -> usize {
+        const PAST: usize = HALF_BAND_TAPS - 1;
+        let mut window = [0; PAST + BLOCK];
+        window[..PAST].copy_from_slice(&self.history[..PAST]);
+        window[PAST..PAST + input.len()].copy_from_slice(input);
+        let mut between = [0; BLOCK];
+        let between = &mut between[..input.len()];
+        simd::half_band(
+            &window[..PAST + input.len()],
+            None,
+            &self.filter.half_band,
+            self.filter.shift,
+            between,
+        );
+        simd::weave(between, &window[HALF_BAND_TAPS / 2..], &mut output[..]);
+        self.history[..PAST].copy_from_slice(&window[input.len()..input.len() + PAST]);
+        let len = (2 * input.len()).min(output.len());
+        if len % 2 == 1 {
+            output[len - 1] = between[len / 2];
+        }
+        len
+    }
+
+    /// Half the rate: the middle tap and the others each see every second sample.
+    fn halve(&mut self, input: &[i16], output: &mut [i16]) -> usize {
+        const PAST: usize = 2 * HALF_BAND_TAPS - 1;
+        let mut window = [0; PAST + BLOCK + 1];
+        window[..PAST].copy_from_slice(&self.history[..PAST]);
+        window[PAST..PAST + input.len()].copy_from_slice(input);
+        let outputs = (input.len() + 1).saturating_sub(self.next) / 2;
+        let len = outputs.min(output.len());
+        let (mut even, mut odd) = ([0; (PAST + BLOCK + 1) / 2], [0; (PAST + BLOCK + 1) / 2]);
+        let used = 2 * (outputs + HALF_BAND_TAPS);
+        let seen = &window[self.next..(self.next + used).min(window.len())];
+        simd::split(seen, &mut even, &mut odd);
+        let middle = &even[HALF_BAND_TAPS / 2..];
+        simd::half_band(&odd, Some(middle), &self.filter.half_band, self.filter.shift, &mut output[..len]);
+        self.next = self.next + 2 * outputs - input.len();
+        self.history[..PAST].copy_from_slice(&window[input.len()..input.len() + PAST]);
+        len
+    }
+
     fn block<const TAPS: usize>(&mut self, input: &[i16], output: &mut [i16]) -> usize {
         let filter = self.filter;
         let past = TAPS - 1;
@@ -158,12 +207,16 @@ struct Filter {
     shift: u32,
     /// `up` phases of `taps` each, newest sample last.
     coefficients: Box<[i16]>,
+    /// Between a rate and its double.
+    is_half_band: bool,
+    /// Then, those taps that are neither zero nor the one in the middle.
+    half_band: [i16; HALF_BAND_TAPS],
 }
 
-static UP_2: LazyLock<Filter> = LazyLock::new(|| Filter::design(2, 1));
+static UP_2: LazyLock<Filter> = LazyLock::new(|| Filter::half_band(2, 1));
 static UP_3: LazyLock<Filter> = LazyLock::new(|| Filter::design(3, 1));
 static UP_6: LazyLock<Filter> = LazyLock::new(|| Filter::design(6, 1));
-static DOWN_2: LazyLock<Filter> = LazyLock::new(|| Filter::design(1, 2));
+static DOWN_2: LazyLock<Filter> = LazyLock::new(|| Filter::half_band(1, 2));
 static DOWN_3: LazyLock<Filter> = LazyLock::new(|| Filter::design(1, 3));
 static DOWN_6: LazyLock<Filter> = LazyLock::new(|| Filter::design(1, 6));
 static UP_3_DOWN_2: LazyLock<Filter> = LazyLock::new(|| Filter::design(3, 2));
@@ -229,7 +282,39 @@ impl Filter {
             }
             coefficients.extend(rounded.iter().map(|&tap| tap as i16));
         }
-        Self { up, down, taps, shift, coefficients: coefficients.into_boxed_slice() }
+        Self {
+            up,
+            down,
+            taps,
+            shift,
+            coefficients: coefficients.into_boxed_slice(),
+            is_half_band: false,
+            half_band: [0; HALF_BAND_TAPS],
+        }
+    }
+
+    /// A filter whose −6 dB point is in the middle between both bands, so that it is symmetric there too.
+    fn half_band(up: usize, down: usize) -> Self {
+        let middle = HALF_BAND_TAPS as f64 - 1.0;
+        // From the one edge to the other: 1, 3, 5 … steps from the middle.
+        let taps: Vec<f64> = (0..HALF_BAND_TAPS)
+            .map(|n| 2.0 * n as f64 - middle)
+            .map(|x| sinc(0.5 * x) * kaiser(x / middle, HALF_BAND_BETA))
+            .collect();
+        // Doubling, they make whole samples alone; halving, one half beside the middle's.
+        let (shift, whole) = if up == 2 { (15, 1.0) } else { (15, 0.5) };
+        let one = whole * f64::from(1 << shift);
+        let sum: f64 = taps.iter().sum();
+        let mut half_band = [0_i16; HALF_BAND_TAPS];
+        for (slot, tap) in half_band.iter_mut().zip(&taps) {
+            *slot = (tap / sum * one).round() as i16;
+        }
+        // Rounding must not change the gain at DC: both taps in the middle take up the difference.
+        let difference = one as i32 - half_band.iter().map(|&tap| i32::from(tap)).sum::<i32>();
+        half_band[HALF_BAND_TAPS / 2] += (difference / 2) as i16;
+        half_band[HALF_BAND_TAPS / 2 - 1] += (difference - difference / 2) as i16;
+        let taps = HALF_BAND_TAPS * down;
+        Self { up, down, taps, shift, coefficients: Box::default(), is_half_band: true, half_band }
     }
 }
 

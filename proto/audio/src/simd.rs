@@ -5,8 +5,9 @@
 //!                                                    └─ no ──▶ the loop, compiled for the target as it is
 //! ```
 //!
-//! Both are the same safe code, so both give the same bits; tests compare them all the same. `unsafe` is here alone in
-//! this crate, and only to call a function that needs the feature which was just asked for.
+//! Both are the same safe code, so both give the same bits, but for [`half_band`], whose vectors no compiler finds; tests
+//! compare them all. `unsafe` is here alone in this crate: to call a function that needs the feature which was just asked
+//! for, and to load and store vectors there.
 #![allow(unsafe_code)]
 
 use crate::g722::{G722Decoder, G722Encoder};
@@ -162,6 +163,134 @@ fn fir_loop<const TAPS: usize>(
     (written, position)
 }
 
+/// Taps of a half-band filter that are neither zero nor the one in the middle.
+pub(crate) const HALF_BAND_TAPS: usize = 32;
+
+/// A half-band filter's sums: `output[n]` is that of `taps` over `window[n..]`, and half of `middle[n]` if there is one,
+/// both scaled by 2^`shift`. As many as all slices hold.
+#[inline]
+pub(crate) fn half_band(
+    window: &[i16],
+    middle: Option<&[i16]>,
+    taps: &[i16; HALF_BAND_TAPS],
+    shift: u32,
+    output: &mut [i16],
+) {
+    let len = output.len().min((window.len() + 1).saturating_sub(HALF_BAND_TAPS));
+    let len = middle.map_or(len, |middle| len.min(middle.len()));
+    let output = &mut output[..len];
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the function is safe but for its need of AVX2, which this processor has.
+        return unsafe { half_band_avx2(window, middle, taps, shift, output) };
+    }
+    half_band_loop(window, middle, taps, shift, output);
+}
+
+fn half_band_loop(
+    window: &[i16],
+    middle: Option<&[i16]>,
+    taps: &[i16; HALF_BAND_TAPS],
+    shift: u32,
+    output: &mut [i16],
+) {
+    for (n, output) in output.iter_mut().enumerate() {
+        let sum: i32 =
+            window[n..].iter().zip(taps).map(|(&sample, &tap)| i32::from(sample) * i32::from(tap)).sum();
+        let middle = middle.map_or(0, |middle| i32::from(middle[n]) << (shift - 1));
+        let rounded = (sum + middle + (1 << (shift - 1))) >> shift;
+        *output = rounded.clamp(i32::from(i16::MIN), i32::from(i16::MAX)) as i16;
+    }
+}
+
+/// Sixteen outputs at once: each pair of taps meets the pairs of neighbours in two vectors, and nothing is added across
+/// lanes. Needs a `shift` of 15 at most where there is a `middle`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn half_band_avx2(
+    window: &[i16],
+    middle: Option<&[i16]>,
+    taps: &[i16; HALF_BAND_TAPS],
+    shift: u32,
+    output: &mut [i16],
+) {
+    use std::arch::x86_64::{
+        __m128i, __m256i, _mm_cvtsi32_si128, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16,
+        _mm256_packs_epi32, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_sra_epi32, _mm256_storeu_si256,
+        _mm256_unpackhi_epi16, _mm256_unpacklo_epi16,
+    };
+    /// Outputs of a block, and the samples that they look at.
+    const LANES: usize = 16;
+    const SEEN: usize = LANES + HALF_BAND_TAPS - 1;
+    let load = |samples: &[i16; LANES]| -> __m256i {
+        // SAFETY: sixteen samples are 32 octets, and the load needs no alignment.
+        unsafe { _mm256_loadu_si256(samples.as_ptr().cast()) }
+    };
+    let pair = |tap: usize| {
+        let (first, second) = (taps[tap] as u16, taps[tap + 1] as u16);
+        _mm256_set1_epi32((u32::from(second) << 16 | u32::from(first)) as i32)
+    };
+    let mut pairs = [_mm256_setzero_si256(); HALF_BAND_TAPS / 2];
+    for (n, slot) in pairs.iter_mut().enumerate() {
+        *slot = pair(2 * n);
+    }
+    let rounding = _mm256_set1_epi32(1 << (shift - 1));
+    let count: __m128i = _mm_cvtsi32_si128(shift as i32);
+    let zero = _mm256_setzero_si256();
+    let half = _mm256_set1_epi32(1 << (shift - 1));
+    let mut done = 0;
+    while let (Some(seen), Some(block)) = (
+        window.get(done..).and_then(|rest| rest.first_chunk::<SEEN>()),
+        output.get_mut(done..).and_then(|rest| rest.first_chunk_mut::<LANES>()),
+    ) {
+        let (mut low, mut high) = (rounding, rounding);
+        if let Some(middle) = middle.and_then(|middle| middle.get(done..)?.first_chunk::<LANES>()) {
+            let middle = load(middle);
+            low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(middle, zero), half));
+            high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(middle, zero), half));
+        }
+        for (n, taps) in pairs.iter().enumerate() {
+            let (Some(first), Some(second)) =
+                (seen[2 * n..].first_chunk::<LANES>(), seen[2 * n + 1..].first_chunk::<LANES>())
+            else {
+                return; // cannot be: 31 + 16 samples were taken
+            };
+            let (first, second) = (load(first), load(second));
+            low = _mm256_add_epi32(low, _mm256_madd_epi16(_mm256_unpacklo_epi16(first, second), *taps));
+            high = _mm256_add_epi32(high, _mm256_madd_epi16(_mm256_unpackhi_epi16(first, second), *taps));
+        }
+        let packed = _mm256_packs_epi32(_mm256_sra_epi32(low, count), _mm256_sra_epi32(high, count));
+        // SAFETY: a block is 32 octets, and the store needs no alignment.
+        unsafe { _mm256_storeu_si256(block.as_mut_ptr().cast(), packed) };
+        done += LANES;
+    }
+    let middle = middle.map(|middle| &middle[done..]);
+    half_band_loop(&window[done..], middle, taps, shift, &mut output[done..]);
+}
+
+dispatch! {
+    /// Every other sample from the first on to `even`, those between to `odd`.
+    pub(crate) fn split / avx2(samples: &[i16], even: &mut [i16], odd: &mut [i16]) = split_loop
+}
+dispatch! {
+    /// One of each in turn, `even` first.
+    pub(crate) fn weave / avx2(even: &[i16], odd: &[i16], samples: &mut [i16]) = weave_loop
+}
+
+#[inline(always)]
+fn split_loop(samples: &[i16], even: &mut [i16], odd: &mut [i16]) {
+    for ((pair, even), odd) in samples.as_chunks::<2>().0.iter().zip(even).zip(odd) {
+        (*even, *odd) = (pair[0], pair[1]);
+    }
+}
+
+#[inline(always)]
+fn weave_loop(even: &[i16], odd: &[i16], samples: &mut [i16]) {
+    for ((pair, &even), &odd) in samples.as_chunks_mut::<2>().0.iter_mut().zip(even).zip(odd) {
+        *pair = [even, odd];
+    }
+}
+
 /// Sum of products, in eight sums side by side. In this form, and with a multiple of 8 taps, the loop becomes multiply-add
 /// vectors (`pmaddwd`); written as one sum it takes half as long again. Whoever designs a filter bounds the sum of its
 /// coefficients' magnitudes, so that nothing overflows.
@@ -254,6 +383,19 @@ mod tests {
                 prop_assert_eq!(after, fir_loop(&window, &phases, steps, &mut plain));
                 prop_assert_eq!(fast, plain);
             }
+        }
+
+        #[test]
+        fn vectors_of_the_half_band_filter_are_the_plain_loop(
+            window in proptest::collection::vec(any::<i16>(), 31..400), taps in any::<[i8; 32]>(), has_middle: bool
+        ) {
+            let taps = taps.map(|tap| i16::from(tap) * 8);
+            let middle: Vec<i16> = window.iter().rev().copied().collect();
+            let middle = has_middle.then_some(&middle[..]);
+            let (mut fast, mut plain) = ([0; 400], [0; 400]);
+            half_band(&window, middle, &taps, 15, &mut fast);
+            half_band_loop(&window, middle, &taps, 15, &mut plain[..window.len() - 31]);
+            prop_assert_eq!(fast, plain);
         }
 
         #[test]
