@@ -1003,6 +1003,7 @@ mod tests {
                 call: CallInfo::default(),
                 rtp,
                 agent: AgentParameters::Echo,
+                speech: crate::session::speech::SpeechParameters::default(),
                 media_timeout: Duration::from_secs(60),
                 max_session: None,
                 seed: 1,

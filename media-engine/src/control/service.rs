@@ -20,6 +20,7 @@ use crate::mailbox::{Command, LegError, Open, OpenError, Opened, SessionKey};
 use crate::ports::owner;
 use crate::recording;
 use crate::session::SessionParameters;
+use crate::session::speech::SpeechParameters;
 
 /// A name that does not resolve in this time is a dead agent: the caller is ringing.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(2);
@@ -73,6 +74,7 @@ struct Checked {
     rtp: RtpParameters,
     local_port: Option<u16>,
     agent: Target,
+    speech: SpeechParameters,
     media_timeout: Duration,
     max_session: Option<Duration>,
 }
@@ -83,6 +85,7 @@ fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checke
     let (rtp, local_port) = contract::rtp(request.rtp)?;
     check_family(control, &rtp)?;
     let call = contract::call(request.call, &id);
+    let speech = contract::speech(request.agent.as_ref());
     let agent = contract::agent(request.agent, &call)?;
     Ok(Checked {
         call,
@@ -90,6 +93,7 @@ fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checke
         rtp,
         local_port,
         agent,
+        speech,
         media_timeout: contract::media_timeout(request.media_timeout_ms),
         max_session: contract::max_session(request.max_session_ms),
     })
@@ -97,7 +101,7 @@ fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checke
 
 /// Loads what is to be loaded, resolves what is to be resolved.
 async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Status> {
-    let Checked { id, call, rtp, local_port, agent, media_timeout, max_session } = checked;
+    let Checked { id, call, rtp, local_port, agent, speech, media_timeout, max_session } = checked;
     let mut agent_address = None;
     let agent = match agent {
         Target::Echo => AgentParameters::Echo,
@@ -125,6 +129,21 @@ async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Statu
             agent_address = Some(resolve(&parameters.host, parameters.port).await);
             AgentParameters::Link(parameters)
         }
+        Target::Grpc(mut parameters) => {
+            agent_address = Some(resolve(&parameters.url.host, parameters.url.port).await);
+            if parameters.url.secure {
+                match control.agent_tls() {
+                    Ok(tls) => {
+                        // Servers that speak several protocols ask for the word (RFC 9113 §3.2).
+                        let mut tls = rustls::ClientConfig::clone(&tls);
+                        tls.alpn_protocols = vec![b"h2".to_vec()];
+                        parameters.tls = Some(Arc::new(tls));
+                    }
+                    Err(reason) => agent_address = Some(Err(reason)),
+                }
+            }
+            AgentParameters::Grpc(parameters)
+        }
         Target::AudioSocket(parameters) => {
             agent_address = Some(resolve(&parameters.host, parameters.port).await);
             AgentParameters::AudioSocket(parameters)
@@ -132,8 +151,16 @@ async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Statu
     };
     // A clock that stands before 1970 makes reports say 1970: they are still good for a round trip.
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let parameters =
-        SessionParameters { call, rtp, agent, media_timeout, max_session, seed: rand::random(), since_epoch };
+    let parameters = SessionParameters {
+        call,
+        rtp,
+        agent,
+        speech,
+        media_timeout,
+        max_session,
+        seed: rand::random(),
+        since_epoch,
+    };
     let local_address = control.config.rtp_address;
     Ok(Box::new(Open { id: id.into(), parameters, agent_address, local_address, local_port }))
 }
@@ -539,7 +566,7 @@ mod tests {
         proto::OpenSessionRequest {
             session_id: id.to_owned(),
             rtp: Some(proto::RtpParameters::default()),
-            agent: Some(proto::Agent { target: Some(echo) }),
+            agent: Some(proto::Agent { target: Some(echo), ..Default::default() }),
             ..Default::default()
         }
     }

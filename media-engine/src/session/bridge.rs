@@ -74,6 +74,8 @@ struct Ear {
     tail: Vec<i16>,
     tail_used: usize,
     changed: Option<VadEvent>,
+    /// What it hears is noise of our own making.
+    is_noise: bool,
 }
 
 impl Ear {
@@ -82,7 +84,8 @@ impl Ear {
             self.fade_in(samples);
         }
         if let Some(vad) = &mut self.vad {
-            self.changed = vad.process(samples).or(self.changed);
+            let change = if self.is_noise { vad.pause(samples.len()) } else { vad.process(samples) };
+            self.changed = change.or(self.changed);
         }
         if let Some(keys) = &mut self.keys {
             let heard = &mut self.heard_keys;
@@ -147,6 +150,7 @@ impl Bridge {
             tail: Vec::new(),
             tail_used: 0,
             changed: None,
+            is_noise: false,
         };
         Self {
             codec,
@@ -169,6 +173,11 @@ impl Bridge {
     /// The codec of the carrier leg.
     pub fn codec(&self) -> Codec {
         self.codec
+    }
+
+    /// Whether the caller speaks, if anybody listens for it.
+    pub fn is_speech(&self) -> Option<bool> {
+        self.ear.vad.as_ref().map(Vad::is_speech)
     }
 
     /// The agent's rate.
@@ -295,12 +304,14 @@ impl Bridge {
         let Some(noise) = &mut self.noise else { return };
         let mut samples = [0; UP_SAMPLES];
         let mut left = ms as usize * self.decoder.rate().samples_per_ms();
+        self.ear.is_noise = true;
         while left > 0 {
             let part = &mut samples[..left.min(self.decoder.rate().samples(Ptime::MS_20))];
             left -= part.len();
             let len = self.decoder.fill_noise(noise, part);
             self.ear.hear(&mut part[..len], agent);
         }
+        self.ear.is_noise = false;
     }
 
     /// Fills a payload and says how long it is: `fill` writes samples at the agent's rate and says how many are sound; none:

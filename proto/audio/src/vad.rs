@@ -161,6 +161,16 @@ impl Vad {
         }
     }
 
+    /// So many samples are known to be no speech, such as comfort noise of our own making: nothing is learned from them.
+    pub fn pause(&mut self, samples: usize) -> Option<VadEvent> {
+        let blocks = samples / self.step as usize / BLOCK;
+        self.loud_blocks = 0;
+        self.quiet_blocks = self.quiet_blocks.saturating_add(blocks as u32);
+        let ends = self.active && self.quiet_blocks >= self.hangover_blocks;
+        self.active &= !ends;
+        ends.then_some(VadEvent::SpeechEnded)
+    }
+
     /// Forgets everything that was heard.
     pub fn reset(&mut self) {
         let fresh = Self::new(SampleRate::Hz8000);
@@ -418,6 +428,16 @@ mod tests {
         for other in [pieces, wider] {
             assert_eq!(other.noise_floor_dbfs(), whole.noise_floor_dbfs());
         }
+    }
+
+    #[test]
+    fn what_is_known_to_be_noise_ends_speech_and_never_begins_it() {
+        let mut seed = 8;
+        let mut vad = Vad::new(RATE);
+        vad.process(&noise(4_000, 60, &mut seed));
+        assert_eq!(vad.process(&noise(4_000, 4_000, &mut seed)), Some(VadEvent::SpeechStarted));
+        let events: Vec<_> = (0..100).filter_map(|_| vad.pause(160)).collect();
+        assert_eq!((events.as_slice(), vad.is_speech()), (&[VadEvent::SpeechEnded][..], false));
     }
 
     #[test]
