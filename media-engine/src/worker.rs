@@ -257,6 +257,7 @@ impl Worker {
         self.tally.turns_total += 1;
         self.tally.completions_total += batch;
         self.tally.batch_max = self.tally.batch_max.max(batch);
+        self.tally.batch.observe(batch, &BATCH_BOUNDS);
         // All there is between here and the kernel is the submit that the next turn begins with.
         let handed_over = Instant::now();
         if let Some(oldest) = oldest {
@@ -267,6 +268,7 @@ impl Worker {
         let took = handed_over.saturating_duration_since(now).as_nanos() as u64;
         self.tally.busy_nanoseconds_total += took;
         self.tally.turn_nanoseconds_max = self.tally.turn_nanoseconds_max.max(took);
+        self.tally.turn_time.observe(took, &TURN_BOUNDS);
         if now.saturating_duration_since(self.published) >= PUBLISH_EVERY {
             self.publish(now);
         }
@@ -919,6 +921,8 @@ impl Worker {
         tally.ring_operations_total = ring.operations;
         tally.ring_rearmed_total = ring.rearmed;
         tally.ring_buffers_dry_total = ring.buffers_dry;
+        tally.ring_buffers = ring.buffers;
+        tally.ring_buffers_out = ring.buffers_out;
         tally.ring_buffers_out_max = ring.buffers_out_max;
         tally.ring_completions_lost_total = ring.completions_lost;
         tally.ring_send_failed_total = ring.send_failed;

@@ -189,6 +189,8 @@ pub struct RingCounters {
     pub buffers_out: u64,
     /// Most buffers ever out at once.
     pub buffers_out_max: u64,
+    /// Receive buffers in all.
+    pub buffers: u64,
     /// Sockets in the table, closing ones included.
     pub sockets: u64,
 }
