@@ -36,8 +36,10 @@ use slab::Slab;
 use crate::leg::agent::AgentParameters;
 use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::{Rtcp, RtpParameters};
-use crate::mailbox::{Command, LegError, Open, OpenError, Opened, Outbox, SessionKey, Summary};
-use crate::metrics::{CoreMetrics, PUBLISH_EVERY, Tally};
+use crate::mailbox::{
+    Command, LegError, Open, OpenError, Opened, Outbox, SAMPLES_MAX, Samples, SessionKey, Summary,
+};
+use crate::metrics::{BATCH_BOUNDS, CoreMetrics, PUBLISH_EVERY, TURN_BOUNDS, Tally};
 use crate::ports::{BUSY_PORTS_MAX, Ports};
 use crate::ring::{Completion, Owner, Ring, RingError, SocketId, Wait, bind_udp, prefetch};
 use crate::session::second::Role;
@@ -364,12 +366,34 @@ impl Worker {
                 });
                 let _ = reply.send(summaries.collect());
             }
+            Command::Sample { key, from, reply } => {
+                let _ = reply.send(self.sample(key, from, now));
+            }
             Command::EndAll { reason } => self.end_all(reason, now),
             Command::Stop => {
                 self.end_all(EndReason::Shutdown, now);
                 self.stopping = true;
             }
         }
+    }
+
+    /// Counters of one session, or of the next [`SAMPLES_MAX`] at or after a place.
+    fn sample(&self, key: Option<SessionKey>, from: usize, now: Instant) -> Samples {
+        let is_meant = |index: usize, slot: &Slot| match key {
+            Some(key) => index == key.index as usize && slot.generation == key.generation,
+            None => index >= from,
+        };
+        let live =
+            self.sessions.iter().filter(|(index, slot)| is_meant(*index, slot) && !slot.session.is_ended());
+        let mut samples = Samples::default();
+        for (index, slot) in live {
+            if samples.sessions.len() == SAMPLES_MAX {
+                samples.next = Some(index);
+                break;
+            }
+            samples.sessions.push((Arc::clone(&slot.id), slot.session.stats(now)));
+        }
+        samples
     }
 
     fn live(&mut self, key: SessionKey) -> Option<&mut Slot> {

@@ -12,6 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::events::{self, EventStream};
+use super::statistics::{self, StatisticsStream};
 use super::{Control, Entry};
 use crate::contract::{self, Invalid, Target};
 use crate::leg::agent::{AgentParameters, CallInfo};
@@ -444,6 +445,7 @@ async fn carry_out(
 #[tonic::async_trait]
 impl EngineService for Service {
     type EventsStream = EventStream;
+    type StatisticsStream = StatisticsStream;
     type CommandsStream = ReceiverStream<Result<proto::CommandResponse, Status>>;
 
     async fn describe(
@@ -543,6 +545,13 @@ impl EngineService for Service {
     async fn events(&self, request: Request<proto::EventsRequest>) -> Result<Response<EventStream>, Status> {
         let controller_id = request.into_inner().controller_id;
         Ok(Response::new(events::subscribe(Arc::clone(&self.control), controller_id).await?))
+    }
+
+    async fn statistics(
+        &self,
+        request: Request<proto::StatisticsRequest>,
+    ) -> Result<Response<StatisticsStream>, Status> {
+        Ok(Response::new(statistics::watch(Arc::clone(&self.control), request.into_inner())?))
     }
 
     async fn drain(&self, _: Request<proto::DrainRequest>) -> Result<Response<proto::DrainResponse>, Status> {

@@ -8,6 +8,7 @@ mod grpc;
 mod legs;
 mod link;
 mod phone;
+mod statistics;
 mod tls;
 
 use std::future::Future;
