@@ -40,7 +40,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 pub use buffers::{BUFFER_OCTETS, Received};
-pub use probe::{Choice, Decision, DriverKind, Feature, decide, explain};
+pub use probe::{Choice, Decision, DriverKind, Feature, decide, explain, kernel_release, limits};
 use socket::link_socket;
 pub use socket::{bind_udp, tcp_socket};
 pub use table::{InFlight, Owner, SocketId};
