@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{close, on_both, open, start, wait_for};
 use crate::phone::Phone;
+use crate::tls::House;
 
 /// One call, as the agent has it.
 struct Call {
@@ -203,6 +204,50 @@ fn a_grpc_agent_that_refuses_or_dies_says_why() {
             let reason = wait_for(&mut events, failure).await;
             assert!(reason.contains("closed the connection") || reason.contains("stream"), "{reason}");
             close(&mut client, "dies").await;
+        },
+    );
+}
+
+#[test]
+fn a_grpc_agent_behind_tls_is_asked_for_h2_and_is_heard() {
+    let house = House::speaking("localhost", &[b"h2"]);
+    on_both(
+        |config| config.agent_ca = Some(house.ca.clone()),
+        |engine, mut client| {
+            let acceptor = house.acceptor.clone();
+            async move {
+                let _engine = engine;
+                let (address, mut calls, runtime) = serve();
+                let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let port = door.local_addr().unwrap().port();
+                // TLS ends at a door before the agent, as it often does.
+                let behind = tokio::spawn(async move {
+                    let mut outside = acceptor.accept(door.accept().await.unwrap().0).await.unwrap();
+                    assert_eq!(outside.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+                    let mut inside = tokio::net::TcpStream::connect(address).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+                });
+                let phone = Phone::new();
+                let url = format!("grpcs://localhost:{port}");
+                let target = proto::agent::Target::Grpc(proto::GrpcAgent { url, ..Default::default() });
+                let agent = proto::Agent { target: Some(target), speech: None };
+                let opened = client.open_session(open("a", &phone, agent)).await.unwrap().into_inner();
+                let mut call = calls.recv().await.unwrap();
+                call.say(from_agent::What::Accepted(agent::Accepted {})).await;
+                assert!(matches!(call.word().await, to_agent::What::Start(_)));
+                start(&mut client, "a").await;
+                call.say(from_agent::What::Audio(i16::MAX.to_le_bytes().repeat(16_000))).await;
+                let port = opened.local_port as u16;
+                let heard =
+                    tokio::task::spawn_blocking(move || phone.talk_with(port, 80, 0x10)).await.unwrap();
+                let loud = heard.iter().filter(|packet| packet.payload[80] == 0x80).count();
+                assert!(loud >= 45, "{loud} packets of 50");
+                let stats = close(&mut client, "a").await;
+                assert!(stats.agent_frames_out >= 50, "{stats:?}");
+                while call.next().await.is_some() {}
+                runtime.shutdown_background();
+                behind.abort();
+            }
         },
     );
 }
