@@ -108,7 +108,7 @@ fn an_agent_hears_of_keys_hold_and_speech_in_its_own_words() {
     let mut seed = 1;
     for n in 0..110u8 {
         let peak = if (10..60).contains(&n) { 6_000 } else { 30 };
-        call.says_from(PHONE, &super::speech::noise(peak, &mut seed));
+        call.says_from(PHONE, &speech::noise(peak, &mut seed));
         call.pass(20);
         texts.extend(bot.texts(&mut call));
     }
