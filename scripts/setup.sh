@@ -92,17 +92,17 @@ python_program() {
   return 1
 }
 
-# PJSIP in a folder of its own: nothing but the tests uses it.
-pjsua() {
-  local folder=tests/peers/pjsua wanted python
+# A peer of the tests in a folder of its own: nothing else uses it.
+python_peer() {
+  local folder="tests/peers/$1" what=$2 wanted python
   wanted="$(sha256sum "$folder/requirements.txt" | cut -d' ' -f1)"
   if [ "$(cat "$folder/.venv/.tandem-requirements" 2>/dev/null)" = "$wanted" ]; then return; fi
-  python=$(python_program) || fail "PJSIP's wheel is pinned for Python 3.11, and there is none here."
-  say "installing PJSIP into $folder/.venv (30 MB, once)"
+  python=$(python_program) || fail "the wheels of $what are pinned for Python 3.11, and there is none here."
+  say "installing $what into $folder/.venv (once)"
   rm -rf "$folder/.venv"
   "$python" -m venv "$folder/.venv"
   "$folder/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps --only-binary :all: \
-    --require-hashes -r "$folder/requirements.txt" || { rm -rf "$folder/.venv"; fail "pip could not install PJSIP"; }
+    --require-hashes -r "$folder/requirements.txt" || { rm -rf "$folder/.venv"; fail "pip could not install $what"; }
   printf '%s' "$wanted" >"$folder/.venv/.tandem-requirements"
 }
 
@@ -128,6 +128,7 @@ python_wheels() {
 case "${1:-}" in
   run)  need_rust; need "${RUN_TOOLS[@]}"; python_wheels ;;
   test) need_rust; need "${RUN_TOOLS[@]}" "${TEST_TOOLS[@]}"
-        need_files "${TEST_FILES[@]/MODULES//usr/lib/*/kamailio/modules}"; jssip; python_wheels; pjsua ;;
+        need_files "${TEST_FILES[@]/MODULES//usr/lib/*/kamailio/modules}"; jssip; python_wheels
+        python_peer pjsua "PJSIP"; python_peer grpc "gRPC in Python" ;;
   *)    fail "usage: scripts/setup.sh run|test" ;;
 esac

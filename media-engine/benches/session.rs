@@ -11,6 +11,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use media_engine::leg::agent::{AgentParameters, CallInfo};
 use media_engine::leg::rtp::{Direction, Rtcp, RtpParameters};
 use media_engine::session::bridge::SoundParameters;
+use media_engine::session::speech::SpeechParameters;
 use media_engine::session::{Session, SessionParameters};
 use tandem_audio::format::{Codec, Ptime};
 use tandem_rtp::latch::Latching;
@@ -42,6 +43,7 @@ fn open(number: u64, source: SocketAddr, now: Instant) -> Session {
         max_session: None,
         seed: number,
         since_epoch: Duration::ZERO,
+        speech: SpeechParameters::default(),
     };
     let mut session = match Session::new(parameters, now) {
         Ok(session) => session,

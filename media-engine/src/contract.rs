@@ -13,12 +13,15 @@ use tandem_rtp::units::PayloadType;
 use tandem_stream::websocket::Url;
 use tandem_stream::{Dialect, audiosocket, link};
 
-use crate::leg::agent::{AudioSocketParameters, CallInfo, LinkParameters, WebSocketParameters};
+use crate::leg::agent::{
+    AudioSocketParameters, CallInfo, GrpcParameters, LinkParameters, WebSocketParameters,
+};
 use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::{Direction, Rtcp, RtpParameters, SrtpKeys};
 use crate::session::Notice;
 use crate::session::bridge::SoundParameters;
 use crate::session::second::Role;
+use crate::session::speech::{BargeIn, SpeechParameters};
 
 /// A session id, and any other name, is no longer than this.
 pub const NAME_MAX: usize = 128;
@@ -244,6 +247,25 @@ pub enum Target {
     Link(Box<LinkParameters>),
     /// An AudioSocket server.
     AudioSocket(AudioSocketParameters),
+    /// One that serves our gRPC service.
+    Grpc(Box<GrpcParameters>),
+}
+
+/// What is wanted of the caller's speech.
+pub fn speech(given: Option<&proto::Agent>) -> SpeechParameters {
+    let Some(given) = given.and_then(|agent| agent.speech.as_ref()) else {
+        return SpeechParameters::default();
+    };
+    SpeechParameters {
+        barge_in: match given.barge_in() {
+            proto::BargeIn::Unspecified | proto::BargeIn::Off => BargeIn::Off,
+            proto::BargeIn::Pause => BargeIn::Pause,
+            proto::BargeIn::Clear => BargeIn::Clear,
+        },
+        suppress_silence: given.suppress_silence,
+        idle: (given.idle_ms > 0).then(|| Duration::from_millis(u64::from(given.idle_ms))),
+        comfort_noise: given.comfort_noise,
+    }
 }
 
 /// The agent leg.
@@ -266,6 +288,7 @@ pub fn agent(given: Option<proto::Agent>, call: &CallInfo) -> Result<Target, Inv
         Given::Websocket(agent) => Target::WebSocket(Box::new(websocket(agent)?)),
         Given::Link(agent) => Target::Link(Box::new(link_agent(agent)?)),
         Given::Audiosocket(agent) => Target::AudioSocket(audiosocket_agent(agent, call)?),
+        Given::Grpc(agent) => Target::Grpc(Box::new(grpc_agent(agent)?)),
     })
 }
 
@@ -318,6 +341,29 @@ fn link_agent(given: proto::LinkAgent) -> Result<LinkParameters, Invalid> {
         host,
         port,
         token: given.token.into_bytes(),
+        custom: given.custom.into_iter().collect(),
+        connect_timeout: millis(given.connect_timeout_ms, DEFAULT_CONNECT_TIMEOUT_MS),
+    })
+}
+
+fn grpc_agent(given: proto::GrpcAgent) -> Result<GrpcParameters, Invalid> {
+    let wrong = |what: String| invalid("agent.grpc.url", what);
+    // The same address as a WebSocket's, under another scheme, and without a path.
+    let address = match given.url.split_once("://") {
+        Some(("grpc", address)) => format!("ws://{address}"),
+        Some(("grpcs", address)) => format!("wss://{address}"),
+        _ => return Err(wrong("scheme is neither grpc nor grpcs".to_owned())),
+    };
+    let url = Url::parse(&address).map_err(|error| wrong(error.to_string()))?;
+    if url.path != "/" {
+        return Err(wrong("has a path; the service has its own".to_owned()));
+    }
+    check_fields("agent.grpc.headers", &given.headers)?;
+    check_fields("agent.grpc.custom", &given.custom)?;
+    Ok(GrpcParameters {
+        url,
+        tls: None,
+        headers: given.headers.into_iter().collect(),
         custom: given.custom.into_iter().collect(),
         connect_timeout: millis(given.connect_timeout_ms, DEFAULT_CONNECT_TIMEOUT_MS),
     })
@@ -401,6 +447,10 @@ pub fn stats(stats: &Stats) -> proto::SessionStats {
         remote_mos: stats.remote_mos,
         mos: stats.mos,
         r_factor: stats.r_factor,
+        playout_waiting_ms: stats.playout_waiting_ms,
+        heard_ms: stats.heard_ms,
+        caller_speaks: stats.caller_speaks,
+        idle_ms: stats.idle_ms,
     }
 }
 
@@ -429,6 +479,7 @@ pub fn event(event: &Event) -> proto::event::Event {
         Event::Dtmf { digit, duration_ms } => {
             Told::DtmfReceived(proto::DtmfReceived { digit: digit.to_string(), duration_ms: *duration_ms })
         }
+        Event::Idle { idle_ms } => Told::Idle(proto::Idle { idle_ms: *idle_ms }),
         Event::Report { stats: counters } => {
             Told::SessionReport(proto::SessionReport { stats: Some(stats(counters)) })
         }
@@ -546,6 +597,10 @@ mod tests {
         assert_eq!(refused(given("", 12_000)), "agent.audiosocket.sample_rate_hz");
         let fine = audiosocket_agent(given("6ba7b810-9dad-11d1-80b4-00c04fd430c8", 16_000), &call).unwrap();
         assert_eq!((fine.host.as_str(), fine.port, fine.id[0]), ("::1", 9_092, 0x6b));
+        for url in ["http://host:1", "grpc://", "grpc://host:0", "grpcs://host:1/path"] {
+            let given = proto::GrpcAgent { url: url.into(), ..Default::default() };
+            assert_eq!(grpc_agent(given).unwrap_err().field, "agent.grpc.url", "{url}");
+        }
         let other = proto::WebSocketAgent { url: "https://host/".into(), ..Default::default() };
         assert_eq!(websocket(other).unwrap_err().field, "agent.websocket.url");
     }

@@ -12,6 +12,7 @@
 
 mod events;
 mod service;
+mod statistics;
 mod tls;
 
 use std::collections::HashMap;
@@ -161,6 +162,8 @@ pub struct Control {
     events: broadcast::Sender<Broadcast>,
     draining: AtomicBool,
     controllers: AtomicUsize,
+    /// Statistics streams.
+    watchers: AtomicUsize,
     /// What agents behind `wss://` are trusted by; read when the first is dialled.
     agent_tls: OnceLock<Result<Arc<rustls::ClientConfig>, String>>,
 }
@@ -182,6 +185,7 @@ impl Control {
             events: broadcast::Sender::new(SUBSCRIBER_EVENTS_MAX),
             draining: AtomicBool::new(false),
             controllers: AtomicUsize::new(0),
+            watchers: AtomicUsize::new(0),
             agent_tls: OnceLock::new(),
         }
     }

@@ -124,6 +124,18 @@ pub struct Summary {
     pub agent_hangup: bool,
 }
 
+/// Sessions that a worker counts for one question: some 20 µs, so that packets do not wait for the statistics of a thousand.
+pub const SAMPLES_MAX: usize = 64;
+
+/// How sessions go, for `Statistics`.
+#[derive(Debug, Clone, Default)]
+pub struct Samples {
+    /// Names and counters.
+    pub sessions: Vec<(Arc<str>, Stats)>,
+    /// There are more: from here.
+    pub next: Option<usize>,
+}
+
 /// What the control thread asks of a worker.
 #[derive(Debug)]
 pub enum Command {
@@ -209,6 +221,15 @@ pub enum Command {
     List {
         /// The answer.
         reply: oneshot::Sender<Vec<Summary>>,
+    },
+    /// Say how sessions go: one, or those at and after a place, [`SAMPLES_MAX`] at most.
+    Sample {
+        /// Which; `None`: all.
+        key: Option<SessionKey>,
+        /// From this place.
+        from: usize,
+        /// The answer.
+        reply: oneshot::Sender<Samples>,
     },
     /// End every session, with an event each.
     EndAll {

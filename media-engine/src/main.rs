@@ -123,8 +123,10 @@ fn explain(config: &Config) {
         Some(driver) => println!("driver: {driver} ({})", decision.reason),
         None => println!("driver: none; io_uring was asked for, but {}", decision.reason),
     }
+    println!("kernel: {}", ring::kernel_release());
+    println!("limits: {}", ring::limits().join(", "));
     println!("cores:  {:?}, {} sessions each at most", config.cores, config.sessions_per_core());
-    for feature in ring::explain() {
+    for feature in ring::explain(decision.driver) {
         println!("{} {}: {}", if feature.used { "  used  " } else { "  unused" }, feature.name, feature.note);
     }
 }

@@ -26,24 +26,104 @@ impl Counter {
     }
 }
 
+/// Buckets of a histogram beside the last, which has no bound.
+const BUCKETS: usize = 11;
+
+/// Bounds of the time of a turn, in nanoseconds: 10 µs to 20 ms, of which a packet is late from a millisecond on.
+pub const TURN_BOUNDS: [u64; BUCKETS] = [
+    10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000,
+    20_000_000,
+];
+
+/// Bounds of the completions of a turn; a turn handles some 256 at most.
+pub const BATCH_BOUNDS: [u64; BUCKETS] = [0, 1, 2, 4, 8, 16, 32, 64, 128, 192, 256];
+
+/// How often a value fell between two bounds, of one writer.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Histogram {
+    counts: [u64; BUCKETS + 1],
+    sum: u64,
+}
+
+impl Histogram {
+    /// Counts a value.
+    pub fn observe(&mut self, value: u64, bounds: &[u64; BUCKETS]) {
+        let bucket = bounds.iter().position(|bound| value <= *bound).unwrap_or(BUCKETS);
+        self.counts[bucket] += 1;
+        self.sum += value;
+    }
+}
+
+/// The same, published.
+#[derive(Debug, Default)]
+pub struct PublishedHistogram {
+    counts: [Counter; BUCKETS + 1],
+    sum: Counter,
+}
+
+impl PublishedHistogram {
+    fn publish(&self, histogram: &Histogram) {
+        for (counter, count) in self.counts.iter().zip(histogram.counts) {
+            counter.set(count);
+        }
+        self.sum.set(histogram.sum);
+    }
+
+    fn write(&self, out: &mut String, name: &str, core: usize, bounds: &[u64; BUCKETS], unit: f64) {
+        let mut count = 0;
+        for (counter, bound) in self.counts.iter().zip(bounds) {
+            count += counter.get();
+            let le = *bound as f64 / unit;
+            let _ = writeln!(out, "{name}_bucket{{core=\"{core}\",le=\"{le}\"}} {count}");
+        }
+        count += self.counts[BUCKETS].get();
+        let sum = self.sum.get() as f64 / unit;
+        let _ = writeln!(out, "{name}_bucket{{core=\"{core}\",le=\"+Inf\"}} {count}");
+        let _ = writeln!(out, "{name}_sum{{core=\"{core}\"}} {sum}\n{name}_count{{core=\"{core}\"}} {count}");
+    }
+}
+
+fn write_histograms(out: &mut String, cores: &[(usize, &CoreMetrics)]) {
+    let name = "tandem_engine_turn_seconds";
+    let _ = writeln!(out, "# HELP {name} Time spent in a turn, waiting excluded.\n# TYPE {name} histogram");
+    for (core, metrics) in cores {
+        metrics.turn_time.write(out, name, *core, &TURN_BOUNDS, 1e9);
+    }
+    let name = "tandem_engine_batch";
+    let _ = writeln!(out, "# HELP {name} Completions handled in a turn.\n# TYPE {name} histogram");
+    for (core, metrics) in cores {
+        metrics.batch.write(out, name, *core, &BATCH_BOUNDS, 1.0);
+    }
+}
+
 macro_rules! core_metrics {
     ($($(#[doc = $doc:literal])* $name:ident: $kind:literal,)*) => {
         /// What one worker counts.
         #[derive(Debug, Clone, Copy, Default)]
         pub struct Tally {
             $($(#[doc = $doc])* pub $name: u64,)*
+            /// Time of the turns, in nanoseconds.
+            pub turn_time: Histogram,
+            /// Completions of the turns.
+            pub batch: Histogram,
         }
 
         /// The same, published.
         #[derive(Debug, Default)]
         pub struct CoreMetrics {
             $($(#[doc = $doc])* pub $name: Counter,)*
+            /// Time of the turns, in nanoseconds.
+            pub turn_time: PublishedHistogram,
+            /// Completions of the turns.
+            pub batch: PublishedHistogram,
         }
 
         impl CoreMetrics {
             /// For the worker.
             pub fn publish(&self, tally: &Tally) {
                 $(self.$name.set(tally.$name);)*
+                self.turn_time.publish(&tally.turn_time);
+                self.batch.publish(&tally.batch);
             }
         }
 
@@ -121,6 +201,10 @@ core_metrics! {
     ring_rearmed_total: "counter",
     /// Times the receive buffers ran dry.
     ring_buffers_dry_total: "counter",
+    /// Receive buffers of the ring.
+    ring_buffers: "gauge",
+    /// Receive buffers out of the kernel's hands, as of the last tenth of a second.
+    ring_buffers_out: "gauge",
     /// Most receive buffers ever out of the kernel's hands.
     ring_buffers_out_max: "gauge",
     /// Completions that the kernel dropped: a fault if it is not 0.
@@ -152,6 +236,7 @@ pub struct Process {
 pub fn render(cores: &[(usize, &CoreMetrics)], process: &Process) -> String {
     let mut out = String::with_capacity(8 * 1024);
     write_cores(&mut out, cores);
+    write_histograms(&mut out, cores);
     let rows = [
         (
             "process_cpu_seconds_total",
@@ -217,5 +302,29 @@ mod tests {
         assert!(page.contains("\nprocess_cpu_seconds_total 1.5\n"));
         assert!(page.contains("# TYPE process_resident_memory_bytes gauge"));
         assert!(process.resident_octets > 100_000);
+    }
+
+    #[test]
+    fn histograms_count_what_is_at_most_each_bound() {
+        let mut tally = Tally::default();
+        for took in [1_000, 10_000, 10_001, 3_000_000, 90_000_000] {
+            tally.turn_time.observe(took, &TURN_BOUNDS);
+        }
+        tally.batch.observe(0, &BATCH_BOUNDS);
+        tally.batch.observe(300, &BATCH_BOUNDS);
+        let metrics = CoreMetrics::default();
+        metrics.publish(&tally);
+        let mut page = String::new();
+        write_histograms(&mut page, &[(1, &metrics)]);
+        for line in [
+            "tandem_engine_turn_seconds_bucket{core=\"1\",le=\"0.00001\"} 2",
+            "tandem_engine_turn_seconds_bucket{core=\"1\",le=\"0.005\"} 4",
+            "tandem_engine_turn_seconds_bucket{core=\"1\",le=\"+Inf\"} 5",
+            "tandem_engine_turn_seconds_count{core=\"1\"} 5",
+            "tandem_engine_batch_bucket{core=\"1\",le=\"0\"} 1",
+            "tandem_engine_batch_sum{core=\"1\"} 300",
+        ] {
+            assert!(page.lines().any(|told| told == line), "{line} in {page}");
+        }
     }
 }

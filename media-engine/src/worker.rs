@@ -36,8 +36,10 @@ use slab::Slab;
 use crate::leg::agent::AgentParameters;
 use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::{Rtcp, RtpParameters};
-use crate::mailbox::{Command, LegError, Open, OpenError, Opened, Outbox, SessionKey, Summary};
-use crate::metrics::{CoreMetrics, PUBLISH_EVERY, Tally};
+use crate::mailbox::{
+    Command, LegError, Open, OpenError, Opened, Outbox, SAMPLES_MAX, Samples, SessionKey, Summary,
+};
+use crate::metrics::{BATCH_BOUNDS, CoreMetrics, PUBLISH_EVERY, TURN_BOUNDS, Tally};
 use crate::ports::{BUSY_PORTS_MAX, Ports};
 use crate::ring::{Completion, Owner, Ring, RingError, SocketId, Wait, bind_udp, prefetch};
 use crate::session::second::Role;
@@ -262,6 +264,7 @@ impl Worker {
         self.tally.turns_total += 1;
         self.tally.completions_total += batch;
         self.tally.batch_max = self.tally.batch_max.max(batch);
+        self.tally.batch.observe(batch, &BATCH_BOUNDS);
         // All there is between here and the kernel is the submit that the next turn begins with.
         let handed_over = Instant::now();
         if let Some(oldest) = oldest {
@@ -272,6 +275,7 @@ impl Worker {
         let took = handed_over.saturating_duration_since(now).as_nanos() as u64;
         self.tally.busy_nanoseconds_total += took;
         self.tally.turn_nanoseconds_max = self.tally.turn_nanoseconds_max.max(took);
+        self.tally.turn_time.observe(took, &TURN_BOUNDS);
         if now.saturating_duration_since(self.published) >= PUBLISH_EVERY {
             self.publish(now);
         }
@@ -367,12 +371,34 @@ impl Worker {
                 });
                 let _ = reply.send(summaries.collect());
             }
+            Command::Sample { key, from, reply } => {
+                let _ = reply.send(self.sample(key, from, now));
+            }
             Command::EndAll { reason } => self.end_all(reason, now),
             Command::Stop => {
                 self.end_all(EndReason::Shutdown, now);
                 self.stopping = true;
             }
         }
+    }
+
+    /// Counters of one session, or of the next [`SAMPLES_MAX`] at or after a place.
+    fn sample(&self, key: Option<SessionKey>, from: usize, now: Instant) -> Samples {
+        let is_meant = |index: usize, slot: &Slot| match key {
+            Some(key) => index == key.index as usize && slot.generation == key.generation,
+            None => index >= from,
+        };
+        let live =
+            self.sessions.iter().filter(|(index, slot)| is_meant(*index, slot) && !slot.session.is_ended());
+        let mut samples = Samples::default();
+        for (index, slot) in live {
+            if samples.sessions.len() == SAMPLES_MAX {
+                samples.next = Some(index);
+                break;
+            }
+            samples.sessions.push((Arc::clone(&slot.id), slot.session.stats(now)));
+        }
+        samples
     }
 
     fn live(&mut self, key: SessionKey) -> Option<&mut Slot> {
@@ -941,6 +967,8 @@ impl Worker {
         tally.ring_operations_total = ring.operations;
         tally.ring_rearmed_total = ring.rearmed;
         tally.ring_buffers_dry_total = ring.buffers_dry;
+        tally.ring_buffers = ring.buffers;
+        tally.ring_buffers_out = ring.buffers_out;
         tally.ring_buffers_out_max = ring.buffers_out_max;
         tally.ring_completions_lost_total = ring.completions_lost;
         tally.ring_send_failed_total = ring.send_failed;
@@ -1026,6 +1054,7 @@ mod tests {
                 call: CallInfo::default(),
                 rtp,
                 agent: AgentParameters::Echo,
+                speech: crate::session::speech::SpeechParameters::default(),
                 media_timeout: Duration::from_secs(60),
                 max_session: None,
                 seed: 1,

@@ -178,7 +178,7 @@ async fn open(
             remote_rtcp_port: u32::from(port),
             ..Default::default()
         }),
-        agent: Some(proto::Agent { target: Some(agent) }),
+        agent: Some(proto::Agent { target: Some(agent), ..Default::default() }),
         ..Default::default()
     };
     let opened = client.open_session(request).await.unwrap().into_inner();

@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .skip_debug(["tandem.engine.v1.SrtpKeys"])
         .compile_protos(
             &[
+                "tandem/agent/v1/agent.proto",
                 "tandem/engine/v1/engine.proto",
                 "tandem/v1/call.proto",
                 "tandem/v1/refusal.proto",

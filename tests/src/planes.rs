@@ -394,6 +394,7 @@ impl Planes {
     ) -> engine::OpenSessionResponse {
         let (rtp, _) = contract::rtp(request.rtp).expect("the control plane sends what can be carried");
         let call = contract::call(request.call, &request.session_id);
+        let speech = contract::speech(request.agent.as_ref());
         let agent =
             contract::agent(request.agent, &call).expect("the control plane sends what can be carried");
         let agent = match agent {
@@ -403,11 +404,13 @@ impl Planes {
             Target::WebSocket(parameters) => AgentParameters::WebSocket(parameters),
             Target::Link(parameters) => AgentParameters::Link(parameters),
             Target::AudioSocket(parameters) => AgentParameters::AudioSocket(parameters),
+            Target::Grpc(parameters) => AgentParameters::Grpc(parameters),
         };
         let parameters = SessionParameters {
             call,
             rtp,
             agent,
+            speech,
             media_timeout: contract::media_timeout(request.media_timeout_ms),
             max_session: contract::max_session(request.max_session_ms),
             seed: network.random(),
@@ -476,6 +479,7 @@ fn agent(assistant: &str) -> Option<Agent> {
             dialect: Dialect::Pcm,
             headers: Default::default(),
             custom: Default::default(),
+            speech: Default::default(),
         }),
         _ => None,
     }

@@ -192,7 +192,7 @@ impl<'a> Session<'a> {
             // Keys mean nothing to this agent, and it listens with its own detector.
             ToAgent::Start(_) | ToAgent::Dtmf { .. } | ToAgent::Speech { .. } => {}
             // What it says before the answer waits in the engine; it transfers nobody.
-            ToAgent::Answered | ToAgent::Transfer { .. } | ToAgent::Paused { .. } => {}
+            ToAgent::Answered | ToAgent::Transfer { .. } | ToAgent::Paused { .. } | ToAgent::Gap { .. } => {}
         }
     }
 

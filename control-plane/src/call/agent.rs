@@ -45,6 +45,8 @@ pub enum Agent {
         headers: HashMap<String, String>,
         /// Given to the agent in its start frame.
         custom: HashMap<String, String>,
+        /// What the engine makes of the caller's speech.
+        speech: Speech,
     },
     /// An AudioSocket server, spoken to as Asterisk does.
     AudioSocket {
@@ -52,7 +54,63 @@ pub enum Agent {
         address: String,
         /// Of the audio; 0 means 8 000.
         sample_rate_hz: u32,
+        /// What the engine makes of the caller's speech.
+        speech: Speech,
     },
+    /// Somebody's own agent that serves `tandem.agent.v1.Agent`.
+    Grpc {
+        /// `grpc://host:port`, or `grpcs://`
+        url: String,
+        /// Metadata of the call; may hold secrets.
+        headers: HashMap<String, String>,
+        /// Given to the agent in its start message.
+        custom: HashMap<String, String>,
+        /// What the engine makes of the caller's speech.
+        speech: Speech,
+    },
+}
+
+/// What the engine makes of the caller's speech before the agent hears of it; nothing by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Speech {
+    /// What happens to the agent's sound that waits.
+    pub barge_in: BargeIn,
+    /// The agent gets no frames of silence.
+    pub suppress_silence: bool,
+    /// Nobody has spoken for so long: an event of the engine; 0 for none.
+    pub idle_seconds: u32,
+    /// The caller gets comfort noise while the agent says nothing.
+    pub comfort_noise: bool,
+}
+
+/// What happens to the agent's sound that waits when the caller begins to speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BargeIn {
+    /// The agent decides.
+    #[default]
+    Off,
+    /// It is held until the agent decides.
+    Pause,
+    /// It is dropped.
+    Clear,
+}
+
+impl Speech {
+    fn to_engine(self) -> Option<engine::SpeechOptions> {
+        let barge_in = match self.barge_in {
+            BargeIn::Off => engine::BargeIn::Off,
+            BargeIn::Pause => engine::BargeIn::Pause,
+            BargeIn::Clear => engine::BargeIn::Clear,
+        };
+        (self != Self::default()).then(|| engine::SpeechOptions {
+            barge_in: barge_in.into(),
+            suppress_silence: self.suppress_silence,
+            idle_ms: self.idle_seconds.saturating_mul(1_000),
+            comfort_noise: self.comfort_noise,
+        })
+    }
 }
 
 /// What a WebSocket agent speaks.
@@ -134,6 +192,20 @@ struct WebSocketOptions {
     headers: HashMap<String, String>,
     #[serde(default)]
     custom: HashMap<String, String>,
+    #[serde(default)]
+    speech: Speech,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GrpcOptions {
+    url: String,
+    #[serde(default)]
+    headers: HashMap<String, String>,
+    #[serde(default)]
+    custom: HashMap<String, String>,
+    #[serde(default)]
+    speech: Speech,
 }
 
 #[derive(Deserialize)]
@@ -142,6 +214,8 @@ struct AudioSocketOptions {
     address: String,
     #[serde(default)]
     sample_rate_hz: u32,
+    #[serde(default)]
+    speech: Speech,
 }
 
 impl Agent {
@@ -166,11 +240,20 @@ impl Agent {
                     dialect: options.dialect,
                     headers: options.headers,
                     custom: options.custom,
+                    speech: options.speech,
                 })
             }
             "audiosocket" => {
                 let options: AudioSocketOptions = options("audiosocket", stored)?;
-                Ok(Self::AudioSocket { address: options.address, sample_rate_hz: options.sample_rate_hz })
+                Ok(Self::AudioSocket {
+                    address: options.address,
+                    sample_rate_hz: options.sample_rate_hz,
+                    speech: options.speech,
+                })
+            }
+            "grpc" => {
+                let GrpcOptions { url, headers, custom, speech } = options("grpc", stored)?;
+                Ok(Self::Grpc { url, headers, custom, speech })
             }
             _ => Err(AgentError::Kind(kind.to_owned())),
         }
@@ -186,6 +269,7 @@ impl Agent {
             Self::Talker => "talker",
             Self::WebSocket { .. } => "websocket",
             Self::AudioSocket { .. } => "audiosocket",
+            Self::Grpc { .. } => "grpc",
         }
     }
 
@@ -227,13 +311,21 @@ impl Agent {
                     ..Default::default()
                 }),
             },
-            Self::AudioSocket { address, sample_rate_hz } => Target::Audiosocket(engine::AudioSocketAgent {
-                address: address.clone(),
-                uuid: String::new(),
-                sample_rate_hz: *sample_rate_hz,
+            Self::AudioSocket { address, sample_rate_hz, .. } => {
+                Target::Audiosocket(engine::AudioSocketAgent {
+                    address: address.clone(),
+                    uuid: String::new(),
+                    sample_rate_hz: *sample_rate_hz,
+                    connect_timeout_ms,
+                })
+            }
+            Self::Grpc { url, headers, custom: own, .. } => Target::Grpc(engine::GrpcAgent {
+                url: url.clone(),
+                headers: headers.clone(),
+                custom: told(own, custom),
                 connect_timeout_ms,
             }),
-            Self::WebSocket { url, dialect, headers, custom: own } => {
+            Self::WebSocket { url, dialect, headers, custom: own, .. } => {
                 let dialect = match dialect {
                     Dialect::Pcm => engine::Dialect::Pcm,
                     Dialect::Twilio => engine::Dialect::Twilio,
@@ -247,7 +339,13 @@ impl Agent {
                 })
             }
         };
-        engine::Agent { target: Some(target) }
+        let speech = match self {
+            Self::WebSocket { speech, .. } | Self::AudioSocket { speech, .. } | Self::Grpc { speech, .. } => {
+                speech.to_engine()
+            }
+            _ => None,
+        };
+        engine::Agent { target: Some(target), speech }
     }
 }
 
@@ -284,6 +382,19 @@ mod tests {
         let agent = Agent::Talker.to_engine("link://127.0.0.1:8767", Some(&token), 5_000, &BTreeMap::new());
         let Some(engine::agent::Target::Link(agent)) = agent.target else { panic!("link") };
         assert_eq!((agent.address.as_str(), agent.token.as_str()), ("127.0.0.1:8767", "swordfish"));
+    }
+
+    #[test]
+    fn what_is_wanted_of_speech_is_told_to_the_engine_and_nothing_by_default() {
+        let told = |options: &str| {
+            let agent = Agent::from_stored("grpc", options).unwrap();
+            agent.to_engine("", None, 5_000, &BTreeMap::new())
+        };
+        let plain = told(r#"{"url":"grpc://a:1"}"#);
+        assert!(matches!(plain.target, Some(engine::agent::Target::Grpc(_))) && plain.speech.is_none());
+        let speech =
+            told(r#"{"url":"grpc://a:1","speech":{"barge_in":"clear","idle_seconds":30}}"#).speech.unwrap();
+        assert_eq!((speech.barge_in(), speech.idle_ms), (engine::BargeIn::Clear, 30_000));
     }
 
     #[test]

@@ -199,6 +199,8 @@ pub fn read(event: engine::Event) -> Option<News> {
         Body::MediaStarted(started) => SessionEvent::MediaStarted { took_ms: started.took_ms },
         Body::DtmfReceived(_) => SessionEvent::Dtmf,
         Body::SessionReport(report) => SessionEvent::Report { stats: Box::new(report.stats?) },
+        // For whoever watches the engine; the life of a call does not depend on it yet.
+        Body::Idle(_) => return None,
         Body::SessionEnded(ended) => SessionEvent::Ended { reason: ended.reason(), stats: ended.stats },
     };
     Some(News::Session { session_id: event.session_id.parse().ok()?, event: session_event })

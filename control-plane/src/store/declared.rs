@@ -193,7 +193,7 @@ fn read_tenant(section: &mut Section<'_>, before: &[Tenant]) -> Option<Tenant> {
 fn read_assistant(section: &mut Section<'_>, tenants: &Tenants) -> Option<Assistant> {
     let tenant_id = tenants.of_section(section);
     let id = section.needed("id", ID_EXPECTED);
-    let agent = "\"echo\", \"tone\", \"file\", \"talker\" (the built-in voice agent), \"websocket\" or \"audiosocket\" (your own)";
+    let agent = "\"echo\", \"tone\", \"file\", \"talker\" (the built-in voice agent), \"websocket\", \"grpc\" or \"audiosocket\" (your own)";
     let kind = section.needed("agent", agent)?;
     let options = match kind.as_str() {
         "echo" | "none" | "talker" => json!({}),
@@ -206,13 +206,14 @@ fn read_assistant(section: &mut Section<'_>, tenants: &Tenants) -> Option<Assist
             json!({ "path": path, "repeat": section.flag("repeat").unwrap_or(false) })
         }
         "websocket" => read_websocket(section),
+        "grpc" => read_grpc(section),
         "audiosocket" => {
             let address = section.needed("address", "host:port such as \"127.0.0.1:9092\"");
             let hertz = section.integer("sample_rate_hz", 8_000..=48_000).unwrap_or(8_000);
             if ![8_000, 16_000, 24_000, 48_000].contains(&hertz) {
                 section.wrong(format!("\"sample_rate_hz\" = {hertz} is not 8000, 16000, 24000 or 48000"));
             }
-            json!({ "address": address, "sample_rate_hz": hertz })
+            json!({ "address": address, "sample_rate_hz": hertz, "speech": read_speech(section) })
         }
         _ => {
             section.wrong(format!("\"agent\" = \"{kind}\" is not one of {agent}"));
@@ -241,7 +242,35 @@ fn read_websocket(section: &mut Section<'_>) -> Value {
         section.texts_by_name("headers", "a table such as { X-Team = \"support\" }").into_iter().collect();
     headers.extend(section.secrets_by_name("headers_env"));
     let custom = section.texts_by_name("custom", "a table such as { language = \"en\" }");
-    json!({ "url": url, "dialect": dialect.unwrap_or("pcm"), "headers": headers, "custom": custom })
+    let speech = read_speech(section);
+    json!({ "url": url, "dialect": dialect.unwrap_or("pcm"), "headers": headers, "custom": custom, "speech": speech })
+}
+
+fn read_grpc(section: &mut Section<'_>) -> Value {
+    let url_expected = "a URL such as \"grpc://127.0.0.1:8770\"";
+    let url = section.needed("url", url_expected);
+    if let Some(url) =
+        url.as_deref().filter(|url| !url.starts_with("grpc://") && !url.starts_with("grpcs://"))
+    {
+        section.wrong(format!("\"url\" = \"{url}\" is not {url_expected}"));
+    }
+    let mut headers: HashMap<String, String> =
+        section.texts_by_name("headers", "a table such as { x-team = \"support\" }").into_iter().collect();
+    headers.extend(section.secrets_by_name("headers_env"));
+    let custom = section.texts_by_name("custom", "a table such as { language = \"en\" }");
+    json!({ "url": url, "headers": headers, "custom": custom, "speech": read_speech(section) })
+}
+
+/// What the engine makes of the caller's speech, of an agent of one's own.
+fn read_speech(section: &mut Section<'_>) -> Value {
+    let barge_in = section.choice("barge_in", &[("off", "off"), ("pause", "pause"), ("clear", "clear")]);
+    let idle_seconds = section.integer("idle_seconds", 1..=86_400).unwrap_or(0);
+    json!({
+        "barge_in": barge_in.unwrap_or("off"),
+        "suppress_silence": section.flag("suppress_silence").unwrap_or(false),
+        "idle_seconds": idle_seconds,
+        "comfort_noise": section.flag("comfort_noise").unwrap_or(false),
+    })
 }
 
 impl Declared {

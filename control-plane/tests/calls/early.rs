@@ -92,6 +92,7 @@ fn agent_is_shown_the_headers_of_the_trunks_list_and_who_the_network_says_calls(
         dialect: Dialect::Pcm,
         headers: Default::default(),
         custom: [("team".to_owned(), "desk".to_owned())].into(),
+        speech: Default::default(),
     };
     dial(&mut bed);
     let open = bed.commands.iter().find_map(|(_, _, command)| match command {

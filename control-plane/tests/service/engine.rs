@@ -280,6 +280,16 @@ impl EngineService for Engine {
         }))
     }
 
+    type StatisticsStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<api::StatisticsResponse, Status>> + Send>>;
+
+    async fn statistics(
+        &self,
+        _: Request<api::StatisticsRequest>,
+    ) -> Result<Response<Self::StatisticsStream>, Status> {
+        Err(Status::unimplemented("nobody watches this engine"))
+    }
+
     type EventsStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<api::Event, Status>> + Send>>;
 
     async fn events(&self, _: Request<api::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {

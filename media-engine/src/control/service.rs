@@ -12,6 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::events::{self, EventStream};
+use super::statistics::{self, StatisticsStream};
 use super::{Control, Entry};
 use crate::contract::{self, Invalid, Target};
 use crate::leg::agent::{AgentParameters, CallInfo};
@@ -20,6 +21,7 @@ use crate::mailbox::{Command, LegError, Open, OpenError, Opened, SessionKey};
 use crate::ports::owner;
 use crate::recording;
 use crate::session::SessionParameters;
+use crate::session::speech::SpeechParameters;
 
 /// A name that does not resolve in this time is a dead agent: the caller is ringing.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(2);
@@ -73,6 +75,7 @@ struct Checked {
     rtp: RtpParameters,
     local_port: Option<u16>,
     agent: Target,
+    speech: SpeechParameters,
     media_timeout: Duration,
     max_session: Option<Duration>,
 }
@@ -83,6 +86,7 @@ fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checke
     let (rtp, local_port) = contract::rtp(request.rtp)?;
     check_family(control, &rtp)?;
     let call = contract::call(request.call, &id);
+    let speech = contract::speech(request.agent.as_ref());
     let agent = contract::agent(request.agent, &call)?;
     Ok(Checked {
         call,
@@ -90,6 +94,7 @@ fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checke
         rtp,
         local_port,
         agent,
+        speech,
         media_timeout: contract::media_timeout(request.media_timeout_ms),
         max_session: contract::max_session(request.max_session_ms),
     })
@@ -97,7 +102,7 @@ fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checke
 
 /// Loads what is to be loaded, resolves what is to be resolved.
 async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Status> {
-    let Checked { id, call, rtp, local_port, agent, media_timeout, max_session } = checked;
+    let Checked { id, call, rtp, local_port, agent, speech, media_timeout, max_session } = checked;
     let mut agent_address = None;
     let agent = match agent {
         Target::Echo => AgentParameters::Echo,
@@ -125,6 +130,21 @@ async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Statu
             agent_address = Some(resolve(&parameters.host, parameters.port).await);
             AgentParameters::Link(parameters)
         }
+        Target::Grpc(mut parameters) => {
+            agent_address = Some(resolve(&parameters.url.host, parameters.url.port).await);
+            if parameters.url.secure {
+                match control.agent_tls() {
+                    Ok(tls) => {
+                        // Servers that speak several protocols ask for the word (RFC 9113 §3.2).
+                        let mut tls = rustls::ClientConfig::clone(&tls);
+                        tls.alpn_protocols = vec![b"h2".to_vec()];
+                        parameters.tls = Some(Arc::new(tls));
+                    }
+                    Err(reason) => agent_address = Some(Err(reason)),
+                }
+            }
+            AgentParameters::Grpc(parameters)
+        }
         Target::AudioSocket(parameters) => {
             agent_address = Some(resolve(&parameters.host, parameters.port).await);
             AgentParameters::AudioSocket(parameters)
@@ -132,8 +152,16 @@ async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Statu
     };
     // A clock that stands before 1970 makes reports say 1970: they are still good for a round trip.
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let parameters =
-        SessionParameters { call, rtp, agent, media_timeout, max_session, seed: rand::random(), since_epoch };
+    let parameters = SessionParameters {
+        call,
+        rtp,
+        agent,
+        speech,
+        media_timeout,
+        max_session,
+        seed: rand::random(),
+        since_epoch,
+    };
     let local_address = control.config.rtp_address;
     Ok(Box::new(Open { id: id.into(), parameters, agent_address, local_address, local_port }))
 }
@@ -417,6 +445,7 @@ async fn carry_out(
 #[tonic::async_trait]
 impl EngineService for Service {
     type EventsStream = EventStream;
+    type StatisticsStream = StatisticsStream;
     type CommandsStream = ReceiverStream<Result<proto::CommandResponse, Status>>;
 
     async fn describe(
@@ -518,6 +547,13 @@ impl EngineService for Service {
         Ok(Response::new(events::subscribe(Arc::clone(&self.control), controller_id).await?))
     }
 
+    async fn statistics(
+        &self,
+        request: Request<proto::StatisticsRequest>,
+    ) -> Result<Response<StatisticsStream>, Status> {
+        Ok(Response::new(statistics::watch(Arc::clone(&self.control), request.into_inner())?))
+    }
+
     async fn drain(&self, _: Request<proto::DrainRequest>) -> Result<Response<proto::DrainResponse>, Status> {
         self.control.drain();
         Ok(Response::new(proto::DrainResponse { sessions: self.control.sessions() as u32 }))
@@ -539,7 +575,7 @@ mod tests {
         proto::OpenSessionRequest {
             session_id: id.to_owned(),
             rtp: Some(proto::RtpParameters::default()),
-            agent: Some(proto::Agent { target: Some(echo) }),
+            agent: Some(proto::Agent { target: Some(echo), ..Default::default() }),
             ..Default::default()
         }
     }

@@ -17,6 +17,7 @@ use tandem_stream::{Dialect, audiosocket};
 
 use super::audiosocket::AudioSocketStream;
 use super::dialect::WebSocketStream;
+use super::grpc::GrpcStream;
 use super::link::LinkStream;
 use super::stream::Stream;
 
@@ -105,6 +106,31 @@ impl std::fmt::Debug for LinkParameters {
     }
 }
 
+/// An agent that serves `tandem.agent.v1.Agent`.
+#[derive(Clone)]
+pub struct GrpcParameters {
+    /// Where; its scheme says whether by TLS.
+    pub url: Url,
+    /// For `grpcs://`: what it is trusted by.
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// Metadata of the call; they may hold secrets.
+    pub headers: Vec<(String, String)>,
+    /// For its start message.
+    pub custom: BTreeMap<String, String>,
+    /// It must have accepted the call after so long.
+    pub connect_timeout: Duration,
+}
+
+/// Metadata and custom fields may hold secrets: they are not shown.
+impl std::fmt::Debug for GrpcParameters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GrpcParameters")
+            .field("host", &self.url.host)
+            .field("port", &self.url.port)
+            .finish_non_exhaustive()
+    }
+}
+
 /// An AudioSocket server, dialled as Asterisk does.
 #[derive(Debug, Clone)]
 pub struct AudioSocketParameters {
@@ -138,6 +164,8 @@ pub enum AgentParameters {
     Link(Box<LinkParameters>),
     /// An AudioSocket server.
     AudioSocket(AudioSocketParameters),
+    /// One that serves our gRPC service.
+    Grpc(Box<GrpcParameters>),
 }
 
 /// The agent of one session.
@@ -184,6 +212,9 @@ impl Agent {
             }
             AgentParameters::AudioSocket(parameters) => {
                 Self::Stream(Box::new(Stream::AudioSocket(AudioSocketStream::new(parameters, now))))
+            }
+            AgentParameters::Grpc(parameters) => {
+                Self::Stream(Box::new(Stream::Grpc(GrpcStream::new(*parameters, call, now)?)))
             }
         })
     }

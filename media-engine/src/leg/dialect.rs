@@ -11,11 +11,8 @@ use super::agent::{CallInfo, WebSocketParameters};
 use super::backlog::Backlog;
 use super::event::Request;
 use super::stream::{FRAME_MS, PIECE, Said, Tell, event, hear_pcm, request};
-use super::tls::{RECORD_OVERHEAD, Tls};
+use super::tls::Tls;
 use super::websocket::{Connection, Incoming, Loss, Masks};
-
-/// Octets of the WebSocket that are put into one TLS record: with its overhead it fits the ring's stage.
-const RECORD_OCTETS: usize = 4_096 - RECORD_OVERHEAD;
 
 /// An agent behind a WebSocket.
 #[derive(Debug)]
@@ -222,6 +219,11 @@ impl WebSocketStream {
     pub(super) fn tell(&mut self, what: &Tell<'_>) {
         let text = match (self.dialect, what) {
             (Dialect::Pcm, what) => event(what).to_json(),
+            (Dialect::Twilio, Tell::Gap { ms }) => {
+                // Its frames have timestamps: those go on.
+                self.clock_ms += ms;
+                return;
+            }
             (Dialect::Twilio, Tell::Dtmf { digit, .. }) => self.writer.dtmf(*digit),
             (Dialect::Twilio, Tell::Mark { name, .. }) => self.writer.mark(name),
             (Dialect::Twilio, _) => return,
@@ -251,19 +253,9 @@ impl WebSocketStream {
 
     pub(super) fn poll_stream(&mut self, out: &mut [u8]) -> usize {
         let Some(mut tls) = self.tls.take() else { return self.poll_plain(out) };
-        let mut len = tls.poll_output(out);
-        let mut plain = [0; RECORD_OCTETS];
-        while !tls.has_output() && !tls.is_handshaking() {
-            let room = out.len().saturating_sub(len + RECORD_OVERHEAD).min(RECORD_OCTETS);
-            let octets = self.poll_plain(&mut plain[..room]);
-            if octets == 0 {
-                break;
-            }
-            if let Err(reason) = tls.write(&plain[..octets]) {
-                self.connection.fail(reason);
-                break;
-            }
-            len += tls.poll_output(&mut out[len..]);
+        let (len, outcome) = tls.poll_records(out, |plain| self.poll_plain(plain));
+        if let Err(reason) = outcome {
+            self.connection.fail(reason);
         }
         self.tls = Some(tls);
         len

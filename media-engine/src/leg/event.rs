@@ -119,6 +119,11 @@ pub enum Event {
         /// How long it was down.
         duration_ms: u32,
     },
+    /// Nobody has spoken for as long as the session was told to mind; once, until somebody speaks.
+    Idle {
+        /// Since the last sound that was heard.
+        idle_ms: u64,
+    },
     /// Its own RTCP report has left: how it goes.
     Report {
         /// The counters then.
@@ -180,4 +185,12 @@ pub struct Stats {
     pub agent_dropped_ms: u64,
     /// Since the session was started.
     pub duration_ms: u64,
+    /// Agent's sound that waits to be played.
+    pub playout_waiting_ms: u64,
+    /// Agent's sound that has left since the stream began.
+    pub heard_ms: u64,
+    /// Whether the caller speaks; `None` where nobody listens for it.
+    pub caller_speaks: Option<bool>,
+    /// How long nobody has spoken; `None` where nobody minds.
+    pub idle_ms: Option<u64>,
 }

@@ -14,6 +14,7 @@ pub mod audiosocket;
 pub mod backlog;
 pub mod dialect;
 pub mod event;
+pub mod grpc;
 pub mod link;
 pub mod rtp;
 pub mod stream;

@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use tandem_audio::format::{Codec, Ptime};
+use tandem_audio::noise::{MAX_SID_OCTETS, Sid};
 use tandem_audio::tone::Digit;
 use tandem_rtp::event::{DigitEvent, EventDetector, EventSender};
 use tandem_rtp::jitter::{Placement, Release, ReorderBuffer};
@@ -601,6 +602,25 @@ impl RtpLeg {
         }
         let header = self.sender.next_header(ticks, len);
         header.write(head).ok()?;
+        self.protect(out, HEADER_LEN + len)
+    }
+
+    /// Comfort noise may be sent now: it was negotiated, and no key is being pressed. Opus has silence of its own.
+    pub fn takes_noise(&self) -> bool {
+        let RtpParameters { sound, codec, .. } = &*self.parameters;
+        let fits = codec.is_some_and(|codec| codec != Codec::Opus);
+        fits && sound.comfort_noise_payload_type.is_some()
+            && self.keys.is_idle()
+            && self.destination().is_some()
+    }
+
+    /// Writes the packet that is due as a description of noise (RFC 3389). `None` when it may not be sent.
+    pub fn write_noise(&mut self, sid: &Sid, out: &mut [u8]) -> Option<usize> {
+        let payload_type = self.parameters.sound.comfort_noise_payload_type?;
+        let ticks = self.parameters.codec?.ticks(self.parameters.ptime);
+        let (head, body) = out.split_at_mut_checked(HEADER_LEN)?;
+        let len = sid.write(body.get_mut(..MAX_SID_OCTETS)?);
+        self.sender.next_noise_header(payload_type, ticks, len).write(head).ok()?;
         self.protect(out, HEADER_LEN + len)
     }
 

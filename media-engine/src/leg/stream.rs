@@ -1,7 +1,7 @@
 //! An agent that is dialled, whatever it is dialled by: one face for the session.
 //!
 //! ```text
-//!   Session ──hear, tell, stop──▶ WebSocket │ Link │ AudioSocket ──poll_stream──▶ worker ──▶ ring
+//!   Session ──hear, tell, stop──▶ WebSocket │ Link │ AudioSocket │ gRPC ──poll_stream──▶ worker ──▶ ring
 //!           ◀──Said─── handle_bytes, handle_frame ◀────────────────────────────── worker ◀── ring
 //! ```
 //!
@@ -18,6 +18,7 @@ use tandem_stream::{Dialect, link};
 use super::audiosocket::AudioSocketStream;
 use super::dialect::WebSocketStream;
 use super::event::Request;
+use super::grpc::GrpcStream;
 use super::link::LinkStream;
 use super::websocket::Loss;
 
@@ -70,6 +71,11 @@ pub enum Tell<'a> {
         /// Began.
         active: bool,
     },
+    /// So much silence was kept from the agent; what it hears next comes after it.
+    Gap {
+        /// How much.
+        ms: u64,
+    },
     /// The caller put us on hold.
     Hold,
     /// The hold is over.
@@ -94,6 +100,8 @@ pub enum Stream {
     Link(LinkStream),
     /// An AudioSocket of its own.
     AudioSocket(AudioSocketStream),
+    /// A gRPC call on a connection of its own.
+    Grpc(GrpcStream),
 }
 
 macro_rules! each {
@@ -102,6 +110,7 @@ macro_rules! each {
             Stream::WebSocket($stream) => $body,
             Stream::Link($stream) => $body,
             Stream::AudioSocket($stream) => $body,
+            Stream::Grpc($stream) => $body,
         }
     };
 }
@@ -113,7 +122,7 @@ impl Stream {
     pub fn rate(&self) -> SampleRate {
         match self {
             Self::WebSocket(stream) => stream.rate(),
-            Self::Link(_) => SampleRate::Hz16000,
+            Self::Link(_) | Self::Grpc(_) => SampleRate::Hz16000,
             Self::AudioSocket(stream) => stream.rate(),
         }
     }
@@ -122,7 +131,7 @@ impl Stream {
     pub fn wants_speech(&self) -> bool {
         match self {
             Self::WebSocket(stream) => stream.dialect() == Dialect::Pcm,
-            Self::Link(_) => true,
+            Self::Link(_) | Self::Grpc(_) => true,
             Self::AudioSocket(_) => false,
         }
     }
@@ -131,7 +140,7 @@ impl Stream {
     pub fn hangs_up_by_closing(&self) -> bool {
         match self {
             Self::WebSocket(stream) => stream.dialect() == Dialect::Twilio,
-            Self::Link(_) => false,
+            Self::Link(_) | Self::Grpc(_) => false,
             Self::AudioSocket(_) => true,
         }
     }
@@ -183,6 +192,7 @@ impl Stream {
         match self {
             Self::WebSocket(stream) => stream.handle_ended(error),
             Self::AudioSocket(stream) => stream.handle_ended(error),
+            Self::Grpc(stream) => stream.handle_ended(error),
             Self::Link(_) => {}
         }
     }
@@ -191,7 +201,7 @@ impl Stream {
     pub fn take_ready(&mut self) -> bool {
         match self {
             Self::AudioSocket(stream) => stream.take_ready(),
-            Self::WebSocket(_) | Self::Link(_) => false,
+            Self::WebSocket(_) | Self::Link(_) | Self::Grpc(_) => false,
         }
     }
 
@@ -212,19 +222,26 @@ impl Stream {
         match self {
             Self::WebSocket(stream) => stream.handle_bytes(bytes, take),
             Self::AudioSocket(stream) => stream.handle_bytes(bytes, take),
+            Self::Grpc(stream) => stream.handle_bytes(bytes, take),
             Self::Link(_) => {}
         }
     }
 
     /// A TLS handshake waits for its turn.
     pub fn wants_handshake(&self) -> bool {
-        matches!(self, Self::WebSocket(stream) if stream.wants_handshake())
+        match self {
+            Self::WebSocket(stream) => stream.wants_handshake(),
+            Self::Grpc(stream) => stream.wants_handshake(),
+            Self::Link(_) | Self::AudioSocket(_) => false,
+        }
     }
 
     /// Goes on with it.
     pub fn handle_handshake(&mut self, take: &mut dyn FnMut(Said<'_>)) {
-        if let Self::WebSocket(stream) = self {
-            stream.handle_handshake(take);
+        match self {
+            Self::WebSocket(stream) => stream.handle_handshake(take),
+            Self::Grpc(stream) => stream.handle_handshake(take),
+            Self::Link(_) | Self::AudioSocket(_) => {}
         }
     }
 
@@ -237,8 +254,10 @@ impl Stream {
 
     /// So many milliseconds of the agent's sound wait: what was used may be granted again.
     pub fn handle_waiting(&mut self, ms: u64) {
-        if let Self::Link(stream) = self {
-            stream.handle_waiting(ms);
+        match self {
+            Self::Link(stream) => stream.handle_waiting(ms),
+            Self::Grpc(stream) => stream.handle_waiting(ms),
+            Self::WebSocket(_) | Self::AudioSocket(_) => {}
         }
     }
 
@@ -248,7 +267,7 @@ impl Stream {
     pub fn link_mut(&mut self) -> Option<&mut LinkStream> {
         match self {
             Self::Link(stream) => Some(stream),
-            Self::WebSocket(_) | Self::AudioSocket(_) => None,
+            Self::WebSocket(_) | Self::AudioSocket(_) | Self::Grpc(_) => None,
         }
     }
 
@@ -319,6 +338,7 @@ pub(super) fn event(what: &Tell<'_>) -> pcm_dialect::ToAgent {
         Tell::Cleared { heard_ms } => ToAgent::Cleared { heard_ms: *heard_ms },
         Tell::Paused { heard_ms } => ToAgent::Paused { heard_ms: *heard_ms },
         Tell::Speech { active } => ToAgent::Speech { active: *active },
+        Tell::Gap { ms } => ToAgent::Gap { ms: *ms },
         Tell::Hold => ToAgent::Hold,
         Tell::Resume => ToAgent::Resume,
         Tell::Answered => ToAgent::Answered,

@@ -1,7 +1,7 @@
-//! TLS under a WebSocket that we dial (`wss://`): rustls, fed with octets like everything here.
+//! TLS under a connection that we dial (`wss://`, `grpcs://`): rustls, fed with octets like everything here.
 //!
 //! ```text
-//!   TCP ──handle_bytes──▶ held until the worker grants the handshake its turn ──▶ rustls ──▶ octets of the WebSocket
+//!   TCP ──handle_bytes──▶ held until the worker grants the handshake its turn ──▶ rustls ──▶ its octets
 //!   TCP ◀──poll_stream──────────────────────────────────────────────────────────── rustls ◀── write
 //! ```
 //!
@@ -19,7 +19,10 @@ use rustls::{ClientConfig, ClientConnection};
 const HELD_MAX: usize = 128 * 1_024;
 
 /// Octets that a record adds to what is in it, at most (RFC 8446 §5.2, with a TLS 1.2 nonce).
-pub(super) const RECORD_OVERHEAD: usize = 64;
+const RECORD_OVERHEAD: usize = 64;
+
+/// Octets that are put into one record: with its overhead it fits the ring's stage.
+const RECORD_OCTETS: usize = 4_096 - RECORD_OVERHEAD;
 
 /// One connection.
 pub(super) struct Tls {
@@ -91,8 +94,30 @@ impl Tls {
         Ok(())
     }
 
+    /// Writes records of what `poll_plain` gives into `out`, as much as fits; says how many octets, and whether it went well.
+    pub(super) fn poll_records(
+        &mut self,
+        out: &mut [u8],
+        mut poll_plain: impl FnMut(&mut [u8]) -> usize,
+    ) -> (usize, Result<(), String>) {
+        let mut len = self.poll_output(out);
+        let mut plain = [0; RECORD_OCTETS];
+        while !self.has_output() && !self.is_handshaking() {
+            let room = out.len().saturating_sub(len + RECORD_OVERHEAD).min(RECORD_OCTETS);
+            let octets = poll_plain(&mut plain[..room]);
+            if octets == 0 {
+                break;
+            }
+            if let Err(reason) = self.write(&plain[..octets]) {
+                return (len, Err(reason));
+            }
+            len += self.poll_output(&mut out[len..]);
+        }
+        (len, Ok(()))
+    }
+
     /// Encrypts; [`Tls::poll_output`] gives it out.
-    pub(super) fn write(&mut self, plain: &[u8]) -> Result<(), String> {
+    fn write(&mut self, plain: &[u8]) -> Result<(), String> {
         self.connection.writer().write_all(plain).map_err(|error| format!("agent's TLS failed: {error}"))
     }
 
@@ -102,7 +127,7 @@ impl Tls {
     }
 
     /// Moves records into `out`, as much as fits, and says how many octets.
-    pub(super) fn poll_output(&mut self, out: &mut [u8]) -> usize {
+    fn poll_output(&mut self, out: &mut [u8]) -> usize {
         let mut len = 0;
         while self.connection.wants_write() && len < out.len() {
             match self.connection.write_tls(&mut &mut out[len..]) {

@@ -133,6 +133,11 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        usize::from(self.count)
+    }
+
     fn count(wanted: usize) -> u16 {
         wanted.clamp(1, BUFFERS_MAX).next_power_of_two() as u16
     }

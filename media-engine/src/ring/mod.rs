@@ -40,7 +40,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 pub use buffers::{BUFFER_OCTETS, Received};
-pub use probe::{Choice, Decision, DriverKind, Feature, decide, explain};
+pub use probe::{Choice, Decision, DriverKind, Feature, decide, explain, kernel_release, limits};
 use socket::link_socket;
 pub use socket::{bind_udp, tcp_socket};
 pub use table::{InFlight, Owner, SocketId};
@@ -189,6 +189,8 @@ pub struct RingCounters {
     pub buffers_out: u64,
     /// Most buffers ever out at once.
     pub buffers_out_max: u64,
+    /// Receive buffers in all.
+    pub buffers: u64,
     /// Sockets in the table, closing ones included.
     pub sockets: u64,
 }

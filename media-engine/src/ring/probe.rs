@@ -182,11 +182,42 @@ pub fn decide(choice: Choice) -> Decision {
     Decision { driver, reason }
 }
 
-/// The kernel features the engine could use, and whether it does.
-pub fn explain() -> Vec<Feature> {
+/// Which kernel this is, as it calls itself.
+pub fn kernel_release() -> String {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease");
+    release.map_or_else(|error| format!("unknown ({error})"), |text| text.trim().to_owned())
+}
+
+/// What this process may have of what calls need: descriptors, locked memory. Soft and hard limits.
+pub fn limits() -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let wanted = [("Max open files", "open files"), ("Max locked memory", "locked memory")];
+    let told = wanted.iter().map(|(row, name)| {
+        let row = text.lines().find_map(|line| line.strip_prefix(row)).unwrap_or_default();
+        let mut columns = row.split_whitespace();
+        match (columns.next(), columns.next()) {
+            (Some(soft), Some(hard)) => format!("{name} {soft} of {hard}"),
+            _ => format!("{name} unknown"),
+        }
+    });
+    told.collect()
+}
+
+/// The kernel features the engine could use, and whether it does under this driver.
+pub fn explain(driver: Option<DriverKind>) -> Vec<Feature> {
     let feature = |name, used, note: &str| Feature { name, used, note: note.to_owned() };
     let mut features = Vec::new();
+    if driver == Some(DriverKind::Epoll) {
+        features.push(feature("epoll", true, "a system call a datagram each way, and one a turn"));
+    }
     match obstacle() {
+        None if driver == Some(DriverKind::Epoll) => {
+            features.push(feature(
+                "io_uring",
+                false,
+                "the kernel has it, but TANDEM_ENGINE_DRIVER asks for epoll",
+            ));
+        }
         Some(why) => features.push(feature("io_uring", false, &why)),
         None => {
             features.push(feature("io_uring", true, "one ring a worker, one enter a turn"));

@@ -627,7 +627,8 @@ impl Uring {
 
     pub(super) fn counters(&self) -> RingCounters {
         let (buffers_out, buffers_out_max) = self.buffers.out();
-        RingCounters { buffers_out, buffers_out_max, sockets: self.table.len() as u64, ..self.counters }
+        let (buffers, sockets) = (self.buffers.len() as u64, self.table.len() as u64);
+        RingCounters { buffers_out, buffers_out_max, buffers, sockets, ..self.counters }
     }
 }
 

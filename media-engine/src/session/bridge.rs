@@ -71,6 +71,8 @@ struct Ear {
     /// After a change of codec.
     tail: Option<Box<Tail>>,
     changed: Option<VadEvent>,
+    /// What it hears is noise of our own making.
+    is_noise: bool,
 }
 
 /// Keys in the sound itself.
@@ -109,7 +111,8 @@ impl Ear {
             tail.fade_into(samples);
         }
         if let Some(vad) = &mut self.vad {
-            self.changed = vad.process(samples).or(self.changed);
+            let change = if self.is_noise { vad.pause(samples.len()) } else { vad.process(samples) };
+            self.changed = change.or(self.changed);
         }
         if let Some(keys) = &mut self.keys {
             keys.hear(samples);
@@ -171,6 +174,7 @@ impl Bridge {
             keys: sound.inband_dtmf.then(|| Keys::new(rate)),
             tail: None,
             changed: None,
+            is_noise: false,
         };
         Self {
             codec,
@@ -194,6 +198,11 @@ impl Bridge {
     /// The codec of the carrier leg.
     pub fn codec(&self) -> Codec {
         self.codec
+    }
+
+    /// Whether the caller speaks, if anybody listens for it.
+    pub fn is_speech(&self) -> Option<bool> {
+        self.ear.vad.as_ref().map(|vad| vad.is_speech())
     }
 
     /// The agent's rate.
@@ -332,12 +341,14 @@ impl Bridge {
         let Some(noise) = &mut self.noise else { return };
         let mut samples = [0; UP_SAMPLES];
         let mut left = ms as usize * self.decoder.rate().samples_per_ms();
+        self.ear.is_noise = true;
         while left > 0 {
             let part = &mut samples[..left.min(self.decoder.rate().samples(Ptime::MS_20))];
             left -= part.len();
             let len = self.decoder.fill_noise(noise, part);
             self.ear.hear(&mut part[..len], agent);
         }
+        self.ear.is_noise = false;
     }
 
     /// Fills a payload and says how long it is: `fill` writes samples at the agent's rate and says how many are sound; none:

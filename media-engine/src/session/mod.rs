@@ -23,12 +23,14 @@ pub mod paced;
 pub mod playout;
 pub mod second;
 pub mod skew;
+pub mod speech;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tandem_audio::format::{Codec, MAX_PACKET_SAMPLES, Ptime, SampleRate};
+use tandem_audio::noise::Sid;
 use tandem_audio::tone::{Cadence, ProgressTone};
 use tandem_audio::vad::VadEvent;
 use tandem_rtp::report::WallClock;
@@ -43,6 +45,7 @@ use bridge::Bridge;
 use digits::{Digits, Source};
 use playout::{Playout, Policy, PtimeClock};
 use second::{Party, Role, SecondLeg};
+use speech::{BargeIn, Due, Gate, NOISE_LEVEL, Speech, SpeechParameters};
 
 /// Events that wait between two drains. An agent that asks for more at once is not listened to.
 pub const EVENTS_MAX: usize = 64;
@@ -72,6 +75,8 @@ pub struct SessionParameters {
     pub rtp: RtpParameters,
     /// The agent leg.
     pub agent: AgentParameters,
+    /// What is made of the caller's speech.
+    pub speech: SpeechParameters,
     /// No RTP for so long ends the session.
     pub media_timeout: Duration,
     /// The session ends after so long, whatever happens.
@@ -170,6 +175,8 @@ pub struct Session {
     second: Option<Box<SecondLeg>>,
     /// What a caller hears while the agent consults.
     ringing: Option<Box<ProgressTone>>,
+    /// Only where something is wanted of it.
+    speech: Option<Box<Speech>>,
     opened: Instant,
     started: Option<Instant>,
     /// The other side is heard but has not answered: what the agent says waits.
@@ -202,7 +209,7 @@ impl Session {
     /// # Errors
     /// The upgrade request of a WebSocket agent cannot be written, or its TLS not be begun; in words.
     pub fn new(parameters: SessionParameters, now: Instant) -> Result<Self, String> {
-        let SessionParameters { call, rtp, agent, media_timeout, max_session, seed, since_epoch } =
+        let SessionParameters { call, rtp, agent, speech, media_timeout, max_session, seed, since_epoch } =
             parameters;
         let numbers = [seed as u32, (seed >> 32) as u32 ^ 0x5bd1_e995, (seed >> 16) as u32];
         let is_outbound = call.direction == "outbound";
@@ -218,6 +225,7 @@ impl Session {
             clock: None,
             second: None,
             ringing: None,
+            speech: None,
             opened: now,
             started: None,
             is_early: false,
@@ -236,13 +244,15 @@ impl Session {
             budget: EventBudget { since: now, used: 0, refused: 0 },
             told: Oddities::default(),
         };
+        this.speech = Speech::new(speech, this.playout.rate(), now);
         this.build_bridge();
         Ok(this)
     }
 
     fn build_bridge(&mut self) {
         let parameters = self.rtp.parameters();
-        let listens = self.agent.stream().is_some_and(Stream::wants_speech);
+        let listens = self.agent.stream().is_some_and(Stream::wants_speech)
+            || self.speech.as_ref().is_some_and(|speech| speech.listens());
         let Some(codec) = parameters.codec else { return };
         let rate = playout_rate(&self.agent, Some(codec));
         match &mut self.bridge {
@@ -308,6 +318,10 @@ impl Session {
         stats.playout_dropped_ms = self.playout.dropped_ms();
         let since = self.started.map(|started| now.saturating_duration_since(started));
         stats.duration_ms = since.unwrap_or_default().as_millis() as u64;
+        (stats.playout_waiting_ms, stats.heard_ms) = (self.playout.waiting_ms(), self.playout.heard_ms());
+        stats.caller_speaks = self.bridge.as_ref().and_then(Bridge::is_speech);
+        let idle = self.speech.as_ref().filter(|_| self.is_watched()).map(|speech| speech.idle(now));
+        stats.idle_ms = idle.map(|idle| idle.as_millis() as u64);
         stats
     }
 
@@ -319,6 +333,9 @@ impl Session {
             return;
         }
         self.tell_answered();
+        if let Some(speech) = &mut self.speech {
+            speech.attend(now);
+        }
         if std::mem::take(&mut self.is_early) {
             // The clock runs already; who answers has a right to a moment of silence.
             self.silence_from = now;
@@ -388,10 +405,13 @@ impl Session {
         }
         self.set_ringing();
         let on_hold = !parameters.direction.sends();
-        if on_hold != std::mem::replace(&mut self.on_hold, on_hold)
-            && let Some(stream) = self.agent.stream_mut()
-        {
-            stream.tell(if on_hold { &Tell::Hold } else { &Tell::Resume });
+        if on_hold != std::mem::replace(&mut self.on_hold, on_hold) {
+            if let Some(stream) = self.agent.stream_mut() {
+                stream.tell(if on_hold { &Tell::Hold } else { &Tell::Resume });
+            }
+            if let Some(speech) = &mut self.speech {
+                speech.attend(now);
+            }
         }
         if self.started.is_some() {
             self.silence_from = now;
@@ -491,7 +511,7 @@ impl Session {
         if self.ended {
             return;
         }
-        let first = self.hear(|rtp, hear| rtp.handle_datagram(source, bytes, now, hear));
+        let first = self.hear(now, |rtp, hear| rtp.handle_datagram(source, bytes, now, hear));
         if first {
             let took_ms = self.age(now).as_millis() as u32;
             self.push_event(Event::MediaStarted { remote: source, took_ms });
@@ -507,8 +527,9 @@ impl Session {
     }
 
     /// Runs a method of the RTP leg and lets the agent hear what comes of it.
-    fn hear<T>(&mut self, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>)) -> T) -> T {
-        let Self { rtp, agent, bridge, playout, second, .. } = self;
+    fn hear<T>(&mut self, now: Instant, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>)) -> T) -> T {
+        let Self { rtp, agent, bridge, playout, second, speech: attention, .. } = self;
+        let mut gate = attention.as_mut().and_then(|speech| speech.gate_mut());
         let listening = self.started.is_some() && !self.on_hold && rtp.direction().accepts();
         let is_deaf = matches!(agent, Agent::Tone(_) | Agent::File { .. });
         let mut speech = None;
@@ -518,7 +539,7 @@ impl Session {
                 return;
             }
             let change = bridge.up(heard, |samples| match second.as_deref_mut() {
-                None => tell_agent(agent, playout, samples),
+                None => tell_agent(agent, playout, gate.as_deref_mut(), samples),
                 Some(second) => {
                     second.push(Party::Caller, samples);
                     if second.role().hears(Party::Agent, Party::Caller) {
@@ -526,14 +547,14 @@ impl Session {
                         let frame = &mut frame[..samples.len()];
                         frame.copy_from_slice(samples);
                         second.mix_into(Party::Agent, frame);
-                        tell_agent(agent, playout, frame);
+                        tell_agent(agent, playout, None, frame);
                     }
                 }
             });
             speech = change.or(speech);
         });
-        if let (Some(change), Some(stream)) = (speech, self.agent.stream_mut()) {
-            stream.tell(&Tell::Speech { active: change == VadEvent::SpeechStarted });
+        if let Some(change) = speech {
+            self.handle_speech(change, now);
         }
         outcome
     }
@@ -565,7 +586,7 @@ impl Session {
             if len == 0 {
                 break;
             }
-            tell_agent(agent, playout, &frame[..len]);
+            tell_agent(agent, playout, None, &frame[..len]);
         }
         while let Some((digit, duration_ms)) = second.poll_digit() {
             if let (true, Some(stream)) = (role.hears(Party::Agent, Party::Second), agent.stream_mut()) {
@@ -575,20 +596,88 @@ impl Session {
     }
 
     /// A packet time has passed, and the caller may have said that he pauses: the agent hears comfort noise.
-    fn hear_pause(&mut self) {
+    fn hear_pause(&mut self, now: Instant) {
         if self.on_hold || !self.rtp.direction().accepts() {
             return;
         }
-        let Self { agent, bridge: Some(bridge), playout, .. } = self else { return };
-        match agent {
-            Agent::Echo => drop(bridge.up_pause(|samples| playout.push(samples))),
-            Agent::Stream(stream) => {
-                if let Some(change) = bridge.up_pause(|samples| stream.hear(samples)) {
-                    stream.tell(&Tell::Speech { active: change == VadEvent::SpeechStarted });
-                }
-            }
-            Agent::Tone(_) | Agent::File { .. } => {}
+        let Self { agent, bridge: Some(bridge), playout, speech, .. } = self else { return };
+        let mut gate = speech.as_mut().and_then(|speech| speech.gate_mut());
+        let change = bridge.up_pause(|samples| tell_agent(agent, playout, gate.as_deref_mut(), samples));
+        if let Some(change) = change {
+            self.handle_speech(change, now);
         }
+    }
+
+    /// The caller began or ceased to speak.
+    fn handle_speech(&mut self, change: VadEvent, now: Instant) {
+        let Self { agent, playout, speech, is_early, hangup_when_dry, .. } = self;
+        let began = change == VadEvent::SpeechStarted;
+        let mut stream = agent.stream_mut();
+        if let Some(stream) = &mut stream {
+            stream.tell(&Tell::Speech { active: began });
+        }
+        let Some(speech) = speech else { return };
+        if !began {
+            speech.handle_end(now);
+            if let Some(gate) = speech.gate_mut() {
+                gate.close();
+            }
+            return;
+        }
+        // Last words are to be heard, and what waits for an answer is no interruption.
+        let is_interrupted = !playout.is_still() && !*is_early && !*hangup_when_dry;
+        let barge_in = speech.handle_onset(is_interrupted, now);
+        let Some(stream) = stream else { return };
+        if let Some(gate) = speech.gate_mut()
+            && let Some((missing_ms, kept)) = gate.open()
+        {
+            if missing_ms > 0 {
+                stream.tell(&Tell::Gap { ms: missing_ms });
+            }
+            kept.into_iter().for_each(|samples| stream.hear(samples));
+            gate.clear();
+        }
+        match barge_in {
+            BargeIn::Off => {}
+            BargeIn::Pause => playout.pause(),
+            BargeIn::Clear => {
+                let mut names = Vec::new();
+                playout.clear(|name| names.push(name));
+                tell_cleared(stream, &names, playout.heard_ms());
+            }
+        }
+    }
+
+    /// Silence counts.
+    fn is_watched(&self) -> bool {
+        self.started.is_some() && !self.is_early && !self.on_hold && !self.ended
+    }
+
+    fn handle_speech_timeout(&mut self, now: Instant) {
+        let is_watched = self.is_watched();
+        let Some(speech) = &mut self.speech else { return };
+        match speech.handle_timeout(is_watched, now) {
+            Some(Due::Resume) => self.playout.resume(),
+            Some(Due::Idle(idle)) => self.push_event(Event::Idle { idle_ms: idle.as_millis() as u64 }),
+            None => {}
+        }
+    }
+
+    /// While the agent says nothing, and noise was asked for and negotiated: the packet that is due, which is a description of it or
+    /// none at all. `None`: sound is due.
+    fn make_noise(&mut self, now: Instant, out: &mut [u8]) -> Option<Option<usize>> {
+        let speech = self.speech.as_mut()?;
+        let is_still = self.playout.is_still()
+            && self.second.is_none()
+            && !self.is_early
+            && matches!(self.agent, Agent::Stream(_))
+            && self.rtp.takes_noise();
+        let is_due = speech.poll_noise(is_still, now)?;
+        if !is_due {
+            self.rtp.skip();
+            return Some(None);
+        }
+        Some(self.rtp.write_noise(&Sid::white(NOISE_LEVEL), out))
     }
 
     /// A key that was pressed and released, once, and which way it came.
@@ -655,7 +744,7 @@ impl Session {
         // Answers are written after the stream is done reading: it cannot do both at once.
         let mut cleared = None;
         let mut refused = Vec::new();
-        let mut is_ready = false;
+        let (mut is_ready, mut has_decided) = (false, false);
         read(stream, &mut |said| match said {
             Said::Ready => {
                 is_ready = true;
@@ -666,11 +755,18 @@ impl Session {
                 let mut names = cleared.take().unwrap_or_else(Vec::new);
                 playout.clear(|name| names.push(name));
                 *hangup_when_dry = false;
+                has_decided = true;
                 cleared = Some(names);
             }
             Said::Request(Request::Mark { name }) => refused.extend(playout.mark(name).err()),
-            Said::Request(Request::Pause) => playout.pause(),
-            Said::Request(Request::Resume) => playout.resume(),
+            Said::Request(Request::Pause) => {
+                playout.pause();
+                has_decided = true;
+            }
+            Said::Request(Request::Resume) => {
+                playout.resume();
+                has_decided = true;
+            }
             Said::Request(Request::Dtmf { digits }) if rtp.parameters().event_payload_type.is_none() => {
                 if budget.take(now) {
                     push(events, budget, Event::AgentDtmf { digits });
@@ -706,15 +802,11 @@ impl Session {
         if is_ready && self.is_outbound && self.started.is_some() && !self.is_early {
             stream.tell(&Tell::Answered);
         }
+        if let (true, Some(speech)) = (has_decided, &mut self.speech) {
+            speech.decide();
+        }
         if let Some(names) = cleared {
-            let heard_ms = playout.heard_ms();
-            // The Twilio dialect echoes the marks of what was cleared; ours says once how much was heard.
-            if stream.gives_cleared_marks_back() {
-                for name in &names {
-                    stream.tell(&Tell::Mark { name, heard_ms });
-                }
-            }
-            stream.tell(&Tell::Cleared { heard_ms });
+            tell_cleared(stream, &names, playout.heard_ms());
         }
         // A mark that nobody will see reached is answered now: an agent must not wait for ever.
         for name in &refused {
@@ -797,7 +889,7 @@ impl Session {
             return;
         }
         if self.rtp.poll_timeout().is_some_and(|deadline| deadline <= now) {
-            self.hear(|rtp, hear| rtp.handle_timeout(now, hear));
+            self.hear(now, |rtp, hear| rtp.handle_timeout(now, hear));
             self.handle_digits(now);
         }
         if self.second.as_ref().is_some_and(|second| second.rtp().poll_timeout().is_some_and(|at| at <= now))
@@ -808,6 +900,7 @@ impl Session {
             stream.handle_timeout(now);
             self.handle_loss();
         }
+        self.handle_speech_timeout(now);
         if self.media_deadline <= now {
             self.media_deadline = self.next_media_deadline();
             if self.media_deadline <= now {
@@ -872,12 +965,24 @@ impl Session {
             for _ in 0..lost {
                 self.rtp.skip();
             }
-            self.hear_pause();
+            self.hear_pause(now);
+            if let Some(len) = self.make_noise(now, out) {
+                self.handle_played();
+                let Some(len) = len else { continue };
+                let Some(to) = self.rtp.destination() else { continue };
+                return Some(Transmit { from: Port::Rtp, to, len });
+            }
             let ptime = self.rtp.ptime();
-            let Self { agent, playout, second, ringing, is_early, bridge, rtp, .. } = self;
-            let mut voice = |frame: &mut [i16]| match *is_early {
-                true => 0,
-                false => say(agent, playout, second.as_deref_mut(), ringing.as_deref_mut(), frame),
+            let Self { agent, playout, second, ringing, is_early, bridge, rtp, speech, .. } = self;
+            let mut voice = |frame: &mut [i16]| {
+                if *is_early {
+                    return 0;
+                }
+                let len = say(agent, playout, second.as_deref_mut(), ringing.as_deref_mut(), frame);
+                if let Some(speech) = speech {
+                    speech.hear_agent(&frame[..len], now);
+                }
+                len
             };
             let (Some(to), Some(bridge)) = (rtp.destination(), bridge.as_mut()) else {
                 rtp.skip();
@@ -931,7 +1036,8 @@ impl Session {
         let clock = self.clock.as_ref().map(PtimeClock::next);
         let report = self.rtp.poll_report_timeout();
         let second = self.second.as_ref().map(|second| second.poll_timeout());
-        [clock, report, self.rtp.poll_timeout(), agent, second, Some(self.media_deadline), self.end]
+        let speech = self.speech.as_ref().and_then(|speech| speech.poll_timeout(self.is_watched()));
+        [clock, report, self.rtp.poll_timeout(), agent, second, speech, Some(self.media_deadline), self.end]
             .into_iter()
             .flatten()
             .min()
@@ -964,11 +1070,12 @@ impl Session {
 }
 
 /// The agent hears this.
-fn tell_agent(agent: &mut Agent, playout: &mut Playout, samples: &[i16]) {
-    match agent {
-        Agent::Echo => playout.push(samples),
-        Agent::Stream(stream) => stream.hear(samples),
-        Agent::Tone(_) | Agent::File { .. } => {}
+fn tell_agent(agent: &mut Agent, playout: &mut Playout, gate: Option<&mut Gate>, samples: &[i16]) {
+    match (agent, gate) {
+        (Agent::Echo, _) => playout.push(samples),
+        (Agent::Stream(stream), Some(gate)) => gate.pass(samples, |samples| stream.hear(samples)),
+        (Agent::Stream(stream), None) => stream.hear(samples),
+        (Agent::Tone(_) | Agent::File { .. }, _) => {}
     }
 }
 
@@ -1000,6 +1107,16 @@ fn say(
         }
     }
     len.max(second.mix_into(Party::Caller, frame))
+}
+
+/// The queue was emptied of what these marks stood behind. The Twilio dialect echoes them; ours says once how much was heard.
+fn tell_cleared(stream: &mut Stream, names: &[String], heard_ms: u64) {
+    if stream.gives_cleared_marks_back() {
+        for name in names {
+            stream.tell(&Tell::Mark { name, heard_ms });
+        }
+    }
+    stream.tell(&Tell::Cleared { heard_ms });
 }
 
 /// Queues an event, or counts it when too many wait.

@@ -297,6 +297,11 @@ impl Playout {
         &front[..samples.min(front.len())]
     }
 
+    /// Nothing leaves: nothing waits, or it is held.
+    pub fn is_still(&self) -> bool {
+        self.queue.is_empty() || self.motion == Motion::Paused
+    }
+
     /// Nothing waits.
     pub fn is_empty(&self) -> bool {
         self.queue.is_empty()

@@ -20,6 +20,7 @@ mod lifetime;
 mod outbound;
 mod reports;
 mod second;
+mod speech;
 mod srtp;
 
 use super::*;
@@ -55,6 +56,7 @@ fn with(agent: AgentParameters) -> SessionParameters {
         call: CallInfo { call_id: "0190-ab".into(), tenant_id: "t-1".into(), ..CallInfo::default() },
         rtp: rtp(),
         agent,
+        speech: SpeechParameters::default(),
         media_timeout: Duration::from_secs(60),
         max_session: None,
         seed: 7,

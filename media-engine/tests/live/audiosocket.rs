@@ -34,7 +34,8 @@ fn an_audiosocket_server_hears_keys_and_speech_is_heard_and_hangs_up() {
                 uuid: ID.into(),
                 ..Default::default()
             };
-            let agent = proto::Agent { target: Some(proto::agent::Target::Audiosocket(agent)) };
+            let agent =
+                proto::Agent { target: Some(proto::agent::Target::Audiosocket(agent)), ..Default::default() };
             let phone = Phone::new();
             let mut events = client.events(proto::EventsRequest::default()).await.unwrap().into_inner();
             let opened = client.open_session(open("a", &phone, agent)).await.unwrap().into_inner();

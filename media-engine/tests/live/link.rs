@@ -86,7 +86,7 @@ fn link(listener: &TcpListener, token: &str) -> proto::Agent {
         connect_timeout_ms: 2_000,
         ..Default::default()
     };
-    proto::Agent { target: Some(proto::agent::Target::Link(agent)) }
+    proto::Agent { target: Some(proto::agent::Target::Link(agent)), ..Default::default() }
 }
 
 fn failed(event: &proto::event::Event) -> Option<String> {

@@ -4,9 +4,11 @@
 
 mod agent;
 mod audiosocket;
+mod grpc;
 mod legs;
 mod link;
 mod phone;
+mod statistics;
 mod tls;
 
 use std::future::Future;
@@ -52,7 +54,7 @@ fn on_both<F: Future<Output = ()>>(change: impl Fn(&mut Config), body: impl Fn(E
 }
 
 fn echo() -> proto::Agent {
-    proto::Agent { target: Some(proto::agent::Target::Echo(proto::EchoAgent {})) }
+    proto::Agent { target: Some(proto::agent::Target::Echo(proto::EchoAgent {})), ..Default::default() }
 }
 
 fn websocket(url: String, dialect: proto::Dialect) -> proto::Agent {
@@ -62,7 +64,7 @@ fn websocket(url: String, dialect: proto::Dialect) -> proto::Agent {
         connect_timeout_ms: 1_000,
         ..Default::default()
     };
-    proto::Agent { target: Some(proto::agent::Target::Websocket(agent)) }
+    proto::Agent { target: Some(proto::agent::Target::Websocket(agent)), ..Default::default() }
 }
 
 fn open(id: &str, phone: &Phone, agent: proto::Agent) -> proto::OpenSessionRequest {

@@ -94,10 +94,16 @@ impl Phone {
 
     /// Presses a key as RFC 4733 has it: five packets and three ends.
     pub(crate) fn press(&self, port: u16, key: u8) {
+        self.press_after(port, key, 0);
+    }
+
+    /// The same after so many packets.
+    pub(crate) fn press_after(&self, port: u16, key: u8, packets: u16) {
         for n in 1..=8u16 {
             let (end, duration) = if n > 5 { (0x80, 800u16) } else { (0, 160 * n) };
             let [high, low] = duration.to_be_bytes();
-            self.send(port, 101, n, 4_000, &[key, end | 10, high, low]);
+            let begin = 4_000 + 160 * u32::from(packets);
+            self.send(port, 101, packets + n, begin, &[key, end | 10, high, low]);
         }
     }
 }

@@ -17,25 +17,31 @@ use super::{close, on_both, open, start, wait_for, websocket};
 use crate::phone::Phone;
 
 /// A listener with a certificate for this name, and the certificate as a file.
-struct House {
-    acceptor: TlsAcceptor,
-    ca: PathBuf,
+pub(crate) struct House {
+    pub(crate) acceptor: TlsAcceptor,
+    pub(crate) ca: PathBuf,
     _folder: tempfile::TempDir,
 }
 
 impl House {
     fn of(name: &str) -> Self {
+        Self::speaking(name, &[])
+    }
+
+    /// The same, which knows these protocols by ALPN.
+    pub(crate) fn speaking(name: &str, protocols: &[&[u8]]) -> Self {
         let own = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let ca = folder.path().join("ca.pem");
         std::fs::write(&ca, own.cert.pem()).unwrap();
         let key = PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(vec![own.cert.der().clone()], key)
             .unwrap();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Self { acceptor: TlsAcceptor::from(Arc::new(config)), ca, _folder: folder }
     }
 }

@@ -1,4 +1,4 @@
-//! The gRPC contracts: [`engine`] between the planes, [`v1`] with the world.
+//! The gRPC contracts: [`engine`] between the planes, [`agent`] with agents, [`v1`] with the world.
 //!
 //! The .proto files below `tandem/` are the documents to read; this crate only includes what is generated from
 //! them. It is the one crate under `proto/` that knows a wire library (tonic), and it holds no logic.
@@ -17,6 +17,17 @@ pub mod engine {
         }
     }
 }
+
+/// `tandem.agent.v1`: what an agent serves that is reached by gRPC.
+pub mod agent {
+    #[allow(missing_docs, clippy::all)]
+    /// Generated from `tandem/agent/v1/agent.proto`.
+    pub mod v1 {
+        tonic::include_proto!("tandem.agent.v1");
+    }
+}
+
+pub use prost;
 
 /// `tandem.v1`: calls and conversations, for people, tools and the voice agent.
 #[allow(missing_docs, clippy::all)]

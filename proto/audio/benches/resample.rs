@@ -41,7 +41,6 @@ fn packets(c: &mut Criterion) {
     let mut samples = [0; MAX_PACKET_SAMPLES];
     let mut decoder = Decoder::new(Codec::Pcmu, SampleRate::Hz16000);
     let mut encoder = Encoder::new(SampleRate::Hz16000, Codec::Pcmu);
-    let mut vad = Vad::new(SampleRate::Hz8000);
     let mut group = c.benchmark_group("packet");
     group.bench_function("pcmu_to_16k", |b| {
         b.iter(|| decoder.decode(black_box(&payload[..160]), black_box(&mut samples)));
@@ -49,7 +48,13 @@ fn packets(c: &mut Criterion) {
     group.bench_function("16k_to_pcmu", |b| {
         b.iter(|| encoder.encode(black_box(&samples[..320]), black_box(&mut payload)));
     });
-    group.bench_function("vad_8k", |b| b.iter(|| vad.process(black_box(&samples[..160]))));
+    for rate in [SampleRate::Hz8000, SampleRate::Hz16000] {
+        // A tone is the dearest: it is looked at in every block.
+        let mut tone = vec![0; rate.samples(Ptime::MS_20)];
+        Sine::new(450.0, 5_000, rate).fill(&mut tone);
+        let mut vad = Vad::new(rate);
+        group.bench_function(format!("vad_{}", rate.hz()), |b| b.iter(|| vad.process(black_box(&tone))));
+    }
     group.finish();
 }
 

@@ -39,6 +39,7 @@ fn decoding_and_encoding_at_any_rate_allocates_nothing() {
 fn transcoding_mixing_tones_and_voice_activity_allocate_nothing() {
     let mut transcoder = Transcoder::new(Codec::Pcma, Codec::L16_16k);
     let mut vad = Vad::new(SampleRate::Hz8000);
+    let mut tones = vad.clone();
     let mut keys = ToneDetector::new(SampleRate::Hz8000);
     let mut noise = NoiseGenerator::new(1);
     noise.set(&Sid::white(50));
@@ -47,14 +48,19 @@ fn transcoding_mixing_tones_and_voice_activity_allocate_nothing() {
     let (mut frame, mut other, mut payload) = ([0; 160], [0; 160], [0; 640]);
     let mut heard = false;
     let info = allocation_counter::measure(|| {
-        for _ in 0..FRAMES {
+        for n in 0..FRAMES {
             sine.fill(&mut frame);
             ringback.fill(&mut other);
             pcm::mix(&mut frame, &other);
             Gain::from_factor(0.5).apply(&mut frame);
             keys.process(&frame, |_| ());
+            // Somebody speaks in the second half, as far as a detector knows.
+            if n == FRAMES / 2 {
+                noise.set(&Sid::white(20));
+            }
             noise.fill(&mut other);
-            heard |= vad.process(&frame).is_some();
+            heard |= vad.process(&other).is_some();
+            tones.process(&frame);
             transcoder.transcode(&[0x55; 160], &mut payload);
         }
     });

@@ -25,6 +25,7 @@ use tandem_sdp::{LocalMedia, LocalSrtp, SessionDescription, SrtpPolicy};
 use tandem_sip::{ConnectionId, Endpoint, EndpointConfig, Flow, Transport};
 use tandem_stream::agent::{FromAgent, ToAgent, read_audio};
 use tandem_stream::audiosocket::{self, Reader};
+use tandem_stream::grpc;
 use tandem_stream::link::{BODY_MAX, Client, Decoder as LinkDecoder, Message, Server, append as link_frame};
 use tandem_stream::twilio::{FromBot, ToBot, decode_payload};
 use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeRequest, Url};
@@ -33,7 +34,7 @@ use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeReques
 pub type Target = fn(&[u8]);
 
 /// Every entrance, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, Target); 16] = [
     ("sip_datagram", sip_datagram),
     ("sip_stream", sip_stream),
     ("sip_value", sip_value),
@@ -49,6 +50,7 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("twilio", twilio),
     ("link", link),
     ("audiosocket", audiosocket),
+    ("grpc", grpc),
 ];
 
 /// A datagram at the SIP port; what parses must be written so that it parses to the same.
@@ -317,4 +319,26 @@ fn records(mut octets: &[u8]) -> impl Iterator<Item = &[u8]> {
         octets = rest;
         Some(record)
     })
+}
+
+/// A gRPC agent's connection, cut into pieces whose size the first octet gives: every message is bounded, and what waits to be
+/// written is, too.
+pub fn grpc(octets: &[u8]) {
+    let request = grpc::Request { secure: false, authority: "agent:1", path: "/a.B/C" };
+    let Ok(mut client) = grpc::Client::new(request, std::iter::empty()) else { return };
+    let mut out = [0; 256];
+    for piece in pieces(octets) {
+        let read = client.handle_bytes(piece, &mut |incoming| {
+            if let grpc::Incoming::Message(message) = incoming {
+                assert!(message.len() <= grpc::MESSAGE_MAX);
+            }
+        });
+        if read.is_err() {
+            return;
+        }
+        let _ = client.push(&[1; 40]);
+        while client.has_output() {
+            assert!(client.poll_output(&mut out) > 0);
+        }
+    }
 }

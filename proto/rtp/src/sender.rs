@@ -100,6 +100,20 @@ impl Sender {
         header
     }
 
+    /// Header of a packet of comfort noise in place of `ticks` of sound (RFC 3389 §4). It opens no talkspurt; the next sound does.
+    pub const fn next_noise_header(
+        &mut self,
+        payload_type: PayloadType,
+        ticks: u32,
+        payload_octets: usize,
+    ) -> Header {
+        let header = self.header(payload_type, self.timestamp, false);
+        self.timestamp = self.timestamp.plus(ticks);
+        self.talkspurt_begins = true;
+        self.count(payload_octets);
+        header
+    }
+
     /// `ticks` of media time pass without a packet; the next packet begins a talkspurt.
     pub fn skip(&mut self, ticks: u32) {
         self.timestamp = self.timestamp.plus(ticks);
@@ -132,7 +146,7 @@ impl Sender {
         }
     }
 
-    fn header(&mut self, payload_type: PayloadType, timestamp: Timestamp, marker: bool) -> Header {
+    const fn header(&mut self, payload_type: PayloadType, timestamp: Timestamp, marker: bool) -> Header {
         let sequence = self.sequence;
         self.sequence = sequence.next();
         Header { marker, payload_type, sequence, timestamp, ssrc: self.ssrc }
@@ -186,6 +200,18 @@ mod tests {
         assert!(second.marker);
         assert_eq!(second.timestamp.distance_from(first.timestamp), 480);
         assert_eq!(second.sequence, first.sequence.next());
+    }
+
+    #[test]
+    fn sound_after_comfort_noise_is_marked_and_the_noise_is_not() {
+        let mut sender = sender();
+        let first = sender.next_header(160, 160);
+        let noise = sender.next_noise_header(PayloadType::PCMA, 160, 1);
+        let second = sender.next_header(160, 160);
+        assert!(!noise.marker && second.marker);
+        assert_eq!((noise.payload_type, second.payload_type), (PayloadType::PCMA, PayloadType::PCMU));
+        assert_eq!(second.timestamp.distance_from(first.timestamp), 320);
+        assert_eq!(second.sequence.distance_from(first.sequence), 2);
     }
 
     #[test]

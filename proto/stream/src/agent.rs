@@ -1,7 +1,7 @@
 //! The `pcm` dialect: Tandem's own agent stream (docs: "The pcm agent protocol").
 //!
 //! ```text
-//!   engine ──▶ agent   text start, then binary caller audio; text dtmf, mark, cleared, paused, speech, hold, resume,
+//!   engine ──▶ agent   text start, then binary caller audio; text dtmf, mark, cleared, paused, speech, gap, hold, resume,
 //!                      answered, transfer, stop
 //!   engine ◀── agent   binary audio of any even length; text clear, mark, pause, resume, dtmf, hangup, transfer, answer,
 //!                      headers
@@ -105,6 +105,11 @@ pub enum ToAgent {
     Speech {
         /// True when speech began.
         active: bool,
+    },
+    /// So much silence of the caller was kept from the agent; the audio that comes next comes after it.
+    Gap {
+        /// How much, in milliseconds.
+        ms: u64,
     },
     /// The caller put us on hold: no audio comes, and none is played.
     Hold,
@@ -236,6 +241,7 @@ impl ToAgent {
             ToAgent::Cleared { heard_ms } => json!({"event": "cleared", "heardMs": heard_ms}),
             ToAgent::Paused { heard_ms } => json!({"event": "paused", "heardMs": heard_ms}),
             ToAgent::Speech { active } => json!({"event": "speech", "active": active}),
+            ToAgent::Gap { ms } => json!({"event": "gap", "ms": ms}),
             ToAgent::Hold => json!({"event": "hold"}),
             ToAgent::Resume => json!({"event": "resume"}),
             ToAgent::Answered => json!({"event": "answered"}),
@@ -277,6 +283,7 @@ impl ToAgent {
             "speech" => {
                 ToAgent::Speech { active: Fields { event: "speech", object: &object }.bool("active")? }
             }
+            "gap" => ToAgent::Gap { ms: Fields { event: "gap", object: &object }.u64("ms")? },
             "hold" => ToAgent::Hold,
             "resume" => ToAgent::Resume,
             "answered" => ToAgent::Answered,

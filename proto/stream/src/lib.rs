@@ -9,6 +9,7 @@
 //! * [`websocket`]: RFC 6455, both roles: handshake, frame writer, incremental frame reader.
 //! * [`agent`]: the `pcm` dialect, Tandem's own agent stream: binary L16 at 16 kHz and JSON text events.
 //! * [`link`]: many calls of the `pcm` dialect over one TCP connection, for the built-in voice agent.
+//! * [`grpc`]: one gRPC call over HTTP/2, as its client; the messages on it are somebody else's.
 //! * [`audiosocket`]: Asterisk's AudioSocket, a call a TCP connection.
 //! * [`twilio`]: Twilio Media Streams, which Tandem speaks to a bot as if it were Twilio, and the bot's mirror.
 //!
@@ -17,6 +18,7 @@
 
 pub mod agent;
 pub mod audiosocket;
+pub mod grpc;
 pub mod link;
 pub mod twilio;
 pub mod websocket;

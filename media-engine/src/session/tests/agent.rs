@@ -105,10 +105,10 @@ fn an_agent_hears_of_keys_hold_and_speech_in_its_own_words() {
     call.session.update(rtp(), call.now, call.now);
     assert_eq!(bot.texts(&mut call), [r#"{"event":"resume"}"#]);
     let mut texts = Vec::new();
-    for n in 0..100u8 {
-        let loud: Vec<u8> = (0..160u32).map(|i| if (i / 20) % 2 == 0 { 0x20 } else { 0xA0 }).collect();
-        let quiet = [0xFF; 160];
-        call.says_from(PHONE, if n < 50 { &loud } else { &quiet });
+    let mut seed = 1;
+    for n in 0..110u8 {
+        let peak = if (10..60).contains(&n) { 6_000 } else { 30 };
+        call.says_from(PHONE, &speech::noise(peak, &mut seed));
         call.pass(20);
         texts.extend(bot.texts(&mut call));
     }
