@@ -697,9 +697,9 @@ impl Session {
                     push(events, budget, Event::AgentHangup { after_drain: false });
                 }
             }
-            Said::Request(Request::Transfer { to }) => {
+            Said::Request(Request::Transfer { to, mode }) => {
                 if budget.take(now) {
-                    push(events, budget, Event::AgentTransfer { to });
+                    push(events, budget, Event::AgentTransfer { to, mode });
                 }
             }
         });
