@@ -444,7 +444,10 @@ pub fn event(event: &Event) -> proto::event::Event {
             Told::DtmfReceived(proto::DtmfReceived { digit: digit.to_string(), duration_ms: *duration_ms })
         }
         Event::Report { stats: counters } => {
-            Told::SessionReport(proto::SessionReport { stats: Some(stats(counters)) })
+            Told::SessionReport(proto::SessionReport { stats: Some(stats(counters)), second_leg: None })
+        }
+        Event::SecondReport { stats: counters } => {
+            Told::SessionReport(proto::SessionReport { stats: None, second_leg: Some(stats(counters)) })
         }
         Event::Ended { reason, stats: counters } => {
             use proto::session_ended::Reason;

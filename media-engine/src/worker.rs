@@ -106,6 +106,8 @@ struct Slot {
 #[derive(Debug)]
 struct SecondSocket {
     udp: SocketId,
+    /// The odd port beside it, once reports travel there.
+    rtcp: Option<SocketId>,
     port: u16,
     phase: Phase,
 }
@@ -148,6 +150,7 @@ enum Leg {
     Agent = 2,
     Second = 3,
     Link = 4,
+    SecondRtcp = 5,
 }
 
 const GENERATION_MASK: u32 = 0x1FFF_FFFF;
@@ -163,6 +166,7 @@ fn owned(owner: Owner) -> (SessionKey, Leg) {
         1 => Leg::Rtcp,
         2 => Leg::Agent,
         3 => Leg::Second,
+        5 => Leg::SecondRtcp,
         _ => Leg::Link,
     };
     let generation = (owner.0 >> 32) as u32 & GENERATION_MASK;
@@ -503,6 +507,22 @@ impl Worker {
         }
     }
 
+    /// The same for the second leg.
+    fn open_second_rtcp(&mut self, key: SessionKey) {
+        let Some(slot) = self.sessions.get(key.index as usize) else { return };
+        let Some(second) = slot.second.as_ref().filter(|second| second.rtcp.is_none()) else { return };
+        let port = second.port + 1;
+        let bound = bind_udp((slot.local_address, port).into()).map_err(RingError::Socket);
+        match bound.and_then(|socket| self.ring.add_udp(socket, owner(key, Leg::SecondRtcp))) {
+            Ok(socket) => {
+                if let Some(second) = &mut self.sessions[key.index as usize].second {
+                    second.rtcp = Some(socket);
+                }
+            }
+            Err(error) => tracing::warn!(session_id = &*slot.id, port, %error, "no port for RTCP"),
+        }
+    }
+
     fn start(&mut self, key: SessionKey, is_early: bool, now: Instant) -> bool {
         let Some(slot) = self.live(key) else { return false };
         if slot.session.is_started() {
@@ -566,8 +586,11 @@ impl Worker {
         let phase = self.phases.assign(self.wheel.tick(now), rtp.ptime);
         let first_packet = self.wheel.instant(phase.first);
         let slot = &mut self.sessions[key.index as usize];
-        slot.second = Some(SecondSocket { udp, port, phase });
+        slot.second = Some(SecondSocket { udp, rtcp: None, port, phase });
         slot.session.add_second(rtp, role, seed, first_packet);
+        if matches!(rtp.rtcp, Rtcp::Separate { .. }) {
+            self.open_second_rtcp(key);
+        }
         self.touch(key.index);
         Ok(port)
     }
@@ -591,22 +614,36 @@ impl Worker {
                 second.phase = phase;
             }
         }
+        if rtp.is_some_and(|rtp| matches!(rtp.rtcp, Rtcp::Separate { .. })) {
+            self.open_second_rtcp(key);
+        }
         self.touch(key.index);
         self.sessions[key.index as usize].session.update_second(rtp, role, first_packet)
     }
 
     fn remove_leg(&mut self, key: SessionKey, now: Instant) -> Option<Stats> {
-        let slot = self.live(key)?;
-        let stats = slot.session.remove_second();
+        self.live(key)?;
         self.let_second_go(key.index, now);
+        let stats = self.sessions[key.index as usize].session.remove_second();
         self.touch(key.index);
         stats
     }
 
     /// Gives back what a second leg holds.
     fn let_second_go(&mut self, index: u32, now: Instant) {
-        if let Some(second) = self.sessions[index as usize].second.take() {
+        let slot = &mut self.sessions[index as usize];
+        if let Some(second) = slot.second.take() {
+            if let Some(transmit) = slot.session.poll_second_goodbye(now, self.ring.datagram()) {
+                let from = if transmit.from == Port::Rtcp { second.rtcp } else { Some(second.udp) };
+                if let Some(from) = from {
+                    self.ring.send_datagram(from, transmit.to, transmit.len);
+                    self.tally.rtcp_sent_total += 1;
+                }
+            }
             self.ring.close(second.udp);
+            if let Some(rtcp) = second.rtcp {
+                self.ring.close(rtcp);
+            }
             self.ports.give_back(second.port, now);
             self.phases.release(second.phase);
         }
@@ -690,7 +727,7 @@ impl Worker {
         match completion {
             Completion::Datagram { owner, from, data } => {
                 let (key, leg) = owned(owner);
-                let is_report = leg == Leg::Rtcp;
+                let is_report = matches!(leg, Leg::Rtcp | Leg::SecondRtcp);
                 self.tally.rtp_received_total += u64::from(!is_report);
                 self.tally.rtcp_received_total += u64::from(is_report);
                 if let Some(slot) = self.sessions.get_mut(key.index as usize)
@@ -700,6 +737,7 @@ impl Worker {
                     match leg {
                         Leg::Rtcp => slot.session.handle_report(from, bytes, now),
                         Leg::Second => slot.session.handle_second_datagram(from, bytes, now),
+                        Leg::SecondRtcp => slot.session.handle_second_report(from, bytes, now),
                         Leg::Rtp | Leg::Agent | Leg::Link => slot.session.handle_datagram(from, bytes, now),
                     }
                     self.touch(key.index);
@@ -781,8 +819,14 @@ impl Worker {
             let mut sent = 0;
             if let Some(second) = second {
                 while let Some(transmit) = session.poll_second(now, self.ring.datagram()) {
-                    self.ring.send_datagram(second.udp, transmit.to, transmit.len);
-                    sent += 1;
+                    let (from, is_report) = match transmit.from {
+                        Port::Rtp => (Some(second.udp), tandem_rtp::packet::is_rtcp(self.ring.datagram())),
+                        Port::Rtcp => (second.rtcp, true),
+                    };
+                    let Some(from) = from else { continue };
+                    self.ring.send_datagram(from, transmit.to, transmit.len);
+                    sent += u64::from(!is_report);
+                    self.tally.rtcp_sent_total += u64::from(is_report);
                 }
             }
             if let Some(udp) = *udp {

@@ -130,6 +130,11 @@ pub enum Event {
         /// The counters then.
         stats: Stats,
     },
+    /// A report of the second leg has left: how that one goes.
+    SecondReport {
+        /// Its counters then.
+        stats: Stats,
+    },
     /// The engine ended the session by itself.
     Ended {
         /// Why.
