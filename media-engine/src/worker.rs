@@ -1169,6 +1169,38 @@ mod tests {
     }
 
     #[test]
+    fn second_leg_opens_its_odd_port_when_an_update_asks_for_it_and_takes_its_leave_from_there() {
+        Bench::on_each(13_600, |mut bench| {
+            let opened = bench.open("a");
+            let phone = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            phone.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let rtp = *bench.worker.sessions[opened.key.index as usize].session.rtp();
+            let unknown = RtpParameters { remote: None, codec: None, ..rtp };
+            let place = (Ipv4Addr::LOCALHOST.into(), None);
+            let now = Instant::now();
+            let port =
+                bench.worker.add_leg(opened.key, unknown, Role::Listen, place, [1, 2, 3], now).unwrap();
+            let beside = || UdpSocket::bind((Ipv4Addr::LOCALHOST, port + 1));
+            assert!(beside().is_ok());
+            let rtcp = Rtcp::Separate { remote: Some(phone.local_addr().unwrap()) };
+            assert!(bench.worker.update_leg(opened.key, Some(RtpParameters { rtcp, ..rtp }), None, now));
+            assert!(beside().is_err(), "it is ours");
+            bench.turn();
+            assert!(bench.worker.remove_leg(opened.key, Instant::now()).is_some());
+            for _ in 0..4 {
+                bench.turn();
+            }
+            let mut datagram = [0; 200];
+            let (len, from) = phone.recv_from(&mut datagram).unwrap();
+            assert_eq!(from.port(), port + 1);
+            let packets = tandem_rtp::rtcp::parse(&datagram[..len]);
+            let last = packets.last().unwrap().unwrap();
+            assert!(matches!(last, tandem_rtp::rtcp::RtcpPacket::Bye { .. }), "{last:?}");
+            assert!(beside().is_ok(), "it was closed");
+        });
+    }
+
+    #[test]
     fn busy_odd_port_takes_its_pair_out_of_use() {
         Bench::on_each(13_500, |mut bench| {
             let _other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 13_501)).unwrap();
