@@ -243,7 +243,8 @@ pub fn cause(why: &EndReason) -> String {
     }
 }
 
-fn codec(law: Law) -> Codec {
+/// The codec of a law.
+pub(crate) fn codec(law: Law) -> Codec {
     match law {
         Law::Pcmu => Codec::Pcmu,
         Law::Pcma => Codec::Pcma,

@@ -20,7 +20,7 @@ use crate::caller::{self, Caller};
 use crate::clock::{Mono, NANOS_PER_MS};
 use crate::distribution::{Distribution, round};
 use crate::floor;
-use crate::generator::Generator;
+use crate::generator::{Generator, Line};
 use crate::host;
 use crate::observe::{Observed, Usage, cpu_ms_per_call_s, cpu_percent};
 use crate::plan::{Interrupted, Plan};
@@ -340,10 +340,9 @@ fn measure_calls(plan: &CallsPlan) -> anyhow::Result<Report> {
     let agent = plan.agent.map(|(kind, listen)| AgentPeer::start(kind, listen)).transpose()?;
     let user_agent = Caller::open(&plan.target)?;
     let generator = Generator::start(
-        plan.plan.calls,
+        Line::echoed(plan.plan.calls, plan.plan.law),
         user_agent.local().ip(),
         plan.plan.cores.generator,
-        plan.plan.law,
         plan.plan.window_frames(),
     )?;
     let mut session = Session { user_agent, generator, roster: Roster::new(plan.plan.calls) };

@@ -22,7 +22,7 @@ use anyhow::Context;
 
 use crate::clock::{Mono, NANOS_PER_MS};
 use crate::distribution::round;
-use crate::generator::{Generator, Measured};
+use crate::generator::{Generator, Line, Measured};
 use crate::host;
 use crate::observe::{Observed, Usage, cpu_ms_per_call_s};
 use crate::plan::{Interrupted, Plan};
@@ -119,10 +119,9 @@ pub struct FloorRun {
 /// When generator or echo cannot be had, or the user interrupts.
 pub fn measure(plan: &Plan) -> anyhow::Result<FloorRun> {
     let generator = Generator::start(
-        plan.calls,
+        Line::echoed(plan.calls, plan.law),
         Ipv4Addr::LOCALHOST.into(),
         plan.cores.generator,
-        plan.law,
         plan.window_frames(),
     )?;
     let echo = FloorEcho::start(plan.cores.target, generator.ports())?;

@@ -23,7 +23,7 @@ use crate::distribution::Distribution;
 use crate::host;
 use crate::marker::{FRAMES_PER_S, Law, Signal};
 use crate::ring::{AfterReap, Counters, Receive, UdpRing};
-use crate::stream::{PACKET_OCTETS, Stream, StreamAccount, Timings, Window};
+use crate::stream::{Listener, PACKET_OCTETS, Speaker, StreamAccount, Timings, Window};
 
 /// The generator's turn.
 const TICK_NS: u64 = NANOS_PER_MS;
@@ -37,6 +37,29 @@ const TOO_FAR_BEHIND_NS: u64 = 100 * NANOS_PER_MS;
 
 /// The window is decided this long before it begins at least, so that the generator sees it in time.
 const UNDECIDED: u64 = u64::MAX;
+
+/// What one socket of the generator is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Line {
+    /// The codec that it speaks and hears.
+    pub law: Law,
+    /// The line that it hears when the target does what it should.
+    pub hears: usize,
+}
+
+impl Line {
+    /// Callers of an echo, each of whom hears himself.
+    pub fn echoed(calls: usize, law: Law) -> Vec<Self> {
+        (0..calls).map(|slot| Self { law, hears: slot }).collect()
+    }
+
+    /// Two callers a bridge, side by side, who hear each other, each in a codec of his own.
+    pub fn bridged(bridges: usize, [first, second]: [Law; 2]) -> Vec<Self> {
+        (0..bridges)
+            .flat_map(|n| [Self { law: first, hears: 2 * n + 1 }, Self { law: second, hears: 2 * n }])
+            .collect()
+    }
+}
 
 /// Why the generator could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -126,17 +149,17 @@ pub struct Measured {
 }
 
 impl Generator {
-    /// Opens a socket a call on `address` and starts the thread on `core`.
+    /// Opens a socket a line on `address` and starts the thread on `core`.
     ///
     /// # Errors
     /// When sockets, ring or core are not to be had.
     pub fn start(
-        calls: usize,
+        lines: Vec<Line>,
         address: IpAddr,
         core: usize,
-        law: Law,
         window_frames: usize,
     ) -> Result<Self, GeneratorError> {
+        let calls = lines.len();
         let mut sockets = Vec::with_capacity(calls);
         let mut ports = Vec::with_capacity(calls);
         for number in 0..calls {
@@ -162,7 +185,7 @@ impl Generator {
                 .spawn(move || {
                     host::pin_thread(core).map_err(|source| GeneratorError::Pin { core, source })?;
                     host::sharpen_timers();
-                    let mut turns = Turns::new(&sockets, law, window_frames, shared, inbox)
+                    let mut turns = Turns::new(&sockets, lines, window_frames, shared, inbox)
                         .map_err(GeneratorError::Ring)?;
                     let _ = ready.send(());
                     turns.run().map_err(GeneratorError::Loop)?;
@@ -242,9 +265,11 @@ impl Clocks {
 /// The thread's own state.
 struct Turns {
     ring: UdpRing,
-    signal: Signal,
-    bridge: WallToMono,
-    streams: Vec<Stream>,
+    signals: [Signal; 2],
+    clock: WallToMono,
+    lines: Vec<Line>,
+    speakers: Vec<Speaker>,
+    listeners: Vec<Listener>,
     speaking: Vec<bool>,
     /// Slots by the millisecond of the ptime in which they speak.
     buckets: Vec<Vec<usize>>,
@@ -265,7 +290,7 @@ struct Turns {
 impl Turns {
     fn new(
         sockets: &[UdpSocket],
-        law: Law,
+        lines: Vec<Line>,
         window_frames: usize,
         shared: Arc<Shared>,
         inbox: mpsc::Receiver<Command>,
@@ -277,9 +302,11 @@ impl Turns {
         ring.submit()?;
         Ok(Self {
             ring,
-            signal: Signal::new(law),
-            bridge: WallToMono::new(),
-            streams: sockets.iter().map(|_| Stream::new(rand::random(), window_frames)).collect(),
+            signals: [Law::Pcmu, Law::Pcma].map(Signal::new),
+            clock: WallToMono::new(),
+            lines,
+            speakers: sockets.iter().map(|_| Speaker::new(rand::random())).collect(),
+            listeners: sockets.iter().map(|_| Listener::new(window_frames)).collect(),
             speaking: vec![false; sockets.len()],
             buckets: (0..BUCKETS as usize)
                 .map(|bucket| (bucket..sockets.len()).step_by(BUCKETS as usize).collect())
@@ -305,7 +332,7 @@ impl Turns {
         loop {
             let deadline = start + tick * TICK_NS;
             self.ring.wait_until(deadline)?;
-            self.bridge.refresh();
+            self.clock.refresh();
             self.listen()?;
             let now = Mono::now();
             if now < deadline {
@@ -360,7 +387,8 @@ impl Turns {
         for &slot in &self.buckets[bucket] {
             if self.speaking[slot] {
                 let packet = self.ring.send_slot(slot as u32);
-                let frame = self.streams[slot].write_next(&self.signal, packet);
+                let frame =
+                    self.speakers[slot].write_next(signal_of(&self.signals, self.lines[slot].law), packet);
                 self.ring.send(slot as u32, PACKET_OCTETS)?;
                 self.departures.push((slot, frame));
             }
@@ -375,7 +403,7 @@ impl Turns {
         let step = (after - before) / self.departures.len() as u64;
         let inside = self.window.is_some_and(|window| window.contains(after));
         for (n, (slot, frame)) in (1_u64..).zip(self.departures.drain(..)) {
-            self.streams[slot].sent(frame, before + n * step);
+            self.speakers[slot].sent(frame, before + n * step);
             self.sent += 1;
             if inside {
                 self.late.record_ns(after - deadline);
@@ -388,23 +416,26 @@ impl Turns {
         let inside = self.window.is_some_and(|window| window.contains(now));
         for &slot in &self.buckets[bucket] {
             if self.speaking[slot] {
-                self.streams[slot].skip();
+                self.speakers[slot].skip();
                 self.skipped += u64::from(inside);
             }
         }
     }
 
     fn listen(&mut self) -> io::Result<()> {
-        let Self { ring, streams, signal, bridge, timings, window, unstamped, .. } = self;
+        let Self { ring, lines, speakers, listeners, signals, clock, timings, window, unstamped, .. } = self;
         let count = ring.reap(|received, datagram, stamp| {
             let arrival = match stamp {
-                Some(stamp) => bridge.mono(stamp),
+                Some(stamp) => clock.mono(stamp),
                 None => {
                     *unstamped += 1;
                     Mono::now()
                 }
             };
-            streams[received.token as usize].receive(signal, datagram, arrival, *window, timings);
+            let slot = received.token as usize;
+            let Line { law, hears } = lines[slot];
+            let signal = signal_of(signals, law);
+            listeners[slot].receive(&speakers[hears], signal, datagram, arrival, *window, timings);
             AfterReap::Release
         })?;
         self.received += count as u64;
@@ -419,8 +450,12 @@ impl Turns {
             }
             _ => (0, 0, 0),
         };
-        let streams =
-            self.streams.into_iter().map(|stream| stream.finish(self.window, &mut timings)).collect();
+        let streams = self
+            .listeners
+            .into_iter()
+            .zip(&self.speakers)
+            .map(|(listener, speaker)| listener.finish(speaker, self.window, &mut timings))
+            .collect();
         Measured {
             streams,
             timings,
@@ -432,6 +467,15 @@ impl Turns {
             unstamped: self.unstamped,
             ring: self.ring.counters,
         }
+    }
+}
+
+/// The signal in a codec.
+fn signal_of(signals: &[Signal; 2], law: Law) -> &Signal {
+    let [pcmu, pcma] = signals;
+    match law {
+        Law::Pcmu => pcmu,
+        Law::Pcma => pcma,
     }
 }
 

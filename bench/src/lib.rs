@@ -5,13 +5,14 @@
 //!        │    │  └──▶ generator ─▶ stream ─▶ marker, sequence, schedule ─ ring ─────▶ media engine
 //!        │    ├─────▶ agent (--agent): what the calls talk to, over a link or WebSockets ◀─ media engine
 //!        │    └─────▶ observe: host, bare timer; scrape: the engine's own figures
+//!        ├▶ bridge ─▶ generator …; the engine's gRPC, or rtpengine's ng protocol
 //!        ├▶ floor ──▶ generator … ─────────────────────────────────────────────────▶ a bare echo (child process)
 //!        ├▶ setup, idle ──▶ caller; processes: the target's, by pid
 //!        ├▶ codec, compare
 //!        └▶ verdict (was the generator the bottleneck?) ─▶ report (JSON), table (people)
 //! ```
 //!
-//! * [`calls`], [`floor`], [`setup`], [`idle`], [`codec`], [`compare`]: the commands
+//! * [`calls`], [`bridge`], [`floor`], [`setup`], [`idle`], [`codec`], [`compare`]: the commands
 //! * [`plan`], [`progress`], [`report`], [`table`], [`verdict`]: what is asked for, and what is said
 //! * [`caller`]: SIP user agent on one socket; [`generator`]: media of all calls on one pinned thread
 //! * [`agent`]: an agent that says back what it hears
@@ -20,6 +21,7 @@
 //! * [`ring`], [`host`], [`clock`]: the kernel
 
 pub mod agent;
+pub mod bridge;
 pub mod caller;
 pub mod calls;
 pub mod clock;

@@ -1,6 +1,6 @@
 //! `tandem-bench`: the command line. Exit codes: 0 reported; 1 nothing to report; 2 wrong arguments; 3 the generator was
 //! the bottleneck and nothing is reported; 130 interrupted.
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tandem_bench::agent::AgentKind;
+use tandem_bench::bridge::{self, BridgePlan, Joiner, Meter};
 use tandem_bench::calls::{self, CallsPlan};
 use tandem_bench::idle::{self, IdlePlan};
 use tandem_bench::marker::Law;
@@ -42,6 +43,8 @@ struct Cli {
 enum Command {
     /// N real SIP calls with 20 ms RTP both ways.
     Calls(CallsArgs),
+    /// N bridges of two RTP legs, PCMU on one side and PCMA on the other, joined by the engine or by rtpengine.
+    Bridge(BridgeArgs),
     /// The floor: a bare io_uring UDP echo under the same packets.
     Floor(FloorArgs),
     /// INVITE, 200, ACK, BYE, and what that costs.
@@ -128,6 +131,68 @@ struct CallsArgs {
     /// Measures the floor in the same run, half before and half after, for the ratio.
     #[arg(long)]
     floor: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  tandem-bench bridge --engine http://127.0.0.1:7070 --engine-metrics http://127.0.0.1:9101/metrics --concurrent 250
+  rtpengine --table=-1 --interface=127.0.0.1 --listen-ng=127.0.0.1:2223 --foreground &
+  tandem-bench bridge --rtpengine 127.0.0.1:2223 --target-pid $! --concurrent 250
+bench/peers/bridge.sh does both by turns and prints the ratio.")]
+struct BridgeArgs {
+    /// The engine's gRPC.
+    #[arg(long, default_value = "http://127.0.0.1:7070", conflicts_with = "rtpengine")]
+    engine: String,
+    /// rtpengine's ng protocol (UDP): it joins the legs in the engine's place.
+    #[arg(long)]
+    rtpengine: Option<SocketAddr>,
+    /// Our own address, on which the target reaches us.
+    #[arg(long, default_value = "127.0.0.1")]
+    address: IpAddr,
+    /// Bridges at once; each has two legs, and is one call in the report.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    concurrent: u32,
+    /// New bridges a second.
+    #[arg(long, default_value_t = 50.0)]
+    cps: f64,
+    /// Measured seconds.
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    duration: f64,
+    /// Seconds at full load before that.
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    warm_up: f64,
+    /// The engine's metrics, for its processor time and memory.
+    #[arg(long, conflicts_with_all = ["target_pid", "rtpengine"])]
+    engine_metrics: Option<MetricsUrl>,
+    /// The same of any process (and its children) from the kernel.
+    #[arg(long)]
+    target_pid: Option<u32>,
+    /// Measures the floor with as many legs in the same run, half before and half after, for the ratio.
+    #[arg(long)]
+    floor: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl BridgeArgs {
+    fn plan(&self) -> anyhow::Result<BridgePlan> {
+        let load = Load {
+            concurrent: self.concurrent,
+            duration: self.duration,
+            warm_up: self.warm_up,
+            codec: Law::Pcmu,
+            common: self.common.clone(),
+        };
+        let processes = self.target_pid.map(processes_of).transpose()?;
+        Ok(BridgePlan {
+            plan: load.plan()?,
+            joiner: self.rtpengine.map_or_else(|| Joiner::Engine(self.engine.clone()), Joiner::Rtpengine),
+            address: self.address,
+            cps: self.cps,
+            meter: processes.map(Meter::Processes).or(self.engine_metrics.clone().map(Meter::Metrics)),
+            floor: self.floor,
+        })
+    }
 }
 
 #[derive(Args)]
@@ -280,6 +345,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             })?;
             tell(report, &args.load.common)
         }
+        Command::Bridge(args) => tell(bridge::run(&args.plan()?)?, &args.common),
         Command::Floor(args) => {
             let plan = args.load.plan()?;
             let report = match args.engine_metrics {

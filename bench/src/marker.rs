@@ -5,8 +5,8 @@
 //!             magic, k, check     500 / 1 000 / 1 500 / 2 000 Hz in turn
 //! ```
 //!
-//! **Mark.** Sixteen quiet codes of G.711 (below −49 dBFS) that survive decoding and encoding bit for bit carry the frame's
-//! number. Where the target echoes whole frames, each one tells its round trip, and a number that never comes back is
+//! **Mark.** Sixteen quiet levels (below −42 dBFS) that survive decoding and encoding, and also from one law of G.711 to the
+//! other, carry the frame's number. Where the target echoes whole frames, each one tells its round trip, and a number that never comes back is
 //! audio lost on either way, also one that RTP sequence numbers cannot show.
 //!
 //! **Burst.** Where the audio is resampled or cut into other frames on its way, marks die and the onset of the burst is
@@ -72,22 +72,18 @@ impl Law {
         }
     }
 
-    /// One of the sixteen quietest positive codes.
+    /// One of sixteen quiet positive codes: the levels are A-law's quietest, each of which has a µ-law code of its own.
     fn quiet_code(self, nibble: u8) -> u8 {
-        match self {
-            Self::Pcmu => 0xF0 | nibble,
-            Self::Pcma => (0x80 | nibble) ^ 0x55,
-        }
+        self.encode(A_LAW_STEP / 2 + A_LAW_STEP * i16::from(nibble))
     }
 
     fn nibble_of(self, code: u8) -> Option<u8> {
-        let (high, nibble) = match self {
-            Self::Pcmu => (code & 0xF0 == 0xF0, code & 0x0F),
-            Self::Pcma => ((code ^ 0x55) & 0xF0 == 0x80, (code ^ 0x55) & 0x0F),
-        };
-        high.then_some(nibble)
+        (0..16).find(|&nibble| self.quiet_code(nibble) == code)
     }
 }
+
+/// Distance between A-law's sixteen quietest levels, in units of linear 16-bit samples.
+const A_LAW_STEP: i16 = 16;
 
 /// Samples that a mark takes.
 const MARK_SAMPLES: usize = 8;
@@ -118,6 +114,9 @@ pub struct Signal {
     law: Law,
     frames: Box<[[u8; FRAME_OCTETS]]>,
     linear: [i16; 256],
+    quiet_codes: [u8; 16],
+    /// What each code means in a mark.
+    nibbles: [Option<u8>; 256],
 }
 
 impl Signal {
@@ -133,7 +132,13 @@ impl Signal {
             }
         }
         let linear = std::array::from_fn(|code| law.decode(code as u8));
-        Self { law, frames, linear }
+        Self {
+            law,
+            frames,
+            linear,
+            quiet_codes: std::array::from_fn(|nibble| law.quiet_code(nibble as u8)),
+            nibbles: std::array::from_fn(|code| law.nibble_of(code as u8)),
+        }
     }
 
     /// The law.
@@ -145,7 +150,7 @@ impl Signal {
     pub fn write(&self, frame: u64, payload: &mut [u8; FRAME_OCTETS]) {
         payload.copy_from_slice(&self.frames[(frame % ROUND as u64) as usize]);
         for (code, nibble) in payload.iter_mut().zip(mark(frame as u16)) {
-            *code = self.law.quiet_code(nibble);
+            *code = self.quiet_codes[usize::from(nibble)];
         }
     }
 
@@ -161,7 +166,7 @@ impl Signal {
         let codes = payload.get(..MARK_SAMPLES)?;
         let mut nibbles = [0; MARK_SAMPLES];
         for (nibble, &code) in nibbles.iter_mut().zip(codes) {
-            *nibble = self.law.nibble_of(code)?;
+            *nibble = self.nibbles[usize::from(code)]?;
         }
         let number = nibbles[3..7].iter().fold(0_u16, |number, &nibble| number << 4 | u16::from(nibble));
         (nibbles == mark(number)).then_some(number)
@@ -267,6 +272,18 @@ mod tests {
             for number in (0..65_536).step_by(13) {
                 let payload = recoded(law, &frame(&signal, number));
                 assert_eq!(signal.read_mark(&payload), Some(number as u16), "{law:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn mark_survives_from_one_law_to_the_other() {
+        let [pcmu, pcma] = [Law::Pcmu, Law::Pcma].map(Signal::new);
+        for (from, to) in [(&pcmu, &pcma), (&pcma, &pcmu)] {
+            for number in (0..65_536).step_by(13) {
+                let payload: Vec<u8> =
+                    frame(from, number).iter().map(|&code| to.law.encode(from.law.decode(code))).collect();
+                assert_eq!(to.read_mark(&payload), Some(number as u16), "{:?} to {:?}", from.law, to.law);
             }
         }
     }

@@ -36,7 +36,7 @@ pub struct Report {
     pub audio: Option<Audio>,
     /// Estimated quality.
     pub mos: Option<Mos>,
-    /// The engine's own figures.
+    /// The engine's own figures; of `bridge`, of whoever joins.
     pub engine: Option<Engine>,
     /// The control plane's own figures.
     pub control_plane: Option<ControlPlane>,
@@ -58,7 +58,7 @@ pub struct Report {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Run {
-    /// `calls`, `floor`, `setup`, `idle`.
+    /// `calls`, `bridge`, `floor`, `setup`, `idle`.
     pub command: String,
     /// The target without its key.
     pub target: String,

@@ -1,5 +1,10 @@
 //! The media of one call, seen from the caller: what it sends, and the account of what comes back.
 //!
+//! ```text
+//!   echo     Speaker 0 ─▶ target ─▶ Listener 0
+//!   bridge   Speaker 0 ─▶ target ─▶ Listener 1      and the other way round: a mark is looked up at who has said it
+//! ```
+//!
 //! No socket and no clock: the generator's loop ([`crate::generator`]) brings octets and instants.
 use crate::clock::{Mono, NANOS_PER_MS};
 use crate::distribution::Distribution;
@@ -33,8 +38,8 @@ impl Window {
     }
 }
 
-/// One call's media.
-pub struct Stream {
+/// What one socket says.
+pub struct Speaker {
     ssrc: u32,
     first_sequence: u16,
     first_timestamp: u32,
@@ -42,6 +47,11 @@ pub struct Stream {
     next_frame: u64,
     /// When frames left, by number modulo `SENT_KEPT`.
     sent_at: Box<[(u64, Mono)]>,
+    sent: u64,
+}
+
+/// What one socket hears.
+pub struct Listener {
     peer: Option<Peer>,
     burst: BurstDetector,
     log: ScheduleLog,
@@ -112,9 +122,9 @@ struct Marks {
     unique: u64,
 }
 
-impl Stream {
-    /// A stream that has not begun; `window_frames` is the room for the log.
-    pub fn new(ssrc: u32, window_frames: usize) -> Self {
+impl Speaker {
+    /// One that has not begun.
+    pub fn new(ssrc: u32) -> Self {
         Self {
             ssrc,
             // RFC 3550 wants both to start at random; derived from the random SSRC, so that wraps are met in every run.
@@ -122,11 +132,7 @@ impl Stream {
             first_timestamp: ssrc.rotate_left(13),
             next_frame: 0,
             sent_at: vec![(u64::MAX, Mono(0)); SENT_KEPT].into_boxed_slice(),
-            peer: None,
-            burst: BurstDetector::default(),
-            log: ScheduleLog::with_capacity(window_frames),
-            jitter: InterarrivalJitter::default(),
-            account: StreamAccount { streams: 1, ..StreamAccount::default() },
+            sent: 0,
         }
     }
 
@@ -134,7 +140,7 @@ impl Stream {
     pub fn write_next(&mut self, signal: &Signal, packet: &mut [u8]) -> u64 {
         let frame = self.next_frame;
         self.next_frame += 1;
-        self.account.sent += 1;
+        self.sent += 1;
         let Some((header, payload)) = packet.split_first_chunk_mut::<HEADER_OCTETS>() else { return frame };
         let marker = if frame == 0 { 0x80 } else { 0 };
         header[0] = 0x80; // version 2
@@ -159,9 +165,43 @@ impl Stream {
         self.sent_at[frame as usize % SENT_KEPT] = (frame, at);
     }
 
-    /// A datagram has arrived.
+    /// The frame with this mark which was sent last.
+    fn frame_of(&self, mark: u16) -> Option<u64> {
+        let behind = (self.next_frame as u16).wrapping_sub(mark);
+        self.next_frame.checked_sub(u64::from(behind))
+    }
+
+    /// When a frame left, while that is kept.
+    fn left_at(&self, frame: u64) -> Option<Mono> {
+        let (kept, at) = self.sent_at[frame as usize % SENT_KEPT];
+        (kept == frame).then_some(at)
+    }
+
+    /// The last frame sent that carries this burst.
+    fn frame_of_burst(&self, kind: usize) -> Option<u64> {
+        let newest = self.next_frame.saturating_sub(1) / FRAMES_PER_S;
+        let second =
+            (newest.saturating_sub(3)..=newest).rev().find(|second| (second % 4) as usize == kind)?;
+        Some(second * FRAMES_PER_S)
+    }
+}
+
+impl Listener {
+    /// One that has heard nothing; `window_frames` is the room for the log.
+    pub fn new(window_frames: usize) -> Self {
+        Self {
+            peer: None,
+            burst: BurstDetector::default(),
+            log: ScheduleLog::with_capacity(window_frames),
+            jitter: InterarrivalJitter::default(),
+            account: StreamAccount { streams: 1, ..StreamAccount::default() },
+        }
+    }
+
+    /// A datagram has arrived, with what `speaker` says in it if the target does what it should.
     pub fn receive(
         &mut self,
+        speaker: &Speaker,
         signal: &Signal,
         datagram: &[u8],
         arrival: Mono,
@@ -194,23 +234,21 @@ impl Stream {
             self.log.record(arrival, packet.timestamp);
         }
         match signal.read_mark(packet.payload) {
-            Some(number) => self.marked(number, arrival, inside, timings),
+            Some(number) => self.marked(speaker, number, arrival, inside, timings),
             None => {
                 self.account.filled += u64::from(inside);
                 // Out of order audio would look like an onset.
                 if what == Arrival::Fresh
                     && let Some((burst, onset)) = self.burst.record(signal, packet.payload, arrival)
                 {
-                    self.burst_came_back(burst.index(), onset, inside, timings);
+                    self.burst_came_back(speaker, burst.index(), onset, inside, timings);
                 }
             }
         }
     }
 
-    fn marked(&mut self, number: u16, arrival: Mono, inside: bool, timings: &mut Timings) {
-        // The frame of that number which was sent last.
-        let behind = (self.next_frame as u16).wrapping_sub(number);
-        let Some(frame) = self.next_frame.checked_sub(u64::from(behind)) else { return };
+    fn marked(&mut self, speaker: &Speaker, number: u16, arrival: Mono, inside: bool, timings: &mut Timings) {
+        let Some(frame) = speaker.frame_of(number) else { return };
         if !inside {
             return;
         }
@@ -224,24 +262,23 @@ impl Stream {
             Some(marks) if frame == marks.last => self.account.repeated += 1,
             Some(marks) => marks.unique += u64::from(frame > marks.first),
         }
-        let (kept, left_at) = self.sent_at[frame as usize % SENT_KEPT];
-        if kept == frame {
+        if let Some(left_at) = speaker.left_at(frame) {
             timings.round_trip.record_ns(arrival - left_at);
             self.account.round_trips += 1;
             self.account.round_trip_sum_ns += arrival - left_at;
         }
     }
 
-    fn burst_came_back(&mut self, kind: usize, onset: Mono, inside: bool, timings: &mut Timings) {
-        // The last frame sent that carries this burst.
-        let newest = self.next_frame.saturating_sub(1) / FRAMES_PER_S;
-        let Some(second) =
-            (newest.saturating_sub(3)..=newest).rev().find(|second| (second % 4) as usize == kind)
-        else {
-            return;
-        };
-        let (kept, left_at) = self.sent_at[(second * FRAMES_PER_S) as usize % SENT_KEPT];
-        if inside && kept == second * FRAMES_PER_S {
+    fn burst_came_back(
+        &mut self,
+        speaker: &Speaker,
+        kind: usize,
+        onset: Mono,
+        inside: bool,
+        timings: &mut Timings,
+    ) {
+        let Some(frame) = speaker.frame_of_burst(kind) else { return };
+        if inside && let Some(left_at) = speaker.left_at(frame) {
             let nanos = onset - (left_at + Burst::OFFSET_NS);
             timings.burst_round_trip.record_ns(nanos);
             self.account.round_trips += 1;
@@ -249,9 +286,15 @@ impl Stream {
         }
     }
 
-    /// Ends the stream.
-    pub fn finish(mut self, window: Option<Window>, timings: &mut Timings) -> StreamAccount {
+    /// Ends the stream, of which `speaker` is the other direction.
+    pub fn finish(
+        mut self,
+        speaker: &Speaker,
+        window: Option<Window>,
+        timings: &mut Timings,
+    ) -> StreamAccount {
         let account = &mut self.account;
+        account.sent = speaker.sent;
         match &self.peer {
             Some(peer) => account.sequence.add(&peer.sequence.counts()),
             None => account.silent_streams = 1,
@@ -359,22 +402,29 @@ mod tests {
     fn echoed(frames: u64, delay_ns: u64, back: impl Fn(u64) -> Option<u64>) -> (StreamAccount, Timings) {
         let mut timings = Timings::default();
         let signal = Signal::new(Law::Pcmu);
-        let mut stream = Stream::new(0xABCD_1234, frames as usize);
+        let (mut speaker, mut listener) = (Speaker::new(0xABCD_1234), Listener::new(frames as usize));
         let window = Some(Window { begin: START, end: START + (frames + 100) * PTIME_NS });
         let mut sent = Vec::new();
         for k in 0..frames {
             let mut packet = [0; PACKET_OCTETS];
-            let frame = stream.write_next(&signal, &mut packet);
-            stream.sent(frame, START + k * PTIME_NS);
+            let frame = speaker.write_next(&signal, &mut packet);
+            speaker.sent(frame, START + k * PTIME_NS);
             sent.push(packet);
             let Some(source) = back(k) else { continue };
             let mut answer = sent[source as usize];
             answer[2..4].copy_from_slice(&(k as u16).to_be_bytes());
             answer[4..8].copy_from_slice(&(k as u32 * 160).to_be_bytes());
             answer[8..12].copy_from_slice(&77_u32.to_be_bytes());
-            stream.receive(&signal, &answer, START + k * PTIME_NS + delay_ns, window, &mut timings);
+            listener.receive(
+                &speaker,
+                &signal,
+                &answer,
+                START + k * PTIME_NS + delay_ns,
+                window,
+                &mut timings,
+            );
         }
-        let account = stream.finish(window, &mut timings);
+        let account = listener.finish(&speaker, window, &mut timings);
         (account, timings)
     }
 
@@ -405,13 +455,13 @@ mod tests {
     #[test]
     fn packet_of_another_payload_type_is_foreign() {
         let signal = Signal::new(Law::Pcmu);
-        let mut stream = Stream::new(1, 0);
+        let (mut speaker, mut listener) = (Speaker::new(1), Listener::new(0));
         let mut packet = [0; PACKET_OCTETS];
-        stream.write_next(&signal, &mut packet);
+        speaker.write_next(&signal, &mut packet);
         packet[1] = 101;
-        stream.receive(&signal, &packet, START, None, &mut Timings::default());
-        stream.receive(&signal, &packet[..11], START, None, &mut Timings::default());
-        assert_eq!(stream.finish(None, &mut Timings::default()).foreign, 2);
+        listener.receive(&speaker, &signal, &packet, START, None, &mut Timings::default());
+        listener.receive(&speaker, &signal, &packet[..11], START, None, &mut Timings::default());
+        assert_eq!(listener.finish(&speaker, None, &mut Timings::default()).foreign, 2);
     }
 
     #[test]
@@ -428,15 +478,15 @@ mod tests {
     #[test]
     fn new_source_is_accounted_by_itself() {
         let signal = Signal::new(Law::Pcmu);
-        let mut stream = Stream::new(1, 0);
+        let (mut speaker, mut listener) = (Speaker::new(1), Listener::new(0));
         let mut packet = [0; PACKET_OCTETS];
-        stream.write_next(&signal, &mut packet);
+        speaker.write_next(&signal, &mut packet);
         for (ssrc, sequence) in [(1_u32, 10_u16), (1, 11), (2, 5_000), (2, 5_001)] {
             packet[2..4].copy_from_slice(&sequence.to_be_bytes());
             packet[8..12].copy_from_slice(&ssrc.to_be_bytes());
-            stream.receive(&signal, &packet, START, None, &mut Timings::default());
+            listener.receive(&speaker, &signal, &packet, START, None, &mut Timings::default());
         }
-        let account = stream.finish(None, &mut Timings::default());
+        let account = listener.finish(&speaker, None, &mut Timings::default());
         assert_eq!((account.ssrc_changes, account.sequence.received, account.sequence.lost), (1, 4, 0));
     }
 
@@ -444,10 +494,10 @@ mod tests {
         #[test]
         fn no_datagram_panics(datagram in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
             let signal = Signal::new(Law::Pcma);
-            let mut stream = Stream::new(1, 0);
+            let (speaker, mut listener) = (Speaker::new(1), Listener::new(0));
             let window = Some(Window { begin: Mono(0), end: START + 1 });
-            stream.receive(&signal, &datagram, START, window, &mut Timings::default());
-            let _ = stream.finish(window, &mut Timings::default());
+            listener.receive(&speaker, &signal, &datagram, START, window, &mut Timings::default());
+            let _ = listener.finish(&speaker, window, &mut Timings::default());
         }
     }
 }

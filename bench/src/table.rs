@@ -25,6 +25,14 @@ impl Display for Report {
                 "floor",
                 format_args!("bare UDP echo, {} calls, {} s", run.concurrent, run.duration_s),
             )?,
+            "bridge" => row(
+                f,
+                "bridges",
+                format_args!(
+                    "{} through {}, {} s of {}",
+                    run.concurrent, run.target, run.duration_s, run.codec
+                ),
+            )?,
             _ => row(
                 f,
                 "calls",

@@ -10,6 +10,7 @@ use tandem_audio::opus::OpusSettings;
 use tandem_rtp::latch::Latching;
 use tandem_rtp::srtp::{MasterKey, Suite};
 use tandem_rtp::units::PayloadType;
+use tandem_stream::agent::TransferMode;
 use tandem_stream::websocket::Url;
 use tandem_stream::{Dialect, audiosocket, link};
 
@@ -454,6 +455,17 @@ pub fn stats(stats: &Stats) -> proto::SessionStats {
     }
 }
 
+fn transfer_mode(mode: TransferMode) -> proto::TransferMode {
+    match mode {
+        TransferMode::Refer => proto::TransferMode::Refer,
+        TransferMode::Bridge => proto::TransferMode::Bridge,
+        TransferMode::Consult => proto::TransferMode::Consult,
+        TransferMode::Complete => proto::TransferMode::Complete,
+        TransferMode::Conference => proto::TransferMode::Conference,
+        TransferMode::Cancel => proto::TransferMode::Cancel,
+    }
+}
+
 /// An event as it is told.
 pub fn event(event: &Event) -> proto::event::Event {
     use proto::event::Event as Told;
@@ -465,7 +477,9 @@ pub fn event(event: &Event) -> proto::event::Event {
         Event::AgentHangup { after_drain } => Told::AgentHangup(proto::AgentHangup {
             after: if *after_drain { "drain" } else { "now" }.to_owned(),
         }),
-        Event::AgentTransfer { to } => Told::AgentTransfer(proto::AgentTransfer { to: to.clone() }),
+        Event::AgentTransfer { to, mode } => {
+            Told::AgentTransfer(proto::AgentTransfer { to: to.clone(), mode: transfer_mode(*mode).into() })
+        }
         Event::AgentAnswer => Told::AgentAnswer(proto::AgentAnswer {}),
         Event::AgentDtmf { digits } => Told::AgentDtmf(proto::AgentDtmf { digits: digits.clone() }),
         Event::AgentHeaders { headers } => Told::AgentHeaders(proto::AgentHeaders {
@@ -481,7 +495,10 @@ pub fn event(event: &Event) -> proto::event::Event {
         }
         Event::Idle { idle_ms } => Told::Idle(proto::Idle { idle_ms: *idle_ms }),
         Event::Report { stats: counters } => {
-            Told::SessionReport(proto::SessionReport { stats: Some(stats(counters)) })
+            Told::SessionReport(proto::SessionReport { stats: Some(stats(counters)), second_leg: None })
+        }
+        Event::SecondReport { stats: counters } => {
+            Told::SessionReport(proto::SessionReport { stats: None, second_leg: Some(stats(counters)) })
         }
         Event::Ended { reason, stats: counters } => {
             use proto::session_ended::Reason;

@@ -274,7 +274,7 @@ impl Outbox {
     /// Tells the control thread: at the end of the turn, or, if it is only a report, with the next [`Outbox::ring_waiting`]:
     /// to wake a thread for each of them would cost more than all else that a report takes. False when it is lost.
     pub fn push(&mut self, id: &Arc<str>, event: Event) -> bool {
-        let can_wait = matches!(event, Event::Report { .. });
+        let can_wait = matches!(event, Event::Report { .. } | Event::SecondReport { .. });
         let pushed = self.events.push((Arc::clone(id), event)).is_ok();
         if !pushed {
             self.lost.store(true, Ordering::Release);

@@ -112,6 +112,8 @@ struct Slot {
 #[derive(Debug)]
 struct SecondSocket {
     udp: SocketId,
+    /// The odd port beside it, once reports travel there.
+    rtcp: Option<SocketId>,
     port: u16,
     phase: Phase,
 }
@@ -155,6 +157,7 @@ enum Leg {
     Agent = 2,
     Second = 3,
     Link = 4,
+    SecondRtcp = 5,
 }
 
 const GENERATION_MASK: u32 = 0x1FFF_FFFF;
@@ -170,6 +173,7 @@ fn owned(owner: Owner) -> (SessionKey, Leg) {
         1 => Leg::Rtcp,
         2 => Leg::Agent,
         3 => Leg::Second,
+        5 => Leg::SecondRtcp,
         _ => Leg::Link,
     };
     let generation = (owner.0 >> 32) as u32 & GENERATION_MASK;
@@ -534,6 +538,22 @@ impl Worker {
         }
     }
 
+    /// The same for the second leg.
+    fn open_second_rtcp(&mut self, key: SessionKey) {
+        let Some(slot) = self.sessions.get(key.index as usize) else { return };
+        let Some(second) = slot.second.as_ref().filter(|second| second.rtcp.is_none()) else { return };
+        let port = second.port + 1;
+        let bound = bind_udp((slot.local_address, port).into()).map_err(RingError::Socket);
+        match bound.and_then(|socket| self.ring.add_udp(socket, owner(key, Leg::SecondRtcp))) {
+            Ok(socket) => {
+                if let Some(second) = &mut self.sessions[key.index as usize].second {
+                    second.rtcp = Some(socket);
+                }
+            }
+            Err(error) => tracing::warn!(session_id = &*slot.id, port, %error, "no port for RTCP"),
+        }
+    }
+
     fn start(&mut self, key: SessionKey, is_early: bool, now: Instant) -> bool {
         let Some(slot) = self.live(key) else { return false };
         if slot.session.is_started() {
@@ -597,8 +617,11 @@ impl Worker {
         let phase = self.phases.assign(self.wheel.tick(now), rtp.ptime);
         let first_packet = self.wheel.instant(phase.first);
         let slot = &mut self.sessions[key.index as usize];
-        slot.second = Some(SecondSocket { udp, port, phase });
+        slot.second = Some(SecondSocket { udp, rtcp: None, port, phase });
         slot.session.add_second(rtp, role, seed, first_packet);
+        if matches!(rtp.rtcp, Rtcp::Separate { .. }) {
+            self.open_second_rtcp(key);
+        }
         self.touch(key.index);
         Ok(port)
     }
@@ -622,22 +645,36 @@ impl Worker {
                 second.phase = phase;
             }
         }
+        if rtp.is_some_and(|rtp| matches!(rtp.rtcp, Rtcp::Separate { .. })) {
+            self.open_second_rtcp(key);
+        }
         self.touch(key.index);
         self.sessions[key.index as usize].session.update_second(rtp, role, first_packet)
     }
 
     fn remove_leg(&mut self, key: SessionKey, now: Instant) -> Option<Stats> {
-        let slot = self.live(key)?;
-        let stats = slot.session.remove_second();
+        self.live(key)?;
         self.let_second_go(key.index, now);
+        let stats = self.sessions[key.index as usize].session.remove_second();
         self.touch(key.index);
         stats
     }
 
     /// Gives back what a second leg holds.
     fn let_second_go(&mut self, index: u32, now: Instant) {
-        if let Some(second) = self.sessions[index as usize].second.take() {
+        let slot = &mut self.sessions[index as usize];
+        if let Some(second) = slot.second.take() {
+            if let Some(transmit) = slot.session.poll_second_goodbye(now, self.ring.datagram()) {
+                let from = if transmit.from == Port::Rtcp { second.rtcp } else { Some(second.udp) };
+                if let Some(from) = from {
+                    self.ring.send_datagram(from, transmit.to, transmit.len);
+                    self.tally.rtcp_sent_total += 1;
+                }
+            }
             self.ring.close(second.udp);
+            if let Some(rtcp) = second.rtcp {
+                self.ring.close(rtcp);
+            }
             self.ports.give_back(second.port, now);
             self.phases.release(second.phase);
         }
@@ -731,7 +768,7 @@ impl Worker {
         match completion {
             Completion::Datagram { owner, from, data } => {
                 let (key, leg) = owned(owner);
-                let is_report = leg == Leg::Rtcp;
+                let is_report = matches!(leg, Leg::Rtcp | Leg::SecondRtcp);
                 self.tally.rtp_received_total += u64::from(!is_report);
                 self.tally.rtcp_received_total += u64::from(is_report);
                 if let Some(slot) = self.sessions.get_mut(key.index as usize)
@@ -741,6 +778,7 @@ impl Worker {
                     match leg {
                         Leg::Rtcp => slot.session.handle_report(from, bytes, now),
                         Leg::Second => slot.session.handle_second_datagram(from, bytes, now),
+                        Leg::SecondRtcp => slot.session.handle_second_report(from, bytes, now),
                         Leg::Rtp | Leg::Agent | Leg::Link => slot.session.handle_datagram(from, bytes, now),
                     }
                     self.touch(key.index);
@@ -829,8 +867,14 @@ impl Worker {
             let mut sent = 0;
             if let Some(second) = second {
                 while let Some(transmit) = session.poll_second(now, self.ring.datagram()) {
-                    self.ring.send_datagram(second.udp, transmit.to, transmit.len);
-                    sent += 1;
+                    let (from, is_report) = match transmit.from {
+                        Port::Rtp => (Some(second.udp), tandem_rtp::packet::is_rtcp(self.ring.datagram())),
+                        Port::Rtcp => (second.rtcp, true),
+                    };
+                    let Some(from) = from else { continue };
+                    self.ring.send_datagram(from, transmit.to, transmit.len);
+                    sent += u64::from(!is_report);
+                    self.tally.rtcp_sent_total += u64::from(is_report);
                 }
             }
             if let Some(udp) = *udp {
@@ -1173,6 +1217,38 @@ mod tests {
             let rtp = RtpParameters { rtcp: Rtcp::Separate { remote: None }, ..*slot.session.rtp() };
             assert!(bench.worker.update(opened.key, rtp, Instant::now()));
             assert!(beside().is_err());
+        });
+    }
+
+    #[test]
+    fn second_leg_opens_its_odd_port_when_an_update_asks_for_it_and_takes_its_leave_from_there() {
+        Bench::on_each(13_600, |mut bench| {
+            let opened = bench.open("a");
+            let phone = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            phone.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let rtp = *bench.worker.sessions[opened.key.index as usize].session.rtp();
+            let unknown = RtpParameters { remote: None, codec: None, ..rtp };
+            let place = (Ipv4Addr::LOCALHOST.into(), None);
+            let now = Instant::now();
+            let port =
+                bench.worker.add_leg(opened.key, unknown, Role::Listen, place, [1, 2, 3], now).unwrap();
+            let beside = || UdpSocket::bind((Ipv4Addr::LOCALHOST, port + 1));
+            assert!(beside().is_ok());
+            let rtcp = Rtcp::Separate { remote: Some(phone.local_addr().unwrap()) };
+            assert!(bench.worker.update_leg(opened.key, Some(RtpParameters { rtcp, ..rtp }), None, now));
+            assert!(beside().is_err(), "it is ours");
+            bench.turn();
+            assert!(bench.worker.remove_leg(opened.key, Instant::now()).is_some());
+            for _ in 0..4 {
+                bench.turn();
+            }
+            let mut datagram = [0; 200];
+            let (len, from) = phone.recv_from(&mut datagram).unwrap();
+            assert_eq!(from.port(), port + 1);
+            let packets = tandem_rtp::rtcp::parse(&datagram[..len]);
+            let last = packets.last().unwrap().unwrap();
+            assert!(matches!(last, tandem_rtp::rtcp::RtcpPacket::Bye { .. }), "{last:?}");
+            assert!(beside().is_ok(), "it was closed");
         });
     }
 

@@ -2,6 +2,7 @@
 
 mod agents;
 mod demo;
+mod guests;
 mod kamailio;
 mod many_calls;
 mod refusals;

@@ -1,7 +1,10 @@
 //! RTP as the RFCs describe it (3550, 3551, 4733), written down a second time for the tests: one stream out, one in.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use anyhow::Context;
 
 /// Packets a second and samples a packet, of G.711 at 20 ms.
 const PTIME: Duration = Duration::from_millis(20);
@@ -17,6 +20,8 @@ pub struct Media {
     sequence: u16,
     timestamp: u32,
     fresh: bool,
+    /// Where the last datagram came from.
+    heard_from: Mutex<Option<SocketAddr>>,
 }
 
 /// A packet that came.
@@ -86,12 +91,18 @@ impl Media {
             sequence: rand::random(),
             timestamp: rand::random(),
             fresh: true,
+            heard_from: Mutex::new(None),
         })
     }
 
     /// Where it listens.
     pub fn port(&self) -> u16 {
         self.socket.local_addr().expect("a bound socket has an address").port()
+    }
+
+    /// Where what was heard last came from.
+    pub fn heard_from(&self) -> anyhow::Result<SocketAddr> {
+        self.heard_from.lock().unwrap_or_else(PoisonError::into_inner).context("nothing has come")
     }
 
     /// Says these 8 kHz samples in real time, and listens meanwhile.
@@ -186,7 +197,10 @@ impl Media {
             }
             self.socket.set_read_timeout(Some(left))?;
             match self.socket.recv_from(&mut buffer) {
-                Ok((len, _)) => heard.0.extend(parse(&buffer[..len])),
+                Ok((len, from)) => {
+                    *self.heard_from.lock().unwrap_or_else(PoisonError::into_inner) = Some(from);
+                    heard.0.extend(parse(&buffer[..len]));
+                }
                 Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
                 Err(error) => return Err(error.into()),

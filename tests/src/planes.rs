@@ -11,8 +11,9 @@ use control_plane::call::action::{Action, EngineCommand, EngineRefusal, EngineRe
 use control_plane::call::admission::{Credential, Proof};
 use control_plane::call::agent::{Agent, Dialect};
 use control_plane::call::gate::{Gate, TenantLimits};
-use control_plane::call::machine::TransferTo;
+use control_plane::call::machine::{Asked, TransferTo};
 use control_plane::call::order::{Callee, Order, PHONES};
+use control_plane::call::registry::joining::Guest;
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
 use control_plane::media::{EngineId, News, client};
@@ -21,8 +22,9 @@ use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
 use control_plane::trunk::{Trunk, Trunks};
 use media_engine::contract::{self, Target};
 use media_engine::leg::agent::AgentParameters;
-use media_engine::session::{Port, Session, SessionParameters};
+use media_engine::session::{Port, Session, SessionParameters, Transmit};
 use tandem_api::engine::v1 as engine;
+use tandem_api::engine::v1::LegRole;
 use tandem_api::v1::Call;
 use tandem_sip::{Endpoint, EndpointConfig, Flow, Headers, InviteRequest, Method, Uri};
 use uuid::Uuid;
@@ -56,6 +58,18 @@ pub struct Planes {
 struct Open {
     session: Session,
     address: SocketAddr,
+    /// Of its second leg.
+    second: Option<SocketAddr>,
+}
+
+impl Open {
+    fn send(from: SocketAddr, transmit: &Transmit, packet: &[u8], network: &mut Network) {
+        let mut from = from;
+        if transmit.from == Port::Rtcp {
+            from.set_port(from.port() + 1);
+        }
+        network.send(from, transmit.to, packet[..transmit.len].to_vec());
+    }
 }
 
 impl Planes {
@@ -107,9 +121,10 @@ impl Planes {
         SocketAddr::from(SIP)
     }
 
-    /// RTP ports that are open: one a session.
+    /// RTP ports that are open: one a leg.
     pub fn ports_in_use(&self) -> usize {
-        self.sessions.len()
+        let legs = |open: &Open| 1 + usize::from(open.second.is_some());
+        self.sessions.values().map(legs).sum()
     }
 
     /// RTP packets that the engine has sent, wherever to.
@@ -207,6 +222,14 @@ impl Planes {
         self.drain(network);
     }
 
+    /// Calls somebody and adds them to a call.
+    pub fn brings_in(&mut self, call_id: Uuid, to: &str, role: LegRole, network: &mut Network) -> Asked {
+        let guest = Guest { to: to.to_owned(), role, trunk: String::new() };
+        let asked = self.calls.join(TENANT, call_id, &guest, network.now()).expect("a live call");
+        self.drain(network);
+        asked
+    }
+
     /// Ends a call as an operator does.
     pub fn hangs_up(&mut self, call_id: Uuid, network: &mut Network) {
         self.calls.hang_up(TENANT, call_id, network.now());
@@ -220,6 +243,8 @@ impl Planes {
             self.endpoint.handle_input(&datagram.bytes, Flow::udp(datagram.to, datagram.from), now);
         } else if let Some(open) = self.sessions.values_mut().find(|open| open.address == datagram.to) {
             open.session.handle_datagram(datagram.from, &datagram.bytes, now);
+        } else if let Some(open) = self.sessions.values_mut().find(|open| open.second == Some(datagram.to)) {
+            open.session.handle_second_datagram(datagram.from, &datagram.bytes, now);
         } else {
             return datagram.to.ip() == SocketAddr::from((ENGINE_ADDRESS, 0)).ip();
         }
@@ -273,11 +298,11 @@ impl Planes {
         for (id, open) in &mut self.sessions {
             while let Some(transmit) = open.session.poll_transmit(now, &mut packet) {
                 self.rtp_sent += usize::from(transmit.from == Port::Rtp);
-                let mut from = open.address;
-                if transmit.from == Port::Rtcp {
-                    from.set_port(from.port() + 1);
-                }
-                network.send(from, transmit.to, packet[..transmit.len].to_vec());
+                Open::send(open.address, &transmit, &packet, network);
+            }
+            while let (Some(from), Some(transmit)) = (open.second, open.session.poll_second(now, &mut packet))
+            {
+                Open::send(from, &transmit, &packet, network);
             }
             while let Some(event) = open.session.poll_event() {
                 // Across the border and back: in the words of engine.proto.
@@ -376,6 +401,40 @@ impl Planes {
                 }
                 EngineReply::Updated(Ok(()))
             }
+            EngineCommand::AddLeg(request) => {
+                let address = SocketAddr::from((ENGINE_ADDRESS, self.next_port));
+                let (rtp, _) =
+                    contract::rtp(request.rtp.clone()).expect("the control plane sends what can be carried");
+                let role = contract::role(request.role(), request.caller_rings).expect("a role");
+                let seed = [(); 3].map(|()| network.random() as u32);
+                let Some(open) = self.sessions.get_mut(&id).filter(|open| open.second.is_none()) else {
+                    return EngineReply::LegAdded(Err(EngineRefusal::Gone));
+                };
+                self.next_port += 2;
+                open.second = Some(address);
+                open.session.add_second(rtp, role, seed, now + Duration::from_millis(5));
+                EngineReply::LegAdded(Ok(Box::new(engine::AddLegResponse {
+                    local_address: address.ip().to_string(),
+                    local_port: address.port().into(),
+                })))
+            }
+            EngineCommand::UpdateLeg(request) => {
+                let rtp = request.rtp.clone().map(|rtp| {
+                    contract::rtp(Some(rtp)).expect("the control plane sends what can be carried").0
+                });
+                let role = contract::role(request.role(), request.caller_rings);
+                let is_there = self.sessions.get_mut(&id).is_some_and(|open| {
+                    open.session.update_second(rtp, role, now + Duration::from_millis(5))
+                });
+                EngineReply::LegUpdated(if is_there { Ok(()) } else { Err(EngineRefusal::Gone) })
+            }
+            EngineCommand::RemoveLeg => {
+                let removed = self.sessions.get_mut(&id).and_then(|open| {
+                    open.second = None;
+                    open.session.remove_second()
+                });
+                EngineReply::LegRemoved(removed.map(|_| ()).ok_or(EngineRefusal::Gone))
+            }
             EngineCommand::Close { reason } => {
                 let closed = self.sessions.remove(&id).map(|mut open| {
                     open.session.close(reason);
@@ -420,7 +479,7 @@ impl Planes {
         let agent_ready = session.is_agent_ready();
         let address = SocketAddr::from((ENGINE_ADDRESS, self.next_port));
         self.next_port += 2;
-        self.sessions.insert(id, Open { session, address });
+        self.sessions.insert(id, Open { session, address, second: None });
         engine::OpenSessionResponse {
             instance_id: "first".to_owned(),
             local_address: address.ip().to_string(),

@@ -15,7 +15,7 @@ use tandem_api::v1::call_service_client::CallServiceClient;
 use tandem_api::v1::talk_service_client::TalkServiceClient;
 use tandem_api::v1::{
     AssistantDefinition, Call, CreateBulkPhoneCallRequest, CreatePhoneCallRequest, GetCallRequest,
-    HangUpCallRequest, HoldCallRequest, ListCallsRequest, TransferCallRequest,
+    HangUpCallRequest, HoldCallRequest, JoinCallRequest, JoinRole, ListCallsRequest, TransferCallRequest,
 };
 
 use crate::certificates::Identity;
@@ -431,6 +431,19 @@ impl Stack {
             TransferCallRequest { call_id: call_id.to_owned(), to: to.to_owned(), ..Default::default() };
         let request = with_key(request).map_err(|error| tonic::Status::internal(error.to_string()))?;
         client.transfer_call(request).await.map(drop)
+    }
+
+    /// Calls somebody and adds them to a call; with `to` empty, gives who was added another role.
+    pub async fn joins(&self, call_id: &str, to: &str, role: JoinRole) -> anyhow::Result<()> {
+        let mut client = CallServiceClient::connect(self.api()).await?;
+        let request = JoinCallRequest {
+            call_id: call_id.to_owned(),
+            role: role.into(),
+            to: to.to_owned(),
+            ..Default::default()
+        };
+        client.join_call(with_key(request)?).await?;
+        Ok(())
     }
 
     /// Hangs up through the API.

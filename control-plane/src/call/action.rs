@@ -68,6 +68,12 @@ pub enum EngineCommand {
     Tell(Box<engine::tell_agent_request::What>),
     /// Another address, codec or direction.
     Update(Box<engine::RtpParameters>),
+    /// Add a second leg.
+    AddLeg(Box<engine::AddLegRequest>),
+    /// Another address, codec, direction or role of the second leg.
+    UpdateLeg(Box<engine::UpdateLegRequest>),
+    /// Remove the second leg.
+    RemoveLeg,
     /// End it.
     Close {
         /// Told to the agent.
@@ -86,6 +92,12 @@ pub enum EngineReply {
     Told(Result<(), EngineRefusal>),
     /// To Update.
     Updated(Result<(), EngineRefusal>),
+    /// To AddLeg.
+    LegAdded(Result<Box<engine::AddLegResponse>, EngineRefusal>),
+    /// To UpdateLeg.
+    LegUpdated(Result<(), EngineRefusal>),
+    /// To RemoveLeg.
+    LegRemoved(Result<(), EngineRefusal>),
     /// To Close; [`EngineRefusal::Gone`]: it was over already.
     Closed(Result<Box<engine::SessionStats>, EngineRefusal>),
 }

@@ -20,6 +20,7 @@ use super::admission::Credential;
 use super::machine::{Asked, FORKS_MAX, TransferTo};
 use super::order::{Order, PHONES};
 use super::registry::Calls;
+use super::registry::joining::Guest;
 use super::registry::placing::PlaceError;
 use crate::media::client::EngineClient;
 use crate::media::{EngineId, News};
@@ -135,6 +136,12 @@ enum Request {
         to: TransferTo,
         answer: oneshot::Sender<Option<Asked>>,
     },
+    Join {
+        tenant_id: Arc<str>,
+        call_id: Uuid,
+        guest: Guest,
+        answer: oneshot::Sender<Option<Asked>>,
+    },
     EndAll {
         answer: oneshot::Sender<()>,
     },
@@ -194,6 +201,11 @@ impl LiveCalls {
     /// Hands the other side of a call on. `None`: this tenant has no such call.
     pub async fn transfer(&self, tenant_id: Arc<str>, call_id: Uuid, to: TransferTo) -> Option<Asked> {
         self.ask(|answer| Request::Transfer { tenant_id, call_id, to, answer }).await
+    }
+
+    /// Brings somebody into a call. `None`: this tenant has no such call.
+    pub async fn join(&self, tenant_id: Arc<str>, call_id: Uuid, guest: Guest) -> Option<Asked> {
+        self.ask(|answer| Request::Join { tenant_id, call_id, guest, answer }).await
     }
 
     /// Takes no more calls and ends those there are; resolves when all are over.
@@ -362,6 +374,9 @@ impl Driver {
             }
             Request::Transfer { tenant_id, call_id, to, answer } => {
                 let _ = answer.send(self.calls.transfer(&tenant_id, call_id, to, Instant::now()));
+            }
+            Request::Join { tenant_id, call_id, guest, answer } => {
+                let _ = answer.send(self.calls.join(&tenant_id, call_id, &guest, Instant::now()));
             }
             Request::EndAll { answer } => {
                 self.calls.end_all(Instant::now());

@@ -41,6 +41,7 @@ use crate::trunk::Trunk;
 
 mod change;
 mod fork;
+mod guest;
 mod hold;
 mod info;
 mod outbound;
@@ -50,6 +51,7 @@ mod transfer;
 
 use change::PendingChange;
 pub use fork::FORKS_MAX;
+use guest::Guest;
 use hold::OwnChange;
 use info::Keys;
 use outbound::Outbound;
@@ -118,6 +120,10 @@ pub struct Call {
     successor: Option<Successor>,
     /// The dialog whose place was taken.
     former: Option<Former>,
+    /// Somebody who is brought in beside the other side.
+    guest: Option<Box<Guest>>,
+    /// The agent has gone, and left the other side with the guest.
+    agent_left: bool,
     /// Over which it came or goes; `None`: neither.
     trunk: Option<Arc<Trunk>>,
     /// The domain of who called us.
@@ -190,6 +196,8 @@ impl Call {
             replaces: None,
             successor: None,
             former: None,
+            guest: None,
+            agent_left: false,
             trunk: credential.trunk().cloned(),
             peer_host: request.head.from().uri.host().to_owned(),
             contact: request.head.contact().map(|contact| contact.uri),
@@ -478,6 +486,9 @@ impl Call {
                 }
             }
             EngineReply::Updated(result) => self.handle_updated(result, around),
+            EngineReply::LegAdded(result) => self.handle_leg_added(result, around),
+            EngineReply::LegUpdated(result) => self.handle_leg_updated(&result, around),
+            EngineReply::LegRemoved(_) => self.session.handle_leg(),
             EngineReply::Closed(result) => {
                 match result {
                     Ok(stats) => self.stats = Some(*stats),
@@ -586,12 +597,15 @@ impl Call {
                 self.trace.push(refused_by("agent", "agent", "a connection in time", "none"));
                 self.end(Ending::with_detail(Cause::AgentUnreachable, reason), around);
             }
+            // The other side goes on with whom it was put through to.
+            SessionEvent::AgentFailed { .. } | SessionEvent::AgentHangup if self.may_do_without_agent() => {
+                self.agent_left = true;
+            }
             SessionEvent::AgentFailed { reason } => {
                 self.end(Ending::with_detail(Cause::AgentFailed, reason), around);
             }
             SessionEvent::AgentHangup => self.end(Ending::new(Cause::AgentHangup), around),
-            // Transfer, and what only counts: nothing changes for the call.
-            SessionEvent::AgentTransfer { to } => self.handle_agent_transfer(to, around),
+            SessionEvent::AgentTransfer { to, mode } => self.handle_agent_transfer(to, mode, around),
             SessionEvent::AgentDtmf { digits } => self.press(&digits, around),
             SessionEvent::AgentHeaders { headers } => self.set_agent_headers(&headers),
             SessionEvent::AgentAnswer => self.answer_after_early_media(around),

@@ -18,9 +18,7 @@ use tandem_sdp::{
     Direction, LocalMedia, LocalSrtp, NegotiateError, Negotiated, ParseError, SessionDescription, SrtpPolicy,
 };
 
-use crate::trunk::HoldOffer;
-
-use crate::trunk::Trunk;
+use crate::trunk::{HoldOffer, Latching, Trunk};
 
 /// Codecs that we answer with; the offerer's order counts.
 const ANSWERED: [Codec; 6] = Codec::ALL;
@@ -54,6 +52,8 @@ pub struct Negotiation {
     codecs: Vec<Codec>,
     /// The engine looks for keys in the sound of this call.
     inband_dtmf: bool,
+    /// How the engine trusts the source of the call's RTP.
+    latching: Latching,
     local: Option<LocalMedia>,
     /// The description that the caller has last got from us, as sent.
     sent: Option<SessionDescription>,
@@ -74,9 +74,10 @@ impl Negotiation {
 
     /// Of a call over a trunk, or over none.
     pub fn new(trunk: Option<&Trunk>) -> Self {
-        let (codecs, inband_dtmf) =
-            trunk.map(|trunk| (trunk.codecs.clone(), trunk.is_dtmf_inband)).unwrap_or_default();
-        Self { codecs, inband_dtmf, ..Self::default() }
+        let (codecs, inband_dtmf, latching) = trunk
+            .map(|trunk| (trunk.codecs.clone(), trunk.is_dtmf_inband, trunk.latching))
+            .unwrap_or_default();
+        Self { codecs, inband_dtmf, latching, ..Self::default() }
     }
 
     /// Could this offer be answered? Before there is a port.
@@ -102,7 +103,16 @@ impl Negotiation {
 
     /// What the engine is told of an agreement.
     pub fn rtp_parameters(&self, negotiated: &Negotiated) -> engine::RtpParameters {
-        engine::RtpParameters { inband_dtmf: self.inband_dtmf, ..rtp_parameters(negotiated) }
+        let latching = match self.latching {
+            Latching::Auto => engine::Latching::Auto,
+            Latching::Strict => engine::Latching::Strict,
+            Latching::Off => engine::Latching::Off,
+        };
+        engine::RtpParameters {
+            inband_dtmf: self.inband_dtmf,
+            latching: latching.into(),
+            ..rtp_parameters(negotiated)
+        }
     }
 
     /// Nobody will open a port: an inactive stream, whatever is offered.
@@ -116,6 +126,7 @@ impl Negotiation {
         let mut other = Self {
             codecs: self.codecs.clone(),
             inband_dtmf: self.inband_dtmf,
+            latching: self.latching,
             local: self.local.clone(),
             ..Self::default()
         };
@@ -418,8 +429,12 @@ mod tests {
 
     #[test]
     fn a_trunks_own_codecs_are_offered_in_its_order_and_no_others_are_answered() {
-        let trunk =
-            Trunk { codecs: vec![Codec::G722, Codec::Pcma], is_dtmf_inband: true, ..Trunk::default() };
+        let trunk = Trunk {
+            codecs: vec![Codec::G722, Codec::Pcma],
+            is_dtmf_inband: true,
+            latching: Latching::Strict,
+            ..Trunk::default()
+        };
         let mut negotiation = Negotiation::new(Some(&trunk));
         assert!(negotiation.check(&description("sendrecv", "0")).is_err());
         assert_eq!(negotiation.check(&description("sendrecv", "0 8 9")).unwrap().codec, Codec::Pcma);
@@ -430,6 +445,7 @@ mod tests {
             negotiation.accept(Some(description("sendrecv", "9").to_string().as_bytes())).unwrap();
         let rtp = negotiation.rtp_parameters(&negotiated);
         assert_eq!((rtp.codec(), rtp.payload_type, rtp.inband_dtmf), (engine::Codec::G722, 9, true));
+        assert_eq!(rtp.latching(), engine::Latching::Strict);
     }
 
     #[test]

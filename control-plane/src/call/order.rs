@@ -19,6 +19,10 @@ use super::dispatcher::{Pace, Queued};
 use crate::store::accounts::Assistant;
 use crate::trunk::{HeaderRules, SipCredential, Trunk, Trunks};
 
+mod guest;
+
+pub use guest::Host;
+
 /// Entries of `metadata`, of `args` and of `headers`.
 pub const ENTRIES_MAX: usize = 16;
 /// Octets of a key of these.
@@ -277,11 +281,17 @@ fn phones(request: &api::CreatePhoneCallRequest, tenant_id: &Arc<str>) -> Result
     if !request.trunk.is_empty() {
         return Err(FieldError::new("trunk", "must be empty: a phone of ours is called without one"));
     }
+    let shown = request.assistant.as_ref().map(|assistant| assistant.assistant_id.as_str());
+    Ok(phones_as(shown.unwrap_or_default(), tenant_id))
+}
+
+/// The same, which shows this number or name.
+fn phones_as(shown: &str, tenant_id: &Arc<str>) -> Arc<Trunk> {
     let sip_uri = Uri::parse(&format!("sip:{PHONES_HOST}")).ok();
     let mut trunk = Trunk { name: PHONES.into(), tenant_id: tenant_id.clone(), ..Trunk::default() };
     trunk.credential = SipCredential { sip_uri, ..SipCredential::default() };
-    trunk.outbound.caller_id = request.assistant.as_ref().map(|assistant| assistant.assistant_id.clone());
-    Ok(Arc::new(trunk))
+    trunk.outbound.caller_id = Some(shown.to_owned()).filter(|shown| !shown.is_empty());
+    Arc::new(trunk)
 }
 
 fn read_phone(user: &str, tenant_id: &str, trunks: &Trunks) -> Result<Callee, FieldError> {

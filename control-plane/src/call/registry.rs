@@ -6,7 +6,7 @@
 //!   handle_reply(engine) ───▶ │   one Call each, deadlines│                  records, log lines
 //!   handle_news(engine) ────▶ │   Fleet of engines        │ ──poll_timeout─▶ the next deadline
 //!   handle_timeout(now) ────▶ └───────────────────────────┘
-//!   verbs: place, hang_up, hold, transfer, drain, end_all
+//!   verbs: place, hang_up, hold, transfer, join, drain, end_all
 //! ```
 //!
 //! After each `handle_*` or verb the driver empties `poll_action`. No socket, no clock, no task in here: a scenario
@@ -39,6 +39,7 @@ use crate::sip::{NotSent, SipEvent, TlsPeer, Token, Verb};
 use crate::store::accounts::Found;
 use crate::trunk::Reliable;
 
+pub mod joining;
 pub mod placing;
 
 use placing::Repeats;
@@ -370,22 +371,27 @@ impl Calls {
             Event::Provisional { response, .. } => self.on_call(call_id, now, |call, _, around| {
                 call.handle_fork_progress(sip, &response, around);
                 call.handle_referral_progress(sip, &response, around);
+                call.handle_guest_progress(sip, &response);
             }),
             Event::Answered { response, .. } => self.on_call(call_id, now, |call, _, around| {
                 call.handle_fork_answered(sip, &response, around);
                 call.handle_referral_answered(sip, &response, around);
+                call.handle_guest_answered(sip, &response, around);
+            }),
+            Event::Acknowledged { ack, .. } => self.on_call(call_id, now, |call, _, around| {
+                call.handle_guest_acknowledged(sip, &ack, around);
             }),
             Event::Ended { why, .. } => {
                 self.on_call(call_id, now, |call, _, around| call.handle_aside_ended(sip, why, around));
                 self.by_sip.remove(&sip);
             }
-            // Who has referred us may only hang up, and a branch that only rings has nothing to change.
-            Event::Request { handle, .. } => {
-                self.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(491))));
-            }
-            Event::Reinvite { .. } => {
-                self.actions.push_back(Action::Sip(Verb::Reject(sip, Reply::new(488))));
-            }
+            // Who has referred us may only hang up, and a branch that only rings has nothing to change: only a guest has.
+            Event::Request { handle, request, .. } => self.on_call(call_id, now, |call, _, around| {
+                call.handle_guest_request(sip, handle, &request, around);
+            }),
+            Event::Reinvite { request, .. } => self.on_call(call_id, now, |call, _, around| {
+                call.handle_guest_reinvite(sip, &request, around);
+            }),
             _ => {}
         }
     }

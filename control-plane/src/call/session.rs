@@ -1,8 +1,8 @@
 //! A call's media session, seen from the call: which engine has it, and the commands that wait their turn.
 //!
 //! A call has at most one command under way, so an engine sees them in order: Open before Start before Update before
-//! Close. What waits is one Start, the newest Update, one Close, and a few words for the agent: nothing else can be in
-//! the queue.
+//! Close. What waits is one Start, the newest Update, one Close, what happens to a second leg, and a few words for the
+//! agent: nothing else can be in the queue.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -15,6 +15,9 @@ use crate::media::EngineId;
 
 /// Words for the agent that wait for their turn: digits of a burst, and how a transfer goes.
 pub const TELLS_MAX: usize = 64;
+
+/// Commands about a second leg that wait for their turn: it is added, changed a few times, and removed.
+pub const LEG_COMMANDS_MAX: usize = 16;
 
 /// What of the session exists, as far as we know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,10 @@ pub struct Session {
     last_update: UpdateNumber,
     /// The Update that is under way.
     updating: Option<UpdateNumber>,
+    /// About the second leg, in order.
+    leg: VecDeque<EngineCommand>,
+    /// One of them is under way.
+    is_leg_under_way: bool,
     close: Option<&'static str>,
     open: Option<Box<engine::OpenSessionRequest>>,
 }
@@ -72,6 +79,8 @@ impl Default for Session {
             update: None,
             last_update: UpdateNumber::default(),
             updating: None,
+            leg: VecDeque::new(),
+            is_leg_under_way: false,
             close: None,
             open: None,
         }
@@ -141,9 +150,39 @@ impl Session {
         self.last_update
     }
 
+    /// Adds a second leg, or changes it. `false`: too much waits already.
+    pub fn change_leg(&mut self, command: EngineCommand) -> bool {
+        let has_room = self.leg.len() < LEG_COMMANDS_MAX && self.phase != Phase::Closed;
+        if has_room {
+            self.leg.push_back(command);
+        }
+        has_room
+    }
+
+    /// Removes the second leg, also one whose adding is under way; what else waits for it is forgotten.
+    pub fn remove_leg(&mut self) {
+        let waited = self.leg.iter().any(|command| matches!(command, EngineCommand::AddLeg(_)));
+        self.leg.clear();
+        // One that was never asked for needs no removing.
+        if !waited && self.phase != Phase::Closed {
+            self.leg.push_back(EngineCommand::RemoveLeg);
+        }
+    }
+
+    /// Nothing is known to be left of a second leg, and nothing waits for it.
+    pub fn is_leg_at_rest(&self) -> bool {
+        self.leg.is_empty() && !self.is_leg_under_way
+    }
+
+    /// The engine has answered a command about the second leg.
+    pub fn handle_leg(&mut self) {
+        (self.command_under_way, self.is_leg_under_way) = (false, false);
+    }
+
     /// Ends it; what waits is forgotten.
     pub fn close(&mut self, reason: &'static str) {
         (self.start, self.listen) = (false, false);
+        self.leg.clear();
         self.update = None;
         self.open = None;
         self.tells.clear();
@@ -159,6 +198,7 @@ impl Session {
         self.phase = Phase::Closed;
         (self.start, self.listen) = (false, false);
         (self.update, self.close, self.open) = (None, None, None);
+        self.leg.clear();
         self.tells.clear();
     }
 
@@ -232,6 +272,9 @@ impl Session {
             EngineCommand::Start
         } else if std::mem::take(&mut self.listen) {
             EngineCommand::Listen
+        } else if let Some(command) = self.leg.pop_front() {
+            self.is_leg_under_way = true;
+            command
         } else if let Some(what) = self.tells.pop_front() {
             EngineCommand::Tell(what)
         } else {
@@ -336,6 +379,24 @@ mod tests {
         assert!(open_session().is_lost_in("i2", true));
         assert!(open_session().is_lost_in("i1", false));
         assert!(!open_session().is_lost_in("i1", true));
+    }
+
+    #[test]
+    fn leg_whose_adding_still_waits_is_not_asked_for_and_one_that_was_asked_for_is_removed() {
+        let mut session = open_session();
+        assert!(session.change_leg(EngineCommand::AddLeg(Box::default())));
+        session.remove_leg();
+        assert!(session.is_leg_at_rest());
+        assert_eq!(session.poll_command(), None);
+
+        assert!(session.change_leg(EngineCommand::AddLeg(Box::default())));
+        assert!(matches!(session.poll_command(), Some(EngineCommand::AddLeg(_))));
+        session.remove_leg();
+        session.handle_leg();
+        assert_eq!(session.poll_command(), Some(EngineCommand::RemoveLeg));
+        assert!(!session.is_leg_at_rest());
+        session.handle_leg();
+        assert!(session.is_leg_at_rest());
     }
 
     #[test]

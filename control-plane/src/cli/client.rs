@@ -10,8 +10,8 @@ use tandem_api::v1::refusal_service_client::RefusalServiceClient;
 use tandem_api::v1::talk_service_client::TalkServiceClient;
 use tandem_api::v1::{
     AssistantDefinition, Call, Conversation, CreatePhoneCallRequest, DecisionStep, Ending, GetCallRequest,
-    GetConversationRequest, GetRefusalRequest, HangUpCallRequest, HoldCallRequest, ListCallsRequest,
-    ListRefusalsRequest, RefusedCall, TransferCallRequest,
+    GetConversationRequest, GetRefusalRequest, HangUpCallRequest, HoldCallRequest, JoinCallRequest, JoinRole,
+    ListCallsRequest, ListRefusalsRequest, RefusedCall, TransferCallRequest,
 };
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
@@ -98,6 +98,20 @@ enum CallVerb {
         /// Another live call whose other side takes over: an attended transfer
         #[arg(long, value_name = "CALL")]
         to_call: Option<String>,
+    },
+    /// Calls somebody and adds them to a connected call; without --to, gives who was added another role
+    Join {
+        /// As `call list` prints it
+        call_id: String,
+        /// Who hears whom
+        #[arg(long, value_enum)]
+        role: Role,
+        /// Whom: phone:USER is a phone that registers with us
+        #[arg(long, value_name = "NUMBER|URI|phone:USER")]
+        to: Option<String>,
+        /// Over which trunk; the call's own if not given
+        #[arg(long)]
+        trunk: Option<String>,
     },
     /// Puts the other side of a connected call on hold
     Hold {
@@ -403,6 +417,17 @@ impl CallArgs {
                 client.transfer_call(service.request(request)?).await.map_err(|s| service.refused(s))?;
                 said(&call_id, "is asked to go on", json);
             }
+            CallVerb::Join { call_id, role, to, trunk } => {
+                let mut client = CallServiceClient::new(service.channel.clone());
+                let request = JoinCallRequest {
+                    call_id: call_id.clone(),
+                    role: JoinRole::from(role).into(),
+                    to: to.unwrap_or_default(),
+                    trunk: trunk.unwrap_or_default(),
+                };
+                client.join_call(service.request(request)?).await.map_err(|s| service.refused(s))?;
+                said(&call_id, "brings them in", json);
+            }
             CallVerb::Hold { call_id } => hold(&service, call_id, false, json).await?,
             CallVerb::Resume { call_id } => hold(&service, call_id, true, json).await?,
             CallVerb::Hangup { call_id } => {
@@ -413,6 +438,30 @@ impl CallArgs {
             }
         }
         Ok(())
+    }
+}
+
+/// Who hears whom.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Role {
+    /// They hear both, and nobody hears them
+    Listen,
+    /// They hear both, and the agent hears them
+    Whisper,
+    /// Everybody hears everybody
+    Conference,
+    /// They talk with the other side, and the agent waits
+    Bridge,
+}
+
+impl From<Role> for JoinRole {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Listen => Self::Listen,
+            Role::Whisper => Self::Whisper,
+            Role::Conference => Self::Conference,
+            Role::Bridge => Self::Bridge,
+        }
     }
 }
 

@@ -135,6 +135,15 @@ impl CallService for Service {
         self.0.transfer(&principal, &call_id, &to, &to_call_id).await?;
         Ok(Response::new(api::TransferCallResponse {}))
     }
+
+    async fn join_call(
+        &self,
+        request: Request<api::JoinCallRequest>,
+    ) -> Result<Response<api::JoinCallResponse>, Status> {
+        let principal = self.authenticate(&request).await?;
+        self.0.join(&principal, request.into_inner()).await?;
+        Ok(Response::new(api::JoinCallResponse {}))
+    }
 }
 
 #[tonic::async_trait]

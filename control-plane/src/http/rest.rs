@@ -9,7 +9,7 @@ use axum::{Router, response::Result};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::talk::{Bulk, PhoneCall, Transfer, read_json};
+use super::talk::{Bulk, Join, PhoneCall, Transfer, read_json};
 use super::{ApiError, Shared, view};
 use crate::call::registry::placing::PlaceError;
 
@@ -25,6 +25,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/calls/{call_id}/hold", post(hold))
         .route("/v1/calls/{call_id}/resume", post(resume))
         .route("/v1/calls/{call_id}/transfer", post(transfer))
+        .route("/v1/calls/{call_id}/join", post(join))
         .route("/v1/bulks", post(create_bulk))
         .route("/v1/bulks/{bulk_id}", get(get_bulk))
         .route("/v1/bulks/{bulk_id}/cancel", post(cancel_bulk))
@@ -199,6 +200,18 @@ async fn transfer(
     let principal = shared.authenticate(key(&headers)).await?;
     let Transfer { to, to_call_id } = read_json(&body)?;
     shared.transfer(&principal, &call_id, &to, &to_call_id).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+async fn join(
+    State(shared): State<Shared>,
+    headers: HeaderMap,
+    Path(call_id): Path<String>,
+    body: Bytes,
+) -> Result<StatusCode, ApiError> {
+    let principal = shared.authenticate(key(&headers)).await?;
+    let join: Join = read_json(&body)?;
+    shared.join(&principal, join.into_request(call_id)).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

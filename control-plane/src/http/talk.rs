@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use tandem_api::engine::v1::LegRole;
 use tandem_api::v1 as api;
 use uuid::Uuid;
 
@@ -10,6 +11,7 @@ use super::{ApiError, Shared};
 use crate::call::bulk::BULK_CALLS_MAX;
 use crate::call::machine::{Asked, TransferTo};
 use crate::call::order::{FieldError, Order};
+use crate::call::registry::joining::Guest;
 use crate::call::registry::placing::PlaceError;
 use crate::store::accounts::Principal;
 use crate::trunk::health;
@@ -55,6 +57,40 @@ pub(super) struct Transfer {
     pub(super) to: String,
     #[serde(default)]
     pub(super) to_call_id: String,
+}
+
+/// The body of `POST /v1/calls/{id}/join`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Join {
+    role: JoinRole,
+    #[serde(default)]
+    to: String,
+    #[serde(default)]
+    trunk: String,
+}
+
+/// As JSON names it.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum JoinRole {
+    Listen,
+    Whisper,
+    Conference,
+    Bridge,
+}
+
+impl Join {
+    /// As gRPC asks for it.
+    pub(super) fn into_request(self, call_id: String) -> api::JoinCallRequest {
+        let role = match self.role {
+            JoinRole::Listen => api::JoinRole::Listen,
+            JoinRole::Whisper => api::JoinRole::Whisper,
+            JoinRole::Conference => api::JoinRole::Conference,
+            JoinRole::Bridge => api::JoinRole::Bridge,
+        };
+        api::JoinCallRequest { call_id, role: role.into(), to: self.to, trunk: self.trunk }
+    }
 }
 
 impl From<PhoneCall> for api::CreatePhoneCallRequest {
@@ -194,6 +230,26 @@ impl Shared {
         };
         done(self.live.transfer(principal.tenant_id.clone(), id, to).await.ok_or_else(unknown)?)
     }
+
+    /// Brings somebody into a call, or gives who is there another role.
+    pub(super) async fn join(
+        &self,
+        principal: &Principal,
+        request: api::JoinCallRequest,
+    ) -> Result<(), ApiError> {
+        let role = match request.role() {
+            api::JoinRole::Unspecified => return Err(ApiError::Invalid("role is missing".to_owned())),
+            api::JoinRole::Listen => LegRole::Listen,
+            api::JoinRole::Whisper => LegRole::Whisper,
+            api::JoinRole::Conference => LegRole::Conference,
+            api::JoinRole::Bridge => LegRole::Bridge,
+        };
+        let api::JoinCallRequest { call_id, to, trunk, .. } = request;
+        let unknown = || ApiError::NotLive(call_id.clone());
+        let id = call_id.parse().map_err(|_| unknown())?;
+        let guest = Guest { to, role, trunk };
+        done(self.live.join(principal.tenant_id.clone(), id, guest).await.ok_or_else(unknown)?)
+    }
 }
 
 fn done(asked: Asked) -> Result<(), ApiError> {
@@ -202,6 +258,9 @@ fn done(asked: Asked) -> Result<(), ApiError> {
         Asked::State(state) => format!("the call is {}", state.word()),
         Asked::Busy => "a change or transfer of this call is under way; try again".to_owned(),
         Asked::Policy(why) => why,
-        Asked::NoTarget => "to_call_id is no answered call of this tenant".to_owned(),
+        Asked::NoTarget => {
+            "to_call_id is no answered call of this tenant, or nobody has been brought into the call"
+                .to_owned()
+        }
     }))
 }

@@ -87,6 +87,23 @@ impl EngineClient {
                 let request = engine::UpdateSessionRequest { session_id, rtp: Some(*rtp) };
                 EngineReply::Updated(self.ask(Command::Update(request), |_| Some(())).await)
             }
+            EngineCommand::AddLeg(request) => EngineReply::LegAdded(
+                self.ask(Command::AddLeg(engine::AddLegRequest { session_id, ..*request }), |outcome| {
+                    match outcome {
+                        Outcome::LegAdded(added) => Some(Box::new(added)),
+                        _ => None,
+                    }
+                })
+                .await,
+            ),
+            EngineCommand::UpdateLeg(request) => {
+                let request = engine::UpdateLegRequest { session_id, ..*request };
+                EngineReply::LegUpdated(self.ask(Command::UpdateLeg(request), |_| Some(())).await)
+            }
+            EngineCommand::RemoveLeg => {
+                let request = engine::RemoveLegRequest { session_id };
+                EngineReply::LegRemoved(self.ask(Command::RemoveLeg(request), |_| Some(())).await)
+            }
             EngineCommand::Close { reason } => {
                 let request = engine::CloseSessionRequest { session_id, reason: reason.to_owned() };
                 EngineReply::Closed(
@@ -192,7 +209,9 @@ pub fn read(event: engine::Event) -> Option<News> {
         Body::AgentConnected(_) => SessionEvent::AgentConnected,
         Body::AgentFailed(failed) => SessionEvent::AgentFailed { reason: failed.reason },
         Body::AgentHangup(_) => SessionEvent::AgentHangup,
-        Body::AgentTransfer(transfer) => SessionEvent::AgentTransfer { to: transfer.to },
+        Body::AgentTransfer(transfer) => {
+            SessionEvent::AgentTransfer { mode: transfer.mode(), to: transfer.to }
+        }
         Body::AgentAnswer(_) => SessionEvent::AgentAnswer,
         Body::AgentDtmf(dtmf) => SessionEvent::AgentDtmf { digits: dtmf.digits },
         Body::AgentHeaders(set) => SessionEvent::AgentHeaders { headers: set.headers.into_iter().collect() },

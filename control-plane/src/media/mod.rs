@@ -86,10 +86,12 @@ pub enum SessionEvent {
     },
     /// The agent wants to end the call.
     AgentHangup,
-    /// The agent wants to transfer the call.
+    /// The agent wants to transfer the call, or to bring somebody in.
     AgentTransfer {
-        /// To whom.
+        /// Whom.
         to: String,
+        /// How.
+        mode: tandem_api::engine::v1::TransferMode,
     },
     /// The agent wants the call answered.
     AgentAnswer,

@@ -11,8 +11,8 @@ use tandem_sip::Uri;
 use super::inbound::{DidPattern, DidSource, Inbound, Route};
 use super::outbound::{NumberFormat, Outbound, Redirects, Template};
 use super::policy::{
-    Addresses, HeaderRules, Health, HoldOffer, ReferIn, Registration, Reliable, SessionTimer, SrtpRules,
-    TlsIdentity, TransferPolicy,
+    Addresses, HeaderRules, Health, HoldOffer, Latching, ReferIn, Registration, Reliable, SessionTimer,
+    SrtpRules, TlsIdentity, TransferPolicy,
 };
 use super::{Phone, SipCredential, Trunk, Trunks};
 use crate::call::negotiation::codec_name;
@@ -75,6 +75,7 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
             is_without_tls: section.flag("srtp_without_tls").unwrap_or_default(),
         },
         is_dtmf_inband: section.flag("dtmf_inband").unwrap_or_default(),
+        latching: section.choice("latching", LATCHING).unwrap_or_default(),
         codecs: section.list("codecs", "names such as \"PCMA\", \"G722\", \"opus\"", codec),
         addresses: read_addresses(section),
     };
@@ -82,6 +83,8 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
     trunk
 }
 
+const LATCHING: &[(&str, Latching)] =
+    &[("auto", Latching::Auto), ("strict", Latching::Strict), ("off", Latching::Off)];
 const HOLD: &[(&str, HoldOffer)] = &[("sendonly", HoldOffer::SendOnly), ("inactive", HoldOffer::Inactive)];
 const SRTP: &[(&str, SrtpPolicy)] =
     &[("off", SrtpPolicy::Off), ("optional", SrtpPolicy::Optional), ("required", SrtpPolicy::Required)];
@@ -470,6 +473,7 @@ mod tests {
             sip_headers = { X-Account = "42" }
             advertised_host = "2001:db8::7"
             reliable = "prefer"
+            latching = "strict"
             [trunk.inbound]
             allow = ["203.0.113.5/28", "2001:db8::1"]
             did_from = "to"
@@ -503,7 +507,10 @@ mod tests {
         assert!(trunk.inbound.admits("203.0.113.1".parse().unwrap(), &[]), "host bits are cut off");
         assert_eq!(&*trunk.inbound.route("0049 30 123456").unwrap().assistant_id, "desk");
         assert!(trunk.inbound.busy_when_full && trunk.registration.is_wanted);
-        assert_eq!(trunk.outbound.ring_timeout, Duration::from_secs(45));
+        assert_eq!(
+            (trunk.outbound.ring_timeout, trunk.latching),
+            (Duration::from_secs(45), Latching::Strict)
+        );
         assert_eq!(trunk.session_timer, Some(SessionTimer { expires_s: 900, min_se_s: 90 }));
     }
 
@@ -516,6 +523,7 @@ mod tests {
             sip_uri = "carrier.example"
             sip_usrname = "x"
             sip_headers = { Via = "x" }
+            latching = "loose"
             [trunk.inbound]
             allow = ["203.0.113.300", "0.0.0.0/0", "192.0.2.1"]
             [trunk.outbound]
@@ -535,6 +543,7 @@ mod tests {
             "unknown key \"sip_usrname\"; did you mean \"sip_username\"?",
             "Via is no header that can be chosen",
             "\"allow\": \"203.0.113.300\" is not an address or a network",
+            "\"latching\" = \"loose\" is not one of \"auto\", \"strict\", \"off\"",
             "let everybody in",
             "unknown placeholder {number}",
             "\"failover\": \"b\": there is no trunk of this name",

@@ -35,8 +35,8 @@ pub use inbound::{DidPattern, DidSource, Inbound, Route};
 pub use outbound::{NumberFormat, Outbound, Redirects, Template, TemplateValues};
 
 pub use policy::{
-    Addresses, HeaderRules, Health, HoldOffer, ReferIn, Registration, Reliable, SessionTimer, SrtpRules,
-    TlsIdentity, TransferPolicy,
+    Addresses, HeaderRules, Health, HoldOffer, Latching, ReferIn, Registration, Reliable, SessionTimer,
+    SrtpRules, TlsIdentity, TransferPolicy,
 };
 
 /// A carrier, a PBX or another SIP server, and everything that is agreed with it.
@@ -72,6 +72,8 @@ pub struct Trunk {
     pub srtp: SrtpRules,
     /// Whether keys are looked for in its callers' sound: for peers that send them no other way.
     pub is_dtmf_inband: bool,
+    /// How the source of its calls' RTP is trusted.
+    pub latching: Latching,
     /// Codecs that are offered to it, best first, and the only ones that are answered; empty: G.711 is offered, and all we
     /// know is answered in the offerer's order.
     pub codecs: Vec<Codec>,

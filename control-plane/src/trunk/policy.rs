@@ -87,6 +87,18 @@ impl Default for TransferPolicy {
     }
 }
 
+/// How the source of a call's RTP is trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Latching {
+    /// The first source that sends valid RTP becomes the address that we send to: who is behind NAT does not know his own.
+    #[default]
+    Auto,
+    /// Only the address of the description is heard and sent to.
+    Strict,
+    /// The host of the description is heard from any port of it, and we always send to the address of the description.
+    Off,
+}
+
 /// What our offer says that puts a peer on hold. Nothing is sent to it in either case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum HoldOffer {

@@ -29,6 +29,8 @@ use uuid::Uuid;
 
 pub(crate) const KEY: &str = "a-key";
 pub(crate) const WALL_MS: i64 = 1_763_812_800_000;
+/// The engine's port for a second leg.
+pub(crate) const GUEST_PORT: u32 = 20_002;
 const OURS: &str = "192.0.2.1:5060";
 const CALLERS: &str = "192.0.2.9:5060";
 
@@ -52,6 +54,8 @@ pub(crate) struct Bed {
     pub(crate) caller: Endpoint,
     pub(crate) opens: Opens,
     pub(crate) updates: Result<(), EngineRefusal>,
+    /// What engines say to AddLeg.
+    pub(crate) legs: Result<(), EngineRefusal>,
     pub(crate) agent: Agent,
     /// The store does not answer by itself when false.
     pub(crate) store_answers: bool,
@@ -122,6 +126,7 @@ impl Bed {
             caller: Endpoint::new(endpoint(2)),
             opens: Opens::Ready,
             updates: Ok(()),
+            legs: Ok(()),
             agent: Agent::Echo,
             store_answers: true,
             caller_is_heard: true,
@@ -428,6 +433,11 @@ impl Bed {
             EngineCommand::Tell(_) => EngineReply::Told(Ok(())),
             EngineCommand::Update(_) if !self.updates_are_answered => return None,
             EngineCommand::Update(_) => EngineReply::Updated(self.updates.clone()),
+            EngineCommand::AddLeg(_) => EngineReply::LegAdded(self.legs.clone().map(|()| {
+                Box::new(engine::AddLegResponse { local_address: "192.0.2.1".into(), local_port: GUEST_PORT })
+            })),
+            EngineCommand::UpdateLeg(_) => EngineReply::LegUpdated(Ok(())),
+            EngineCommand::RemoveLeg => EngineReply::LegRemoved(Ok(())),
             EngineCommand::Close { .. } => {
                 let stats = engine::SessionStats { rtp_sent: 50, ..Default::default() };
                 EngineReply::Closed(self.closes.clone().map(|()| Box::new(stats)))
@@ -537,6 +547,9 @@ fn command_name(command: &EngineCommand) -> &'static str {
         EngineCommand::Listen => "listen",
         EngineCommand::Tell(_) => "tell",
         EngineCommand::Update(_) => "update",
+        EngineCommand::AddLeg(_) => "add_leg",
+        EngineCommand::UpdateLeg(_) => "update_leg",
+        EngineCommand::RemoveLeg => "remove_leg",
         EngineCommand::Close { .. } => "close",
     }
 }

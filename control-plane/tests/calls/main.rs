@@ -8,6 +8,7 @@ mod bed;
 mod early;
 mod ending;
 mod engines;
+mod guest;
 mod hold;
 mod place;
 mod refusal;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use control_plane::call::machine::{Asked, TransferTo};
 use control_plane::media::SessionEvent;
-use tandem_api::engine::v1::TransferProgress;
 use tandem_api::engine::v1::tell_agent_request::What as Tell;
+use tandem_api::engine::v1::{TransferMode, TransferProgress};
 use tandem_sip::Headers;
 use uuid::Uuid;
 
@@ -45,7 +45,7 @@ fn told(status: &str, reason: &str) -> (String, String) {
 fn agent_hands_the_callee_on_and_leaves_when_the_target_has_answered() {
     let mut bed = Bed::new();
     let (callee, call_id) = bed.talking(&trunk(|_| {}));
-    bed.session(call_id, SessionEvent::AgentTransfer { to: "+4930333".into() });
+    bed.session(call_id, SessionEvent::AgentTransfer { to: "+4930333".into(), mode: TransferMode::Refer });
     assert_eq!(bed.referred(), Some("<sip:+4930333@192.0.2.9>"));
     assert_eq!(bed.state(call_id), "connected");
     bed.caller.notify_refer(callee, 180, "Ringing", bed.now).unwrap();
@@ -63,7 +63,7 @@ fn agent_hands_the_callee_on_and_leaves_when_the_target_has_answered() {
 fn target_that_is_busy_leaves_the_caller_with_the_agent_who_hears_why() {
     let mut bed = Bed::new();
     let (callee, call_id) = bed.talking(&trunk(|_| {}));
-    bed.session(call_id, SessionEvent::AgentTransfer { to: "+4930333".into() });
+    bed.session(call_id, SessionEvent::AgentTransfer { to: "+4930333".into(), mode: TransferMode::Refer });
     bed.caller.notify_refer(callee, 486, "Busy Here", bed.now).unwrap();
     bed.run();
     assert_eq!(bed.told_of_transfers(), [told("trying", ""), told("failed", "486 Busy Here")]);
@@ -124,7 +124,7 @@ fn only_targets_of_the_trunk_may_be_named() {
         assert!(matches!(bed.transfer(call_id, wrong), Asked::Policy(_)), "{wrong}");
     }
     assert_eq!(bed.referred(), None);
-    bed.session(call_id, SessionEvent::AgentTransfer { to: "+4940111".into() });
+    bed.session(call_id, SessionEvent::AgentTransfer { to: "+4940111".into(), mode: TransferMode::Refer });
     assert_eq!(bed.told_of_transfers()[0].0, "failed");
     assert_eq!(bed.transfer(call_id, "sip:+4930333@pbx.example.com"), Asked::Done);
 

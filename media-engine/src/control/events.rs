@@ -183,7 +183,7 @@ fn log(session_id: &str, event: &Event) {
         Event::AgentAnswer => tracing::info!(session_id, "agent answers"),
         Event::AgentDtmf { .. } | Event::AgentHeaders { .. } => {}
         Event::MediaStarted { took_ms, .. } => tracing::info!(session_id, took_ms, "media started"),
-        Event::Dtmf { .. } | Event::Report { .. } => {}
+        Event::Dtmf { .. } | Event::Report { .. } | Event::SecondReport { .. } => {}
         Event::Idle { idle_ms } => tracing::info!(session_id, idle_ms, "nobody speaks"),
         Event::Ended { reason, stats } => tracing::info!(
             session_id,

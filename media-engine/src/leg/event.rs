@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use tandem_stream::agent::TransferMode;
+
 /// A piece of the caller's sound, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heard<'a> {
@@ -41,10 +43,12 @@ pub enum Request {
         /// Only when everything was played.
         after_drain: bool,
     },
-    /// Hand the caller on.
+    /// Hand the caller on, or bring somebody in.
     Transfer {
-        /// To whom.
+        /// Whom.
         to: String,
+        /// How.
+        mode: TransferMode,
     },
     /// Answer the call, in which it has been heard before.
     Answer,
@@ -88,10 +92,12 @@ pub enum Event {
         /// It asked to be heard out first.
         after_drain: bool,
     },
-    /// The agent asked to hand the caller on.
+    /// The agent asked to hand the caller on, or to bring somebody in.
     AgentTransfer {
-        /// To whom.
+        /// Whom.
         to: String,
+        /// How.
+        mode: TransferMode,
     },
     /// The agent asked to answer the call.
     AgentAnswer,
@@ -127,6 +133,11 @@ pub enum Event {
     /// Its own RTCP report has left: how it goes.
     Report {
         /// The counters then.
+        stats: Stats,
+    },
+    /// A report of the second leg has left: how that one goes.
+    SecondReport {
+        /// Its counters then.
         stats: Stats,
     },
     /// The engine ended the session by itself.

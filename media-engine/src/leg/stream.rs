@@ -323,7 +323,7 @@ pub(super) fn request(event: pcm_dialect::FromAgent) -> Request {
         FromAgent::Resume => Request::Resume,
         FromAgent::Dtmf { digits } => Request::Dtmf { digits },
         FromAgent::Hangup { after } => Request::Hangup { after_drain: after == HangupAfter::Drain },
-        FromAgent::Transfer { to } => Request::Transfer { to },
+        FromAgent::Transfer { to, mode } => Request::Transfer { to, mode },
         FromAgent::Answer => Request::Answer,
         FromAgent::Headers { headers } => Request::Headers { headers },
     }

@@ -431,17 +431,15 @@ impl Session {
         if self.second.is_some() || self.ended {
             return false;
         }
-        // Nobody reports on this leg yet.
-        let parameters = RtpParameters { rtcp: Rtcp::Off, ..parameters };
         let leg = SecondLeg::new(parameters, role, self.playout.rate(), seed, self.wall, first_packet);
         self.second = Some(Box::new(leg));
         self.set_ringing();
         true
     }
 
-    /// The second leg, if there is one.
+    /// The second leg, if there is one. (That of a session that is over has only to say good-bye.)
     pub fn second(&self) -> Option<&SecondLeg> {
-        self.second.as_deref()
+        self.second.as_deref().filter(|_| !self.ended)
     }
 
     /// A re-INVITE of the second leg, or another role for it. False: there is none.
@@ -466,9 +464,7 @@ impl Session {
     pub fn remove_second(&mut self) -> Option<Stats> {
         let second = self.second.take()?;
         self.ringing = None;
-        let mut stats = Stats { playout_dropped_ms: second.dropped_ms(), ..Stats::default() };
-        second.rtp().count(&mut stats);
-        Some(stats)
+        Some(second.stats())
     }
 
     fn set_ringing(&mut self) {
@@ -483,7 +479,6 @@ impl Session {
             return;
         }
         self.clock = None;
-        self.second = None;
         if let Some(stream) = self.agent.stream_mut() {
             stream.stop(reason);
         }
@@ -561,9 +556,19 @@ impl Session {
 
     /// A datagram came on the second leg's port.
     pub fn handle_second_datagram(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) {
+        if self.ended {
+            return;
+        }
         self.hear_second(now, |rtp, hear| {
             let _ = rtp.handle_datagram(source, bytes, now, hear);
         });
+    }
+
+    /// A datagram came on the odd port beside it.
+    pub fn handle_second_report(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) {
+        if let (false, Some(second)) = (self.ended, &mut self.second) {
+            second.handle_report(source, bytes, now);
+        }
     }
 
     /// Runs a method of the second leg. What it says waits for the caller's next packet to be mixed with; an agent that
@@ -793,9 +798,9 @@ impl Session {
                     push(events, budget, Event::AgentHangup { after_drain: false });
                 }
             }
-            Said::Request(Request::Transfer { to }) => {
+            Said::Request(Request::Transfer { to, mode }) => {
                 if budget.take(now) {
-                    push(events, budget, Event::AgentTransfer { to });
+                    push(events, budget, Event::AgentTransfer { to, mode });
                 }
             }
         });
@@ -953,10 +958,7 @@ impl Session {
     }
 
     fn report_port(&self) -> Port {
-        match self.rtp.parameters().rtcp {
-            Rtcp::Separate { .. } => Port::Rtcp,
-            Rtcp::Off | Rtcp::Mux => Port::Rtp,
-        }
+        report_port(&self.rtp)
     }
 
     fn poll_packet(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
@@ -1006,8 +1008,21 @@ impl Session {
 
     /// The same for the second leg.
     pub fn poll_second(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
-        let (to, len) = self.second.as_mut()?.poll_transmit(now, out)?;
-        Some(Transmit { from: Port::Rtp, to, len })
+        let second = self.second.as_mut().filter(|_| !self.ended)?;
+        if let Some((to, len)) = second.poll_transmit(now, out) {
+            return Some(Transmit { from: Port::Rtp, to, len });
+        }
+        let (to, len) = second.poll_report(now, out)?;
+        let (from, stats) = (report_port(second.rtp()), second.stats());
+        self.push_event(Event::SecondReport { stats });
+        Some(Transmit { from, to, len })
+    }
+
+    /// Writes the leave that RTCP takes on the second leg, before that is removed or the session is over; once.
+    pub fn poll_second_goodbye(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
+        let second = self.second.as_mut()?;
+        let (to, len) = second.poll_goodbye(now, out)?;
+        Some(Transmit { from: report_port(second.rtp()), to, len })
     }
 
     /// Whether [`Session::poll_stream`] has something.
@@ -1066,6 +1081,14 @@ impl Session {
 
     fn push_event(&mut self, event: Event) {
         push(&mut self.events, &mut self.budget, event);
+    }
+}
+
+/// From which port a leg's reports go.
+fn report_port(rtp: &RtpLeg) -> Port {
+    match rtp.parameters().rtcp {
+        Rtcp::Separate { .. } => Port::Rtcp,
+        Rtcp::Off | Rtcp::Mux => Port::Rtp,
     }
 }
 

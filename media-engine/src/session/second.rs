@@ -21,7 +21,7 @@ use tandem_rtp::report::WallClock;
 use super::bridge::Bridge;
 use super::paced::Paced;
 use super::playout::PtimeClock;
-use crate::leg::event::Heard;
+use crate::leg::event::{Heard, Stats};
 use crate::leg::rtp::{RtpLeg, RtpParameters};
 
 /// What the second leg is there for.
@@ -110,6 +110,7 @@ impl SecondLeg {
             to_agent: Paced::new(rate),
         };
         this.build_bridge();
+        this.rtp.begin_reports(first_packet);
         this
     }
 
@@ -150,6 +151,9 @@ impl SecondLeg {
     pub fn update(&mut self, parameters: RtpParameters, first_packet: Instant) {
         let before = *self.rtp.parameters();
         self.rtp.update(parameters);
+        if (before.rtcp, before.codec) != (parameters.rtcp, parameters.codec) {
+            self.rtp.begin_reports(first_packet);
+        }
         if before.ptime != parameters.ptime {
             self.clock = PtimeClock::new(first_packet, parameters.ptime);
         }
@@ -230,10 +234,36 @@ impl SecondLeg {
         }
     }
 
+    /// Writes the report that is due, with where it goes.
+    pub fn poll_report(&mut self, now: Instant, out: &mut [u8]) -> Option<(std::net::SocketAddr, usize)> {
+        let next_packet = Some(self.clock.next());
+        self.rtp.poll_report(now, next_packet, out)
+    }
+
+    /// Writes the leave that RTCP takes; once.
+    pub fn poll_goodbye(&mut self, now: Instant, out: &mut [u8]) -> Option<(std::net::SocketAddr, usize)> {
+        self.rtp.poll_goodbye(now, out)
+    }
+
+    /// A datagram came on the odd port beside its own.
+    pub fn handle_report(&mut self, source: std::net::SocketAddr, bytes: &[u8], now: Instant) {
+        self.rtp.handle_report(source, bytes, true, now);
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> Stats {
+        let mut stats = Stats { playout_dropped_ms: self.dropped_ms(), ..Stats::default() };
+        self.rtp.count(&mut stats);
+        stats
+    }
+
     /// When to come back.
     pub fn poll_timeout(&self) -> Instant {
         let next = self.clock.next();
-        self.rtp.poll_timeout().map_or(next, |deadline| deadline.min(next))
+        [self.rtp.poll_timeout(), self.rtp.poll_report_timeout()]
+            .into_iter()
+            .flatten()
+            .fold(next, Instant::min)
     }
 
     /// A deadline of its RTP leg has passed.

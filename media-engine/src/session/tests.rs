@@ -14,6 +14,7 @@ use tandem_rtp::latch::Latching;
 use tandem_rtp::packet::{Header, Packet};
 use tandem_rtp::units::{PayloadType, SequenceNumber, Ssrc, Timestamp};
 use tandem_stream::Dialect;
+use tandem_stream::agent::TransferMode;
 use tandem_stream::websocket::{FrameReader, Message, Opcode, Role, UpgradeRequest, Url, append_frame};
 
 mod lifetime;

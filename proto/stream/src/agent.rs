@@ -16,6 +16,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+mod transfer;
+
+pub use transfer::TransferMode;
+
 /// Samples a second, both ways.
 pub const SAMPLE_RATE_HZ: u32 = 16_000;
 /// Milliseconds of one caller frame.
@@ -174,10 +178,12 @@ pub enum FromAgent {
         /// When; absent on the wire means `drain`.
         after: HangupAfter,
     },
-    /// Hand the caller on.
+    /// Hand the caller on, or bring somebody in.
     Transfer {
-        /// A number or a SIP URI; not empty.
+        /// A number, a SIP URI or `phone:` and a user; empty where the mode needs nobody.
         to: String,
+        /// How; absent on the wire means `refer`.
+        mode: TransferMode,
     },
     /// Answer the call, which the agent has been heard in before (early media).
     Answer,
@@ -313,7 +319,11 @@ impl FromAgent {
             FromAgent::Mark { name } => json!({"event": "mark", "name": name}),
             FromAgent::Dtmf { digits } => json!({"event": "dtmf", "digits": digits}),
             FromAgent::Hangup { after } => json!({"event": "hangup", "after": after.as_str()}),
-            FromAgent::Transfer { to } => json!({"event": "transfer", "to": to}),
+            FromAgent::Transfer { to, mode: TransferMode::Refer } => json!({"event": "transfer", "to": to}),
+            FromAgent::Transfer { to, mode } if mode.names_somebody() => {
+                json!({"event": "transfer", "to": to, "mode": mode.as_str()})
+            }
+            FromAgent::Transfer { mode, .. } => json!({"event": "transfer", "mode": mode.as_str()}),
             FromAgent::Answer => json!({"event": "answer"}),
             FromAgent::Headers { headers } => json!({"event": "headers", "headers": headers}),
         }
@@ -357,11 +367,14 @@ impl FromAgent {
             }
             "transfer" => {
                 let fields = Fields { event: "transfer", object: &object };
-                let to = fields.text("to")?;
-                if to.is_empty() {
+                let mode = fields.text_or("mode", TransferMode::Refer.as_str())?;
+                let modes = "\"refer\", \"bridge\", \"consult\", \"complete\", \"conference\" or \"cancel\"";
+                let mode = TransferMode::parse(mode).ok_or_else(|| fields.wrong("mode", modes))?;
+                let to = if mode.names_somebody() { fields.text("to")? } else { "" };
+                if to.is_empty() && mode.names_somebody() {
                     return Err(fields.wrong("to", "a number or a SIP URI"));
                 }
-                FromAgent::Transfer { to: to.to_owned() }
+                FromAgent::Transfer { to: to.to_owned(), mode }
             }
             "answer" => FromAgent::Answer,
             "headers" => {

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use tandem_stream::agent::{
-    EventError, FRAME_BYTES, FRAME_SAMPLES, FromAgent, HangupAfter, OddAudio, Start, ToAgent, read_audio,
-    write_audio,
+    EventError, FRAME_BYTES, FRAME_SAMPLES, FromAgent, HangupAfter, OddAudio, Start, ToAgent, TransferMode,
+    read_audio, write_audio,
 };
 
 fn json(text: &str) -> serde_json::Value {
@@ -58,7 +58,7 @@ fn events_of_the_agent_are_read() {
     assert_eq!(read(r#"{"event":"hangup"}"#), FromAgent::Hangup { after: HangupAfter::Drain });
     assert_eq!(
         read(r#"{"event":"transfer","to":"sip:desk@example"}"#),
-        FromAgent::Transfer { to: "sip:desk@example".into() }
+        FromAgent::Transfer { to: "sip:desk@example".into(), mode: TransferMode::Refer }
     );
 }
 
@@ -92,6 +92,10 @@ fn wrong_fields_are_named() {
     assert_eq!(
         refusal(r#"{"event":"transfer","to":""}"#),
         "transfer: field to must be a number or a SIP URI"
+    );
+    assert_eq!(
+        refusal(r#"{"event":"transfer","to":"1","mode":"push"}"#),
+        "transfer: field mode must be \"refer\", \"bridge\", \"consult\", \"complete\", \"conference\" or \"cancel\""
     );
     assert_eq!(refusal(r#"{"event":3}"#), "?: field event must be a string");
     assert_eq!(refusal("{}"), "?: field event is missing");
@@ -154,7 +158,9 @@ fn any_from_agent() -> impl Strategy<Value = FromAgent> {
         any::<bool>().prop_map(|now| FromAgent::Hangup {
             after: if now { HangupAfter::Now } else { HangupAfter::Drain }
         }),
-        ".{1,60}".prop_map(|to| FromAgent::Transfer { to }),
+        (".{1,60}", proptest::sample::select(TransferMode::ALL.to_vec())).prop_map(|(to, mode)| {
+            FromAgent::Transfer { to: if mode.names_somebody() { to } else { String::new() }, mode }
+        }),
     ]
 }
 

@@ -138,6 +138,8 @@ impl Call {
             replaces: None,
             successor: None,
             former: None,
+            guest: None,
+            agent_left: false,
             trunk: Some(trunk.clone()),
             peer_host: String::new(),
             contact: None,
@@ -229,7 +231,10 @@ impl Call {
 
     /// The INVITE has left; again, under another handle, when it was given to the next address.
     pub fn handle_placed(&mut self, token: Token, call: CallHandle, around: &mut Surroundings<'_>) {
-        if self.handle_referral_placed(token, call) || self.handle_fork_placed(token, call) {
+        if self.handle_guest_placed(token, call)
+            || self.handle_referral_placed(token, call)
+            || self.handle_fork_placed(token, call)
+        {
             return;
         }
         let Some(own) = self.outbound.as_deref_mut().filter(|own| own.token == Some(token)) else {
@@ -251,7 +256,8 @@ impl Call {
 
     /// The INVITE could not leave.
     pub fn handle_not_sent(&mut self, token: Token, why: &NotSent, around: &mut Surroundings<'_>) {
-        if self.handle_referral_not_sent(token, why, around)
+        if self.handle_guest_not_sent(token, why, around)
+            || self.handle_referral_not_sent(token, why, around)
             || self.take_fork(|fork| fork.token == token).is_some()
         {
             return;

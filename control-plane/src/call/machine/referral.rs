@@ -86,7 +86,7 @@ impl Call {
             let status = if self.life.is_ending() || self.sip_is_over { 481 } else { 491 };
             return Err((status, format!("the call is {}", state.word())));
         }
-        if self.successor.is_some() || self.transfer.is_some() {
+        if self.successor.is_some() || self.transfer.is_some() || self.guest.is_some() {
             return Err((491, "a transfer is under way already".to_owned()));
         }
         let text = refer.header(HeaderName::ReferTo).unwrap_or_default();
@@ -122,7 +122,7 @@ impl Call {
     }
 
     /// Who we say we are: who the other side knows as us.
-    fn own_number(&self) -> String {
+    pub(super) fn own_number(&self) -> String {
         if let Some(own) = self.outbound.as_deref() {
             return own.from().to_owned();
         }
@@ -184,6 +184,9 @@ impl Call {
 
     /// The handle that a request of this call's had under this token.
     pub fn handle_of(&self, token: Token) -> Option<CallHandle> {
+        if let Some(sip) = self.guest_of(token) {
+            return sip;
+        }
         match &self.successor {
             Some(Successor::Referral(referral)) if referral.token == token => referral.sip,
             _ => {

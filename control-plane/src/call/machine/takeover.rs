@@ -274,7 +274,7 @@ impl Call {
     /// A dialog beside the call's own is over: a successor that was not to be, or the former one.
     pub fn handle_aside_ended(&mut self, sip: CallHandle, why: EndReason, around: &mut Surroundings<'_>) {
         self.former.take_if(|former| former.sip == sip);
-        if self.handle_fork_ended(sip, &why, around) {
+        if self.handle_guest_ended(sip, &why, around) || self.handle_fork_ended(sip, &why, around) {
             return;
         }
         let is_its = |successor: &mut Successor| match successor {
@@ -298,7 +298,7 @@ impl Call {
             Some(Successor::Referral(referral)) => Some(referral.give_up()),
             _ => None,
         };
-        [referral, self.former.map(|former| former.at)].into_iter().flatten().min()
+        [referral, self.former.map(|former| former.at), self.guest_deadline()].into_iter().flatten().min()
     }
 
     pub(super) fn handle_aside_timeout(&mut self, around: &mut Surroundings<'_>) {
@@ -306,6 +306,7 @@ impl Call {
             let headers = Ending::new(Cause::Transferred).to_headers();
             around.actions.push_back(Action::Sip(Verb::HangUp(former.sip, headers)));
         }
+        self.handle_guest_timeout(around);
         let is_late = |successor: &mut Successor| matches!(successor, Successor::Referral(referral) if referral.give_up() <= around.now);
         if let Some(Successor::Referral(referral)) = self.successor.take_if(is_late) {
             self.give_up_referral(*referral, around);
@@ -316,6 +317,10 @@ impl Call {
     pub(super) fn end_aside(&mut self, ending: &Ending, around: &mut Surroundings<'_>) {
         if let Some(former) = self.former.take() {
             around.actions.push_back(Action::Sip(Verb::HangUp(former.sip, Headers::new())));
+        }
+        if let Some(guest) = self.guest.take() {
+            // The session ends, and its leg with it.
+            guest.leave(ending.to_headers(), around);
         }
         match self.successor.take() {
             None => {}

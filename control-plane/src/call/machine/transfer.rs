@@ -22,6 +22,7 @@ use crate::call::order;
 use crate::call::registry::Surroundings;
 use crate::call::state::State;
 use crate::sip::Verb;
+use crate::trunk::Trunk;
 use crate::trunk::credential::escape_user;
 
 /// How long a transfer may take where no trunk says otherwise.
@@ -113,7 +114,7 @@ impl Call {
         if !matches!(state, State::Connected | State::OnHold) {
             return Asked::State(state);
         }
-        if self.transfer.is_some() {
+        if self.transfer.is_some() || self.guest.is_some() {
             return Asked::Busy;
         }
         let target = match self.target(&to) {
@@ -128,13 +129,23 @@ impl Call {
     }
 
     /// The agent wants it; it is told why when it may not.
-    pub(super) fn handle_agent_transfer(&mut self, to: String, around: &mut Surroundings<'_>) {
-        let why = match self.transfer(ReferTarget::Blind(to), around) {
+    pub(super) fn handle_agent_transfer(
+        &mut self,
+        to: String,
+        mode: engine::TransferMode,
+        around: &mut Surroundings<'_>,
+    ) {
+        use engine::TransferMode::{Refer, Unspecified};
+        let asked = match mode {
+            Refer | Unspecified => self.transfer(ReferTarget::Blind(to), around),
+            _ => self.handle_agent_guest(&to, mode, around),
+        };
+        let why = match asked {
             Asked::Done => return,
             Asked::Policy(why) => why,
             Asked::Busy => "a transfer is under way already".to_owned(),
             Asked::State(state) => format!("the call is {}", state.word()),
-            Asked::NoTarget => "no such call".to_owned(),
+            Asked::NoTarget => "there is nobody".to_owned(),
         };
         self.tell_transfer("failed", &why);
     }
@@ -183,18 +194,7 @@ impl Call {
 
     /// A number must be one that the trunk may be asked for.
     fn check_number(&self, number: &str) -> Result<(), String> {
-        let Some(trunk) = &self.trunk else { return Ok(()) };
-        let targets = &trunk.transfer.targets;
-        let prefixes: Vec<&String> = targets.iter().filter(|target| is_number(target)).collect();
-        let begins = |prefix: &&String| {
-            crate::trunk::inbound::normal(number, None)
-                .starts_with(&crate::trunk::inbound::normal_prefix(prefix))
-        };
-        let is_listed = prefixes.is_empty() || prefixes.iter().any(begins);
-        match is_listed && trunk.outbound.allows_number(number) {
-            true => Ok(()),
-            false => Err("the number is not among the transfer targets of the trunk".to_owned()),
-        }
+        self.trunk.as_deref().map_or(Ok(()), |trunk| check_number(trunk, number))
     }
 
     /// The domain in which a bare number means something to the other side.
@@ -268,6 +268,19 @@ impl Call {
             }
         }
         self.agent_headers = headers;
+    }
+}
+
+/// A number must be one that the trunk's transfer targets name, if they name numbers, and that it may call.
+pub(super) fn check_number(trunk: &Trunk, number: &str) -> Result<(), String> {
+    let prefixes: Vec<&String> = trunk.transfer.targets.iter().filter(|target| is_number(target)).collect();
+    let begins = |prefix: &&String| {
+        crate::trunk::inbound::normal(number, None).starts_with(&crate::trunk::inbound::normal_prefix(prefix))
+    };
+    let is_listed = prefixes.is_empty() || prefixes.iter().any(begins);
+    match is_listed && trunk.outbound.allows_number(number) {
+        true => Ok(()),
+        false => Err("the number is not among the transfer targets of the trunk".to_owned()),
     }
 }
 

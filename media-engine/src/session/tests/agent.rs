@@ -74,7 +74,10 @@ fn hang_up_after_drain_waits_for_the_last_word_and_now_does_not() {
     bot.asks(&mut call, r#"{"event":"transfer","to":"sip:desk@example.com"}"#);
     bot.asks(&mut call, r#"{"event":"hangup","after":"now"}"#);
     let events = call.events();
-    assert_eq!(events[0], Event::AgentTransfer { to: "sip:desk@example.com".into() });
+    assert_eq!(
+        events[0],
+        Event::AgentTransfer { to: "sip:desk@example.com".into(), mode: TransferMode::Refer }
+    );
     assert_eq!(events[1], Event::AgentHangup { after_drain: false });
 }
 

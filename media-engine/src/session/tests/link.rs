@@ -103,11 +103,11 @@ fn rare_events_are_those_of_the_pcm_dialect_both_ways() {
     let told = heard(&mut call);
     assert!(told[0].contains("transfer") && told[0].contains("trying"), "{told:?}");
     assert_eq!(told[1], "Dtmf { digit: 55, duration_ms: 90 }");
-    says(&mut call, &Message::Event(r#"{"event":"transfer","to":"+49"}"#));
+    says(&mut call, &Message::Event(r#"{"event":"transfer","to":"+49","mode":"consult"}"#));
     says(&mut call, &Message::Event(r#"{"event":"hangup","after":"now"}"#));
     assert!(matches!(
         &call.events()[..],
-        [Event::AgentTransfer { to }, Event::AgentHangup { after_drain: false }] if to == "+49"
+        [Event::AgentTransfer { to, mode: TransferMode::Consult }, Event::AgentHangup { after_drain: false }] if to == "+49"
     ));
 }
 

@@ -208,3 +208,92 @@ fn peer_with_our_ssrc_makes_us_change_ours_once_and_is_heard_without_a_gap() {
     });
     assert_eq!(left, Some(ours));
 }
+
+/// So many seconds in which caller and desk talk; gives the reports that left for the desk.
+fn desk_reports(call: &mut Call, seconds: u32) -> Vec<(Transmit, Vec<u8>)> {
+    let mut reports = Vec::new();
+    let mut out = [0; 1_472];
+    for sequence in 0..seconds * 50 {
+        let header = Header {
+            marker: false,
+            payload_type: PayloadType::PCMU,
+            sequence: SequenceNumber(sequence as u16),
+            timestamp: Timestamp(sequence * 160),
+            ssrc: Ssrc(1_000),
+        };
+        let mut packet = header.to_octets().to_vec();
+        packet.extend_from_slice(&[0x80; 160]);
+        call.session.handle_second_datagram(at(DESK), &packet, call.now);
+        for _ in 0..20 {
+            call.pass(1);
+            while let Some(transmit) = call.session.poll_second(call.now, &mut out) {
+                if tandem_rtp::packet::is_rtcp(&out[..transmit.len]) {
+                    reports.push((transmit, out[..transmit.len].to_vec()));
+                }
+            }
+        }
+    }
+    reports
+}
+
+const DESK: &str = "192.0.2.2:5000";
+
+fn with_desk(rtcp: Rtcp) -> Call {
+    let mut call = Call::started(with(AgentParameters::Echo));
+    let parameters = RtpParameters { remote: Some(at(DESK)), rtcp, ..rtp() };
+    let role = crate::session::second::Role::Bridge;
+    assert!(call.session.add_second(parameters, role, [77, 0, 0], call.now + 3 * MS));
+    call
+}
+
+#[test]
+fn second_leg_reports_by_itself_and_says_how_it_goes() {
+    for (rtcp, from, to) in [(Rtcp::Mux, Port::Rtp, DESK), (separate(), Port::Rtcp, "192.0.2.2:5001")] {
+        let mut call = with_desk(rtcp);
+        let reports = desk_reports(&mut call, 10);
+        assert!((2..=5).contains(&reports.len()), "{} in ten seconds", reports.len());
+        for (transmit, compound) in &reports {
+            assert_eq!((transmit.from, transmit.to), (from, at(to)));
+            assert_eq!(kinds(compound), "SR1 SDES XR");
+        }
+        assert!(call.reports.is_empty(), "the caller's leg has no RTCP");
+        let told: Vec<Stats> = call
+            .events()
+            .into_iter()
+            .filter_map(|event| match event {
+                Event::SecondReport { stats } => Some(stats),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(told.len(), reports.len());
+        assert!(told.last().is_some_and(|stats| stats.rtp_received > 300 && stats.rtcp_sent > 0), "{told:?}");
+    }
+}
+
+#[test]
+fn second_leg_reads_reports_and_takes_its_leave_once() {
+    let mut call = with_desk(separate());
+    let reports = desk_reports(&mut call, 5);
+    call.reports = reports;
+    let answer = call.reports_back(DESK, 3);
+    call.session.handle_second_report(at("203.0.113.66:4001"), &answer, call.now);
+    assert_eq!(call.session.second().unwrap().stats().rtcp_received, 0, "a stranger's");
+    call.session.handle_second_report(at("192.0.2.2:5001"), &answer, call.now);
+    let stats = call.session.second().unwrap().stats();
+    assert_eq!((stats.rtcp_received, stats.remote_lost), (1, 3));
+    let mut out = [0; 1_472];
+    let transmit = call.session.poll_second_goodbye(call.now, &mut out).unwrap();
+    assert_eq!((transmit.from, transmit.to), (Port::Rtcp, at("192.0.2.2:5001")));
+    assert!(kinds(&out[..transmit.len]).ends_with("BYE"), "{}", kinds(&out[..transmit.len]));
+    assert_eq!(call.session.poll_second_goodbye(call.now, &mut out), None);
+}
+
+#[test]
+fn second_leg_of_a_session_that_is_over_says_nothing_but_good_bye() {
+    let mut call = with_desk(Rtcp::Mux);
+    desk_reports(&mut call, 1);
+    call.session.close("caller");
+    let mut out = [0; 1_472];
+    assert_eq!(call.session.poll_second(call.now + 20 * MS, &mut out), None);
+    assert!(call.session.poll_second_goodbye(call.now, &mut out).is_some());
+}
