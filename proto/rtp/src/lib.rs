@@ -71,6 +71,7 @@
 //!
 //! Nothing here opens a socket or reads a clock, nothing allocates for a packet, and nothing can panic on what a peer sent.
 
+pub mod dtls;
 pub mod event;
 pub mod ice;
 pub mod jitter;
