@@ -207,6 +207,7 @@ pub fn offer(address: IpAddr, port: u16, law: Law) -> SessionDescription {
         session_version: 1,
         direction: Direction::SendRecv,
         srtp: LocalSrtp::default(),
+        dtls: None,
     };
     negotiate::offer(&local)
 }
