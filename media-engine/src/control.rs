@@ -11,6 +11,7 @@
 //! gets a snapshot. Without any subscriber the orphan clock runs.
 
 mod events;
+pub mod identity;
 mod service;
 mod tls;
 
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use tandem_api::engine::v1 as proto;
 use tandem_api::engine::v1::engine_service_server::EngineServiceServer;
+use tandem_rtp::dtls::Identity;
 use tokio::sync::{OnceCell, broadcast, oneshot};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Status;
@@ -161,6 +163,8 @@ pub struct Control {
     events: broadcast::Sender<Broadcast>,
     draining: AtomicBool,
     controllers: AtomicUsize,
+    /// What is shown in DTLS handshakes.
+    identity: Arc<Identity>,
     /// What agents behind `wss://` are trusted by; read when the first is dialled.
     agent_tls: OnceLock<Result<Arc<rustls::ClientConfig>, String>>,
 }
@@ -171,7 +175,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Control {
     /// State of an engine that was just started.
-    pub fn new(config: Config, driver: DriverKind, driver_reason: String, cores: Vec<Core>) -> Self {
+    pub fn new(
+        config: Config,
+        driver: DriverKind,
+        driver_reason: String,
+        cores: Vec<Core>,
+        identity: Identity,
+    ) -> Self {
         Self {
             config,
             instance_id: uuid::Uuid::now_v7().to_string(),
@@ -182,8 +192,14 @@ impl Control {
             events: broadcast::Sender::new(SUBSCRIBER_EVENTS_MAX),
             draining: AtomicBool::new(false),
             controllers: AtomicUsize::new(0),
+            identity: Arc::new(identity),
             agent_tls: OnceLock::new(),
         }
+    }
+
+    /// SHA-256 of the certificate that is shown in DTLS handshakes.
+    fn fingerprint(&self) -> Vec<u8> {
+        self.identity.fingerprint().as_octets().to_vec()
     }
 
     /// What agents behind `wss://` are trusted by.
@@ -365,7 +381,16 @@ mod tests {
             workers.push(Worker { queue, dead, _outbox, _inbox });
         }
         let config = Config::for_tests(PortRange { min: 10_000, max: 10_999 });
-        (Arc::new(Control::new(config, DriverKind::Epoll, String::new(), all)), workers)
+        (
+            Arc::new(Control::new(
+                config,
+                DriverKind::Epoll,
+                String::new(),
+                all,
+                identity::new_identity().unwrap(),
+            )),
+            workers,
+        )
     }
 
     pub(super) fn on_runtime(body: impl Future<Output = ()>) {

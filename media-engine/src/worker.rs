@@ -997,6 +997,7 @@ mod tests {
                 latching: Latching::Auto,
                 rtcp,
                 srtp: None,
+                secure: None,
                 sound: crate::session::bridge::SoundParameters::default(),
             };
             let parameters = SessionParameters {
@@ -1007,6 +1008,7 @@ mod tests {
                 max_session: None,
                 seed: 1,
                 since_epoch: Duration::ZERO,
+                identity: None,
             };
             let local_address = Ipv4Addr::LOCALHOST.into();
             let open =

@@ -608,6 +608,7 @@ impl Call {
                     Reason::MaxSession => Cause::MaxDuration,
                     Reason::Orphaned | Reason::EngineFault | Reason::Unspecified => Cause::EngineFault,
                     Reason::Shutdown => Cause::EngineLost,
+                    Reason::Transport => Cause::MediaTransport,
                 };
                 self.end(Ending::new(cause), around);
             }

@@ -7,6 +7,8 @@
 //!                                                                                     └─ link ◀──▶ the core's one TCP
 //! ```
 //!
+//! Of a browser, [`secure`] (ICE and DTLS) stands before the RTP leg.
+//!
 //! Nothing here knows the ring, so all of it is tested in virtual time on any system.
 
 pub mod agent;
@@ -16,6 +18,7 @@ pub mod dialect;
 pub mod event;
 pub mod link;
 pub mod rtp;
+pub mod secure;
 pub mod stream;
 mod tls;
 pub mod websocket;
