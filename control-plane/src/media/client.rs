@@ -199,7 +199,9 @@ pub fn read(event: engine::Event) -> Option<News> {
         Body::MediaStarted(started) => SessionEvent::MediaStarted { took_ms: started.took_ms },
         Body::DtmfReceived(_) => SessionEvent::Dtmf,
         Body::SessionReport(report) => SessionEvent::Report { stats: Box::new(report.stats?) },
-        Body::SessionEnded(ended) => SessionEvent::Ended { reason: ended.reason(), stats: ended.stats },
+        Body::SessionEnded(ended) => {
+            SessionEvent::Ended { reason: ended.reason(), stats: ended.stats, detail: ended.detail }
+        }
     };
     Some(News::Session { session_id: event.session_id.parse().ok()?, event: session_event })
 }
