@@ -39,6 +39,26 @@ async fn browser_hears_its_own_tone_from_the_echo_in_opus_and_in_g711() -> anyho
     Ok(())
 }
 
+/// It is called, too: what we offer a phone that says so is what a browser speaks.
+#[tokio::test(flavor = "multi_thread")]
+async fn browser_is_called_and_hears_its_own_tone() -> anyhow::Result<()> {
+    let authority = Authority::new("Authority of the test")?;
+    let phone = phone("echo") + "srtp = \"dtls\"\n";
+    let mut stack = Stack::prepare_configured(&phone, &[])?.secured(&authority.signs("tandem.test")?);
+    stack.start_supervisor()?;
+    let url = format!("wss://127.0.0.1:{}", stack.ports().sip_wss);
+    let sip = stack.sip().to_string();
+    let steps = ["register", PASSWORD, "called", "tone", "bye"];
+    let browser = Browser::starts(&url, "", "opus", &steps, &[("SIP_DOMAIN", &sip)])?;
+    browser.has_done("register", 1)?;
+    stack.places("echo", "phone:browser").await?;
+    browser.succeeds().map_err(|error| anyhow::anyhow!("{error}\n{}", stack.everything_said()))?;
+    let calls = stack.calls_when_over().await?;
+    let is_fine = |call: &tandem_api::v1::Call| call.media.as_ref().is_some_and(|media| media.encrypted);
+    anyhow::ensure!(calls.len() == 1 && calls.iter().all(is_fine), "{calls:?}");
+    Ok(())
+}
+
 /// Over TLS; its agent is held and taken back, the network changes under it, and keys come through SRTP.
 #[tokio::test(flavor = "multi_thread")]
 async fn browser_holds_resumes_restarts_ice_and_presses_keys() -> anyhow::Result<()> {

@@ -23,7 +23,8 @@ use tandem_rtp::receiver::{Receiver, Verdict};
 use tandem_rtp::report::{Reports, WallClock};
 use tandem_rtp::srtp::{Inbound, MasterKey, Outbound, Suite};
 use tandem_rtp::units::Ssrc;
-use tandem_sdp::{LocalMedia, LocalSrtp, SessionDescription, SrtpPolicy};
+use tandem_sdp::dtls::Secret;
+use tandem_sdp::{LocalDtls, LocalMedia, LocalSrtp, SessionDescription, SrtpPolicy};
 use tandem_sip::{ConnectionId, Endpoint, EndpointConfig, Flow, Transport};
 use tandem_stream::agent::{FromAgent, ToAgent, read_audio};
 use tandem_stream::audiosocket::{self, Reader};
@@ -93,10 +94,20 @@ pub fn sdp(octets: &[u8]) {
     assert_eq!(again.media, offer.media);
     let mut local = LocalMedia::g711(HERE.ip(), 20_000, 1);
     local.srtp = LocalSrtp::new(SrtpPolicy::Optional, |octets| octets.fill(1));
+    local.dtls = Some(LocalDtls {
+        fingerprint: Fingerprint::new([1; 32]),
+        secret: Secret([1; 32]),
+        is_offered: false,
+        current: None,
+    });
     if let Ok((answer, _)) = tandem_sdp::answer(&offer, &local) {
         assert_eq!(answer.media.len(), offer.media.len());
     }
     let _ = tandem_sdp::accept_answer(&tandem_sdp::offer(&local), &offer);
+    if let Some(dtls) = &mut local.dtls {
+        dtls.is_offered = true;
+        let _ = tandem_sdp::accept_answer(&tandem_sdp::offer(&local), &offer);
+    }
 }
 
 /// A stream of RTP datagrams, each after its length in one octet.
@@ -181,17 +192,20 @@ pub fn dtls(octets: &[u8]) {
             rcgen::generate_simple_self_signed(["fuzz.test".to_owned()]).expect("a certificate can be made");
         Identity::new(made.cert.der().to_vec(), made.signing_key.serialize_der())
     });
-    for setup in [Setup::Active, Setup::Passive] {
-        let nobody = Fingerprint::new([0; 32]);
-        let mut side = DtlsSrtp::new(&IDENTITY, setup, nobody, now()).expect("the settings are good");
-        let mut out = [0; DATAGRAM_LEN_MAX];
-        for datagram in long_records(octets) {
-            side.handle_datagram(datagram, now());
-            while let Some(len) = side.poll_transmit(&mut out) {
-                assert!(len <= out.len());
-            }
-            assert_eq!(side.poll_keys(), None);
+    // A client makes its keys before it has heard anything, which takes long: every fourth length has its turn.
+    let setup = if octets.len().is_multiple_of(4) { Setup::Active } else { Setup::Passive };
+    let nobody = Fingerprint::new([0; 32]);
+    if !long_records(octets).any(|datagram| Kind::of(datagram) == Kind::Dtls) {
+        return;
+    }
+    let mut side = DtlsSrtp::new(&IDENTITY, setup, nobody, now()).expect("the settings are good");
+    let mut out = [0; DATAGRAM_LEN_MAX];
+    for datagram in long_records(octets) {
+        side.handle_datagram(datagram, now());
+        while let Some(len) = side.poll_transmit(&mut out) {
+            assert!(len <= out.len());
         }
+        assert_eq!(side.poll_keys(), None);
     }
 }
 

@@ -81,6 +81,24 @@ fn browser_that_checks_and_shakes_hands_has_the_same_keys_in_either_role() {
 }
 
 #[test]
+fn transport_that_has_its_keys_wants_no_time_but_for_consent() {
+    let (mut transport, mut browser) = pair(Setup::Passive, None);
+    browser.checks(&mut transport, HERE, true);
+    browser.shakes(&mut transport, HERE);
+    let mut wakes = 0;
+    while let Some(at) = transport.poll_timeout()
+        && transport.failure().is_none()
+        && wakes < 1_000
+    {
+        transport.handle_timeout(at);
+        while transport.poll_transmit(&mut [0; 1_472]).is_some() {}
+        wakes += 1;
+    }
+    assert_eq!(transport.failure(), Some(TransportFailure::ConsentLost));
+    assert!(wakes < 20, "{wakes} times in half a minute");
+}
+
+#[test]
 fn handshake_of_anybody_but_the_nominated_is_not_answered() {
     let (mut transport, mut browser) = pair(Setup::Passive, None);
     browser.shakes(&mut transport, HERE);

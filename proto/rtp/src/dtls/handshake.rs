@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dimpl::{Config, Dtls, DtlsCertificate, Output, SrtpProfile};
+use dimpl::{Config, Dtls, DtlsCertificate, Error, Output, SrtpProfile, UnexpectedMessageError};
 use sha2::{Digest as _, Sha256};
 
 use super::{Fingerprint, Setup};
@@ -133,7 +133,7 @@ impl DtlsSrtp {
             return;
         }
         let outcome = self.dtls.handle_timeout(now).and_then(|()| self.dtls.handle_packet(datagram));
-        if outcome.is_err() {
+        if outcome.is_err_and(|error| !is_noise(&error)) {
             self.failure = Some(DtlsError::Handshake);
         }
     }
@@ -193,6 +193,11 @@ impl DtlsSrtp {
         self.scratch = vec![0; DATAGRAM_LEN_MAX];
         Some(keys)
     }
+}
+
+/// What is no answer of a server at all is dropped (RFC 6347 §4.1.2.7): anybody may have sent it. The library has changed nothing then.
+fn is_noise(error: &Error) -> bool {
+    matches!(error, Error::UnexpectedMessage(UnexpectedMessageError::UnrecognizedAutoServerResponse))
 }
 
 /// Cuts the exported material: keys of client and server, then their salts (RFC 5764 §4.2).
