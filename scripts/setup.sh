@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh run     what building and `make run` need: C compiler, cmake, protoc, the local voice's Python wheels
 #   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp, baresip, linphone, Kamailio, JsSIP, PJSIP,
-#                            SIPVicious, a name server, and ffmpeg's codecs
+#                            Chromium, SIPVicious, a name server, and ffmpeg's codecs
 #
 # Debian packages come through apt-get (as root, or by sudo); Python wheels go into .venv at the repository's root,
 # pinned by hash, and are left alone while the requirements have not changed. npm packages go beside their user, by lock file.
@@ -18,10 +18,11 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 # COMMAND:PACKAGE, a pair for each program that is looked for on the PATH.
 RUN_TOOLS=(cc:gcc cmake:cmake protoc:protobuf-compiler)
 TEST_TOOLS=(sipp:sip-tester baresip:baresip-core kamailio:kamailio dnsmasq:dnsmasq-base
-  linphonec:linphone-cli svwar:sipvicious openssl:openssl node:nodejs npm:npm ffmpeg:ffmpeg)
+  linphonec:linphone-cli svwar:sipvicious openssl:openssl node:nodejs npm:npm ffmpeg:ffmpeg chromium:chromium)
 # Packages without a program of their own, by a file of theirs. MODULES stands for Kamailio's folder of modules.
 TEST_FILES=(MODULES/tls.so:kamailio-tls-modules MODULES/websocket.so:kamailio-websocket-modules)
-JSSIP=tests/peers/jssip
+# Folders whose npm packages the tests use: JsSIP in node, and in the browser's page.
+NPM_PEERS=(tests/peers/jssip tests/peers/browser)
 
 as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"
@@ -49,13 +50,13 @@ need_files() {
   [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
 }
 
-# JsSIP, with what it needs, as the lock file names it.
-jssip() {
-  local stamp=$JSSIP/node_modules/.tandem-lock wanted
-  wanted="$(sha256sum "$JSSIP/package-lock.json" | cut -d' ' -f1)"
+# The npm packages of one of those folders, as its lock file names them. No scripts of theirs are run.
+npm_peer() {
+  local stamp=$1/node_modules/.tandem-lock wanted
+  wanted="$(sha256sum "$1/package-lock.json" | cut -d' ' -f1)"
   if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then return; fi
-  say "installing JsSIP into $JSSIP/node_modules (2 MB, once)"
-  (cd "$JSSIP" && npm ci --no-audit --no-fund --ignore-scripts --silent) || fail "npm could not install JsSIP"
+  say "installing npm packages into $1/node_modules (2 to 12 MB, once)"
+  (cd "$1" && npm ci --no-audit --no-fund --ignore-scripts --silent) || fail "npm could not install the packages of $1"
   printf '%s' "$wanted" >"$stamp"
 }
 
@@ -128,7 +129,8 @@ python_wheels() {
 case "${1:-}" in
   run)  need_rust; need "${RUN_TOOLS[@]}"; python_wheels ;;
   test) need_rust; need "${RUN_TOOLS[@]}" "${TEST_TOOLS[@]}"
-        need_files "${TEST_FILES[@]/MODULES//usr/lib/*/kamailio/modules}"; jssip; python_wheels
-        python_peer pjsua "PJSIP"; python_peer grpc "gRPC in Python" ;;
+        need_files "${TEST_FILES[@]/MODULES//usr/lib/*/kamailio/modules}"
+        for folder in "${NPM_PEERS[@]}"; do npm_peer "$folder"; done
+        python_wheels; python_peer pjsua "PJSIP"; python_peer grpc "gRPC in Python" ;;
   *)    fail "usage: scripts/setup.sh run|test" ;;
 esac

@@ -136,7 +136,7 @@ impl Bridges {
             // Open at the target from here on, whatever comes: it must be closed.
             self.open.insert(number, remotes);
             for (line, remote) in lines.into_iter().zip(remotes) {
-                self.generator.speak(line, remote)?;
+                self.generator.speak(line, remote, None)?;
             }
             Ok(())
         });

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tandem_audio::format::{Codec, Ptime};
 use tandem_sdp::LocalSrtp;
+use tandem_sdp::crypto::NegotiatedSrtp;
 use tandem_sdp::description::{Direction, SessionDescription};
 use tandem_sdp::negotiate::{self, LocalMedia};
 use tandem_sip::{
@@ -195,7 +196,7 @@ impl Caller {
 }
 
 /// The offer of one call: one codec, as a phone with one would.
-pub fn offer(address: IpAddr, port: u16, law: Law) -> SessionDescription {
+pub fn offer(address: IpAddr, port: u16, law: Law, srtp: LocalSrtp) -> SessionDescription {
     let local = LocalMedia {
         address,
         port,
@@ -206,23 +207,27 @@ pub fn offer(address: IpAddr, port: u16, law: Law) -> SessionDescription {
         session_id: u64::from(port),
         session_version: 1,
         direction: Direction::SendRecv,
-        srtp: LocalSrtp::default(),
+        srtp,
+        dtls: None,
     };
     negotiate::offer(&local)
 }
 
-/// Where the answer wants our media, or why it is of no use.
+/// Where the answer wants our media, and with which keys, or why it is of no use.
 ///
 /// # Errors
 /// The cause, in words for the failures by cause.
-pub fn read_answer(offer: &SessionDescription, answer: Option<&[u8]>) -> Result<SocketAddr, String> {
+pub fn read_answer(
+    offer: &SessionDescription,
+    answer: Option<&[u8]>,
+) -> Result<(SocketAddr, Option<NegotiatedSrtp>), String> {
     let answer = answer.ok_or("200 without SDP")?;
     let answer = SessionDescription::parse(answer).map_err(|error| format!("answer: {error}"))?;
     let agreed = negotiate::accept_answer(offer, &answer).map_err(|error| format!("answer: {error}"))?;
     if agreed.ptime != Ptime::MS_20 {
         return Err(format!("answer: ptime {} instead of 20 ms", agreed.ptime));
     }
-    Ok(agreed.remote)
+    Ok((agreed.remote, agreed.srtp))
 }
 
 /// Why a call ended, in words short enough to count by.

@@ -25,6 +25,7 @@ use crate::host;
 use crate::observe::{Observed, Usage, cpu_ms_per_call_s, cpu_percent};
 use crate::plan::{Interrupted, Plan};
 use crate::progress::Progress;
+use crate::protection::Protect;
 use crate::report::{Agent, Calls, ControlPlane, Engine, Floor, Host, Report};
 use crate::scrape::MetricsUrl;
 
@@ -119,7 +120,8 @@ impl Roster {
     }
 
     fn invite(&mut self, slot: usize, user_agent: &mut Caller, generator: &Generator, plan: &Plan) {
-        let offer = caller::offer(user_agent.local().ip(), generator.ports()[slot], plan.law);
+        let srtp = plan.srtp.map(Protect::keys).unwrap_or_default();
+        let offer = caller::offer(user_agent.local().ip(), generator.ports()[slot], plan.law, srtp);
         let since = Instant::now();
         self.attempted += 1;
         match user_agent.invite(&offer, Headers::new()) {
@@ -153,8 +155,11 @@ impl Roster {
                 let CallState::Calling { offer, since, .. } = &self.callers[slot] else { return };
                 let setup_ns = since.elapsed().as_nanos() as u64;
                 let agreed = caller::read_answer(offer, response.sdp());
-                let spoken = agreed.and_then(|remote| {
-                    generator.speak(slot, remote).map(|()| remote).map_err(|error| format!("answer: {error}"))
+                let spoken = agreed.and_then(|(remote, keys)| {
+                    generator
+                        .speak(slot, remote, keys.as_ref())
+                        .map(|()| remote)
+                        .map_err(|error| format!("answer: {error}"))
                 });
                 match spoken {
                     Ok(remote) => {

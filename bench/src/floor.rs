@@ -126,7 +126,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<FloorRun> {
     )?;
     let echo = FloorEcho::start(plan.cores.target, generator.ports())?;
     for slot in 0..plan.calls {
-        generator.speak(slot, echo.address(slot))?;
+        generator.speak(slot, echo.address(slot), None)?;
     }
     let mut progress =
         Progress::begin("floor", (plan.warm_up + plan.duration).as_millis() as u64, plan.quiet);

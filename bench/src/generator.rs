@@ -18,10 +18,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
+use tandem_sdp::crypto::NegotiatedSrtp;
+
 use crate::clock::{Mono, NANOS_PER_MS, WallToMono};
 use crate::distribution::Distribution;
 use crate::host;
 use crate::marker::{FRAMES_PER_S, Law, Signal};
+use crate::protection::{OVERHEAD_MAX, Protection};
 use crate::ring::{AfterReap, Counters, Receive, UdpRing};
 use crate::stream::{Listener, PACKET_OCTETS, Speaker, StreamAccount, Timings, Window};
 
@@ -34,6 +37,10 @@ const BUCKETS: u64 = 20;
 /// When the generator is later than this, it drops the turns it has missed and counts them instead of sending a volley
 /// that no real caller would send.
 const TOO_FAR_BEHIND_NS: u64 = 100 * NANOS_PER_MS;
+
+/// Keeps the first sequence number, which a stream takes from its SSRC, below 2^15: a peer that loses the first packets would
+/// guess the rollover counter of SRTP wrong (RFC 3711 §3.3.1).
+const FIRST_SEQUENCE_LOW: u32 = !(1 << 22);
 
 /// The window is decided this long before it begins at least, so that the generator sees it in time.
 const UNDECIDED: u64 = u64::MAX;
@@ -94,7 +101,7 @@ pub enum GeneratorError {
 }
 
 enum Command {
-    Start(usize),
+    Start(usize, Option<Box<Protection>>),
     Stop(usize),
     Finish,
 }
@@ -212,14 +219,15 @@ impl Generator {
         &self.shared
     }
 
-    /// A slot's call is answered: from now on it speaks to `remote`.
+    /// A slot's call is answered: from now on it speaks to `remote`, protected if there are keys.
     ///
     /// # Errors
-    /// When the address cannot be reached from the socket.
-    pub fn speak(&self, slot: usize, remote: SocketAddr) -> io::Result<()> {
+    /// When the address cannot be reached from the socket, or the keys cannot be used.
+    pub fn speak(&self, slot: usize, remote: SocketAddr, keys: Option<&NegotiatedSrtp>) -> io::Result<()> {
+        let protection = keys.map(Protection::new).transpose().map_err(io::Error::other)?.map(Box::new);
         self.sockets[slot].connect(remote)?;
         // A closed inbox means that the thread has failed, which `finish` reports.
-        let _ = self.commands.send(Command::Start(slot));
+        let _ = self.commands.send(Command::Start(slot, protection));
         Ok(())
     }
 
@@ -271,6 +279,8 @@ struct Turns {
     speakers: Vec<Speaker>,
     listeners: Vec<Listener>,
     speaking: Vec<bool>,
+    /// By slot.
+    protection: Vec<Option<Box<Protection>>>,
     /// Slots by the millisecond of the ptime in which they speak.
     buckets: Vec<Vec<usize>>,
     inbox: mpsc::Receiver<Command>,
@@ -295,7 +305,7 @@ impl Turns {
         shared: Arc<Shared>,
         inbox: mpsc::Receiver<Command>,
     ) -> io::Result<Self> {
-        let mut ring = UdpRing::new(Receive::Stamped, sockets.len(), PACKET_OCTETS)?;
+        let mut ring = UdpRing::new(Receive::Stamped, sockets.len(), PACKET_OCTETS + OVERHEAD_MAX)?;
         for (token, socket) in sockets.iter().enumerate() {
             ring.arm(token as u32, socket.as_raw_fd())?;
         }
@@ -305,9 +315,13 @@ impl Turns {
             signals: [Law::Pcmu, Law::Pcma].map(Signal::new),
             clock: WallToMono::new(),
             lines,
-            speakers: sockets.iter().map(|_| Speaker::new(rand::random())).collect(),
+            speakers: sockets
+                .iter()
+                .map(|_| Speaker::new(rand::random::<u32>() & FIRST_SEQUENCE_LOW))
+                .collect(),
             listeners: sockets.iter().map(|_| Listener::new(window_frames)).collect(),
             speaking: vec![false; sockets.len()],
+            protection: sockets.iter().map(|_| None).collect(),
             buckets: (0..BUCKETS as usize)
                 .map(|bucket| (bucket..sockets.len()).step_by(BUCKETS as usize).collect())
                 .collect(),
@@ -358,7 +372,10 @@ impl Turns {
     fn obey(&mut self) -> bool {
         loop {
             match self.inbox.try_recv() {
-                Ok(Command::Start(slot)) => self.speaking[slot] = true,
+                Ok(Command::Start(slot, protection)) => {
+                    self.protection[slot] = protection;
+                    self.speaking[slot] = true;
+                }
                 Ok(Command::Stop(slot)) => self.speaking[slot] = false,
                 Err(mpsc::TryRecvError::Empty) => return true,
                 Ok(Command::Finish) | Err(mpsc::TryRecvError::Disconnected) => return false,
@@ -389,7 +406,11 @@ impl Turns {
                 let packet = self.ring.send_slot(slot as u32);
                 let frame =
                     self.speakers[slot].write_next(signal_of(&self.signals, self.lines[slot].law), packet);
-                self.ring.send(slot as u32, PACKET_OCTETS)?;
+                let len = match &mut self.protection[slot] {
+                    Some(protection) => protection.protect(packet, PACKET_OCTETS),
+                    None => PACKET_OCTETS,
+                };
+                self.ring.send(slot as u32, len)?;
                 self.departures.push((slot, frame));
             }
         }
@@ -423,7 +444,19 @@ impl Turns {
     }
 
     fn listen(&mut self) -> io::Result<()> {
-        let Self { ring, lines, speakers, listeners, signals, clock, timings, window, unstamped, .. } = self;
+        let Self {
+            ring,
+            lines,
+            speakers,
+            listeners,
+            protection,
+            signals,
+            clock,
+            timings,
+            window,
+            unstamped,
+            ..
+        } = self;
         let count = ring.reap(|received, datagram, stamp| {
             let arrival = match stamp {
                 Some(stamp) => clock.mono(stamp),
@@ -435,7 +468,13 @@ impl Turns {
             let slot = received.token as usize;
             let Line { law, hears } = lines[slot];
             let signal = signal_of(signals, law);
-            listeners[slot].receive(&speakers[hears], signal, datagram, arrival, *window, timings);
+            let (listener, speaker) = (&mut listeners[slot], &speakers[hears]);
+            match &mut protection[slot] {
+                Some(protection) => protection.open(datagram, |packet| {
+                    listener.receive(speaker, signal, packet, arrival, *window, timings);
+                }),
+                None => listener.receive(speaker, signal, datagram, arrival, *window, timings),
+            }
             AfterReap::Release
         })?;
         self.received += count as u64;

@@ -8,6 +8,7 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tandem_sdp::LocalSrtp;
 use tandem_sip::{CallHandle, Event, Headers};
 
 use crate::caller::{self, Caller};
@@ -124,7 +125,8 @@ pub fn run(plan: &IdlePlan) -> anyhow::Result<Report> {
     );
     let user_agent = Caller::open(&plan.target)?;
     let sink = UdpSocket::bind((user_agent.local().ip(), 0)).context("cannot open a UDP socket")?;
-    let offer = caller::offer(user_agent.local().ip(), sink.local_addr()?.port(), Law::Pcmu);
+    let offer =
+        caller::offer(user_agent.local().ip(), sink.local_addr()?.port(), Law::Pcmu, LocalSrtp::default());
     let mut line = Line {
         user_agent,
         media: plan.media,

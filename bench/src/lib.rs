@@ -38,6 +38,7 @@ pub mod observe;
 pub mod plan;
 pub mod processes;
 pub mod progress;
+pub mod protection;
 pub mod report;
 pub mod ring;
 pub mod schedule;

@@ -14,6 +14,7 @@ use tandem_bench::idle::{self, IdlePlan};
 use tandem_bench::marker::Law;
 use tandem_bench::plan::{Cores, Interrupted, Plan};
 use tandem_bench::processes::Processes;
+use tandem_bench::protection::Protect;
 use tandem_bench::report::Report;
 use tandem_bench::scrape::MetricsUrl;
 use tandem_bench::setup::{self, Media, SetupPlan};
@@ -128,6 +129,9 @@ struct CallsArgs {
     /// The control plane's metrics.
     #[arg(long)]
     control_metrics: Option<MetricsUrl>,
+    /// Protects the calls with SRTP, with this suite. The target must take keys that come without TLS.
+    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "aes-cm")]
+    srtp: Option<Protect>,
     /// Measures the floor in the same run, half before and half after, for the ratio.
     #[arg(long)]
     floor: bool,
@@ -287,6 +291,7 @@ impl Load {
         Ok(Plan {
             calls: self.concurrent as usize,
             law: self.codec,
+            srtp: None,
             duration: Duration::from_secs_f64(self.duration),
             warm_up: Duration::from_secs_f64(self.warm_up),
             cores: self.common.cores()?,
@@ -336,7 +341,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let demo = args.agent.map_or(DEMO_ECHO, AgentKind::demo_target);
             let report = calls::run(&CallsPlan {
                 agent,
-                plan: args.load.plan()?,
+                plan: Plan { srtp: args.srtp, ..args.load.plan()? },
                 target: args.target.unwrap_or_else(|| demo.to_owned()),
                 cps: args.cps,
                 engine_metrics: args.engine_metrics,

@@ -6,6 +6,7 @@ use crate::generator::frames_in;
 use crate::host;
 use crate::marker::Law;
 use crate::observe::Observer;
+use crate::protection::Protect;
 use crate::report::Run;
 use crate::stream::Window;
 
@@ -44,6 +45,8 @@ pub struct Plan {
     pub calls: usize,
     /// Their codec.
     pub law: Law,
+    /// Protected with which suite, if at all.
+    pub srtp: Option<Protect>,
     /// Measured time.
     pub duration: Duration,
     /// Time at full load before.
@@ -88,7 +91,10 @@ impl Plan {
             cps: 0.0,
             duration_s: self.duration.as_secs_f64(),
             warm_up_s: self.warm_up.as_secs_f64(),
-            codec: self.law.name().to_ascii_lowercase(),
+            codec: match self.srtp {
+                Some(protect) => format!("{} {}", self.law.name().to_ascii_lowercase(), protect.suite()),
+                None => self.law.name().to_ascii_lowercase(),
+            },
             version: env!("CARGO_PKG_VERSION").into(),
             debug_build: cfg!(debug_assertions),
         }

@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tandem_sdp::{Direction, SessionDescription};
+use tandem_sdp::{Direction, LocalSrtp, SessionDescription};
 use tandem_sip::{CallHandle, EndReason, Event, Headers};
 
 use crate::caller::{self, Caller};
@@ -149,7 +149,8 @@ pub fn run(plan: &SetupPlan) -> anyhow::Result<Report> {
     anyhow::ensure!(plan.cps > 0.0 && plan.calls > 0, "--cps and the number of calls must be above zero");
     let mut user_agent = Caller::open(&plan.target)?;
     let sink = UdpSocket::bind((user_agent.local().ip(), 0)).context("cannot open a UDP socket")?;
-    let offer = caller::offer(user_agent.local().ip(), sink.local_addr()?.port(), plan.law);
+    let offer =
+        caller::offer(user_agent.local().ip(), sink.local_addr()?.port(), plan.law, LocalSrtp::default());
     let read = |url: &Option<MetricsUrl>| url.as_ref().map(MetricsUrl::read).transpose();
     let (engine_before, control_before) = (read(&plan.engine_metrics)?, read(&plan.control_metrics)?);
     let usage = || plan.processes.as_ref().map(Processes::usage).transpose().context("the target's process");

@@ -7,6 +7,8 @@ use std::time::Duration;
 use tandem_api::engine::v1 as proto;
 use tandem_audio::format::{Codec, Ptime, SampleRate};
 use tandem_audio::opus::OpusSettings;
+use tandem_rtp::dtls::{Fingerprint, Setup};
+use tandem_rtp::ice::{Credentials, IceText};
 use tandem_rtp::latch::Latching;
 use tandem_rtp::srtp::{MasterKey, Suite};
 use tandem_rtp::units::PayloadType;
@@ -19,6 +21,7 @@ use crate::leg::agent::{
 };
 use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::{Direction, Rtcp, RtpParameters, SrtpKeys};
+use crate::leg::secure::SecureParameters;
 use crate::session::Notice;
 use crate::session::bridge::SoundParameters;
 use crate::session::second::Role;
@@ -97,6 +100,10 @@ pub fn rtp(given: Option<proto::RtpParameters>) -> Result<(RtpParameters, Option
         },
     };
     let srtp = given.srtp.as_ref().map(srtp_keys).transpose()?;
+    let secure = given.dtls.as_ref().map(dtls).transpose()?;
+    if secure.is_some() && (srtp.is_some() || matches!(rtcp, Rtcp::Separate { .. })) {
+        return Err(invalid("rtp.dtls", "goes neither with rtp.srtp nor with RTCP_SEPARATE"));
+    }
     let ptime = match given.ptime_ms {
         0 => DEFAULT_PTIME,
         ms => Ptime::from_ms(ms).ok_or_else(|| invalid("rtp.ptime_ms", format!("{ms} is not carried")))?,
@@ -117,7 +124,8 @@ pub fn rtp(given: Option<proto::RtpParameters>) -> Result<(RtpParameters, Option
         ),
     };
     let parameters = RtpParameters {
-        remote,
+        // ICE finds it.
+        remote: remote.filter(|_| secure.is_none()),
         codec,
         payload_type: payload_type("rtp.payload_type", given.payload_type)?,
         ptime,
@@ -138,6 +146,7 @@ pub fn rtp(given: Option<proto::RtpParameters>) -> Result<(RtpParameters, Option
         },
         rtcp,
         srtp,
+        secure,
         sound: SoundParameters {
             comfort_noise_payload_type: given
                 .comfort_noise_payload_type
@@ -187,6 +196,28 @@ fn srtp_keys(given: &proto::SrtpKeys) -> Result<SrtpKeys, Invalid> {
     Ok(SrtpKeys {
         local: key("rtp.srtp.local", &given.local)?,
         remote: key("rtp.srtp.remote", &given.remote)?,
+    })
+}
+
+/// ICE and DTLS; an error names the field, never what is in it.
+fn dtls(given: &proto::DtlsParameters) -> Result<SecureParameters, Invalid> {
+    let fingerprint: [u8; 32] = given
+        .remote_fingerprint
+        .as_slice()
+        .try_into()
+        .map_err(|_| invalid("rtp.dtls.remote_fingerprint", "has not the 32 octets of SHA-256"))?;
+    let text = |field, text: &str| {
+        IceText::parse(text)
+            .ok_or_else(|| invalid(field, "is empty, too long, or has characters that ICE has not"))
+    };
+    Ok(SecureParameters {
+        setup: if given.active { Setup::Active } else { Setup::Passive },
+        fingerprint: Fingerprint::new(fingerprint),
+        ice: Credentials {
+            ufrag: text("rtp.dtls.local_ufrag", &given.local_ufrag)?,
+            password: text("rtp.dtls.local_password", &given.local_password)?,
+        },
+        remote_ufrag: text("rtp.dtls.remote_ufrag", &given.remote_ufrag)?,
     })
 }
 
@@ -502,14 +533,20 @@ pub fn event(event: &Event) -> proto::event::Event {
         }
         Event::Ended { reason, stats: counters } => {
             use proto::session_ended::Reason;
+            let detail = match reason {
+                EndReason::Transport(failure) => failure.to_string(),
+                _ => String::new(),
+            };
             let reason = match reason {
                 EndReason::MediaTimeout => Reason::MediaTimeout,
                 EndReason::MaxSession => Reason::MaxSession,
                 EndReason::Orphaned => Reason::Orphaned,
                 EndReason::EngineFault => Reason::EngineFault,
                 EndReason::Shutdown => Reason::Shutdown,
+                EndReason::Transport(_) => Reason::Transport,
             };
-            Told::SessionEnded(proto::SessionEnded { reason: reason.into(), stats: Some(stats(counters)) })
+            let stats = Some(stats(counters));
+            Told::SessionEnded(proto::SessionEnded { reason: reason.into(), stats, detail })
         }
     }
 }
@@ -559,6 +596,33 @@ mod tests {
         assert!(!shown.contains("171") && !shown.contains("205") && !shown.contains("abab"), "{shown}");
     }
 
+    fn browser() -> proto::DtlsParameters {
+        proto::DtlsParameters {
+            active: false,
+            remote_fingerprint: vec![7; 32],
+            local_ufrag: "ours".into(),
+            local_password: "our-password".into(),
+            remote_ufrag: "theirs".into(),
+        }
+    }
+
+    #[test]
+    fn where_ice_finds_the_peer_its_signalled_address_does_not_count() {
+        let mut given = parameters();
+        given.dtls = Some(browser());
+        let (rtp, _) = rtp(Some(given)).unwrap();
+        assert_eq!(rtp.remote, None);
+        assert_eq!(rtp.secure.unwrap().remote_ufrag.as_str(), "theirs");
+    }
+
+    #[test]
+    fn password_of_ice_shows_in_no_debug_of_what_carries_it() {
+        let mut given = parameters();
+        given.dtls = Some(browser());
+        let shown = format!("{given:?} {:?}", rtp(Some(given.clone())).unwrap());
+        assert!(!shown.contains("our-password"), "{shown}");
+    }
+
     #[test]
     fn the_token_of_a_link_is_not_shown() {
         let given = proto::LinkAgent {
@@ -576,7 +640,7 @@ mod tests {
         fn keys(suite: proto::SrtpSuite, local: usize, remote: usize) -> proto::SrtpKeys {
             proto::SrtpKeys { suite: suite.into(), local: vec![1; local], remote: vec![2; remote] }
         }
-        let cases: [(&str, Change); 11] = [
+        let cases: [(&str, Change); 14] = [
             ("rtp.remote_address", |p| p.remote_address = "host".into()),
             ("rtp.remote_port", |p| p.remote_port = 70_000),
             ("rtp.codec", |p| p.codec = 99),
@@ -587,6 +651,13 @@ mod tests {
             ("rtp.remote_rtcp_port", |p| {
                 (p.rtcp, p.remote_rtcp_address, p.remote_rtcp_port) =
                     (proto::Rtcp::Separate.into(), "192.0.2.7".into(), 70_000);
+            }),
+            ("rtp.dtls", |p| (p.dtls, p.rtcp) = (Some(browser()), proto::Rtcp::Separate.into())),
+            ("rtp.dtls.remote_fingerprint", |p| {
+                p.dtls = Some(proto::DtlsParameters { remote_fingerprint: vec![7; 20], ..browser() });
+            }),
+            ("rtp.dtls.local_password", |p| {
+                p.dtls = Some(proto::DtlsParameters { local_password: "p".repeat(33), ..browser() });
             }),
             ("rtp.srtp.suite", |p| p.srtp = Some(keys(proto::SrtpSuite::Unspecified, 30, 30))),
             ("rtp.srtp.local", |p| p.srtp = Some(keys(proto::SrtpSuite::AeadAes128Gcm, 30, 28))),

@@ -11,6 +11,7 @@
 //! gets a snapshot. Without any subscriber the orphan clock runs.
 
 mod events;
+pub mod identity;
 mod service;
 mod statistics;
 mod tls;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use tandem_api::engine::v1 as proto;
 use tandem_api::engine::v1::engine_service_server::EngineServiceServer;
+use tandem_rtp::dtls::Identity;
 use tokio::sync::{OnceCell, broadcast, oneshot};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Status;
@@ -164,6 +166,8 @@ pub struct Control {
     controllers: AtomicUsize,
     /// Statistics streams.
     watchers: AtomicUsize,
+    /// What is shown in DTLS handshakes.
+    identity: Arc<Identity>,
     /// What agents behind `wss://` are trusted by; read when the first is dialled.
     agent_tls: OnceLock<Result<Arc<rustls::ClientConfig>, String>>,
 }
@@ -174,7 +178,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Control {
     /// State of an engine that was just started.
-    pub fn new(config: Config, driver: DriverKind, driver_reason: String, cores: Vec<Core>) -> Self {
+    pub fn new(
+        config: Config,
+        driver: DriverKind,
+        driver_reason: String,
+        cores: Vec<Core>,
+        identity: Identity,
+    ) -> Self {
         Self {
             config,
             instance_id: uuid::Uuid::now_v7().to_string(),
@@ -186,8 +196,14 @@ impl Control {
             draining: AtomicBool::new(false),
             controllers: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
+            identity: Arc::new(identity),
             agent_tls: OnceLock::new(),
         }
+    }
+
+    /// SHA-256 of the certificate that is shown in DTLS handshakes.
+    fn fingerprint(&self) -> Vec<u8> {
+        self.identity.fingerprint().as_octets().to_vec()
     }
 
     /// What agents behind `wss://` are trusted by.
@@ -369,7 +385,16 @@ mod tests {
             workers.push(Worker { queue, dead, _outbox, _inbox });
         }
         let config = Config::for_tests(PortRange { min: 10_000, max: 10_999 });
-        (Arc::new(Control::new(config, DriverKind::Epoll, String::new(), all)), workers)
+        (
+            Arc::new(Control::new(
+                config,
+                DriverKind::Epoll,
+                String::new(),
+                all,
+                identity::new_identity().unwrap(),
+            )),
+            workers,
+        )
     }
 
     pub(super) fn on_runtime(body: impl Future<Output = ()>) {

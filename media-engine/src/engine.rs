@@ -70,6 +70,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The certificate for DTLS handshakes cannot be made.
+    #[error("no certificate for DTLS: {0}")]
+    Identity(#[from] rcgen::Error),
     /// A thread, a runtime or an eventfd cannot be made.
     #[error("cannot start: {0}")]
     Host(#[from] io::Error),
@@ -164,7 +167,8 @@ impl Engine {
             "engine started"
         );
 
-        let control = Arc::new(Control::new(config, driver, decision.reason, cores));
+        let identity = crate::control::identity::new_identity()?;
+        let control = Arc::new(Control::new(config, driver, decision.reason, cores, identity));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let served = Arc::clone(&control);

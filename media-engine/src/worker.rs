@@ -1092,6 +1092,7 @@ mod tests {
                 latching: Latching::Auto,
                 rtcp,
                 srtp: None,
+                secure: None,
                 sound: crate::session::bridge::SoundParameters::default(),
             };
             let parameters = SessionParameters {
@@ -1103,6 +1104,7 @@ mod tests {
                 max_session: None,
                 seed: 1,
                 since_epoch: Duration::ZERO,
+                identity: None,
             };
             let local_address = Ipv4Addr::LOCALHOST.into();
             let open =

@@ -452,6 +452,7 @@ mod tests {
             remote_rtcp: remote,
             rtcp_mux: false,
             srtp: None,
+            dtls: None,
             direction: Direction::SendRecv,
         }
     }

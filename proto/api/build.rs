@@ -8,7 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .file_descriptor_set_path(descriptors)
         // Keys: src/lib.rs has a Debug that keeps them to itself.
-        .skip_debug(["tandem.engine.v1.SrtpKeys"])
+        .skip_debug(["tandem.engine.v1.SrtpKeys", "tandem.engine.v1.DtlsParameters"])
         .compile_protos(
             &[
                 "tandem/agent/v1/agent.proto",

@@ -1,6 +1,7 @@
 //! Live calls: real programs, the real kernel, real peers, real time. `make live` runs them.
 
 mod agents;
+mod browser;
 mod demo;
 mod guests;
 mod kamailio;

@@ -14,6 +14,7 @@
 
 pub mod baresip;
 pub mod bot;
+pub mod browser;
 pub mod caller;
 pub mod certificates;
 pub mod dns;

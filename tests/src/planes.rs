@@ -416,6 +416,7 @@ impl Planes {
                 EngineReply::LegAdded(Ok(Box::new(engine::AddLegResponse {
                     local_address: address.ip().to_string(),
                     local_port: address.port().into(),
+                    dtls_fingerprint: Vec::new(),
                 })))
             }
             EngineCommand::UpdateLeg(request) => {
@@ -474,6 +475,7 @@ impl Planes {
             max_session: contract::max_session(request.max_session_ms),
             seed: network.random(),
             since_epoch: Default::default(),
+            identity: None,
         };
         let session = Session::new(parameters, network.now()).expect("an upgrade request can be written");
         let agent_ready = session.is_agent_ready();
@@ -486,6 +488,7 @@ impl Planes {
             local_port: address.port().into(),
             core: 0,
             agent_ready,
+            dtls_fingerprint: vec![0xAB; 32],
         }
     }
 }

@@ -54,7 +54,7 @@ impl Engine {
             call: Some(CallInfo { call_id: session_id.clone(), ..CallInfo::default() }),
             rtp: Some(rtp(first, of_first)),
             // In a bridge it neither hears nor is heard.
-            agent: Some(Agent { target: Some(agent::Target::Echo(EchoAgent {})) }),
+            agent: Some(Agent { target: Some(agent::Target::Echo(EchoAgent {})), ..Agent::default() }),
             ..OpenSessionRequest::default()
         };
         runtime

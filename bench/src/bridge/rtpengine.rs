@@ -104,7 +104,8 @@ impl Rtpengine {
             ("sdp", Value::text(&answer.to_string())),
             ("ICE", Value::text("remove")),
         ]))?;
-        let for_first = caller::read_answer(&offer, Some(&sdp_of(&answered)?)).map_err(anyhow::Error::msg)?;
+        let (for_first, _) =
+            caller::read_answer(&offer, Some(&sdp_of(&answered)?)).map_err(anyhow::Error::msg)?;
         Ok([for_first, agreed.remote])
     }
 
@@ -177,6 +178,7 @@ fn local(address: SocketAddr, law: Law) -> LocalMedia {
         session_version: 1,
         direction: Direction::SendRecv,
         srtp: LocalSrtp::default(),
+        dtls: None,
     }
 }
 

@@ -154,6 +154,7 @@ causes! {
     BadAnswer        = Caller, "bad_answer",           488, 88, false, "no answer came that fits our offer";
     DialogLost       = Caller, "dialog_lost",          481, 41, true,  "the other side does not know the call any more";
     MediaTimeout     = Caller, "media_timeout",        408, 102, true, "no audio came from the other side";
+    MediaTransport   = Caller, "media_transport",      408, 102, true, "ICE or DTLS found no way to the other side, or lost it";
     EngineLost       = Us,     "engine_lost",          503, 38, true,  "the media engine is gone";
     EngineFault      = Us,     "engine_fault",         500, 41, true,  "the media engine could not do what was asked";
     Shutdown         = Us,     "shutdown",             503, 41, true,  "this node was shut down";

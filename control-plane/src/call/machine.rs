@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use tandem_api::engine::v1 as engine;
 use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::v1 as api;
-use tandem_sdp::{LocalSrtp, SessionDescription};
+use tandem_rtp::dtls::Fingerprint;
+use tandem_sdp::dtls::Secret;
+use tandem_sdp::{LocalSrtp, Negotiated, SessionDescription};
 use tandem_sip::message::{Body, Reply};
 use tandem_sip::{CallHandle, EndReason, Flow, HeaderName, Headers, Request, Uri};
 use uuid::Uuid;
@@ -365,12 +367,19 @@ impl Call {
             _ => self.flow.transport.is_secure(),
         };
         let policy = rules.policy(self.outbound.is_some(), is_private);
-        let random = |octets: &mut [u8]| {
+        let mut random = |octets: &mut [u8]| {
             for eight in octets.chunks_mut(8) {
                 eight.copy_from_slice(&around.random().to_ne_bytes()[..eight.len()]);
             }
         };
-        self.negotiation.protect(LocalSrtp::new(policy, random));
+        let srtp = LocalSrtp::new(policy, &mut random);
+        // A certificate's hash is no secret: signalling in the clear may carry it.
+        let secret = rules.allows_dtls().then(|| {
+            let mut octets = [0; 32];
+            random(&mut octets);
+            Secret(octets)
+        });
+        self.negotiation.protect(srtp, secret);
     }
 
     fn check_offer(&mut self) -> Result<(), Ending> {
@@ -386,7 +395,7 @@ impl Call {
         self.trace.push(refused_by(
             "offer",
             "SDP",
-            "audio over RTP/AVP as PCMU, PCMA, G722, opus or L16",
+            "audio over RTP/AVP, or protected where it is allowed, as PCMU, PCMA, G722, opus or L16",
             &got,
         ));
         Err(Ending::with_detail(cause, got))
@@ -515,7 +524,8 @@ impl Call {
         if self.outbound.is_some() {
             self.protect(around);
         }
-        self.negotiation.open(address, port, session_id);
+        let fingerprint = opened.dtls_fingerprint.as_slice().try_into().ok().map(Fingerprint::new);
+        self.negotiation.open(address, port, session_id, fingerprint);
         if self.outbound.is_some() {
             self.agent_ready |= opened.agent_ready;
             return self.send_invite(None, around);
@@ -612,7 +622,7 @@ impl Call {
             // What only counts.
             SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
             SessionEvent::Report { stats } => self.stats = Some(*stats),
-            SessionEvent::Ended { reason, stats } => {
+            SessionEvent::Ended { reason, stats, detail } => {
                 self.session.lose();
                 if stats.is_some() {
                     self.stats = stats;
@@ -622,8 +632,9 @@ impl Call {
                     Reason::MaxSession => Cause::MaxDuration,
                     Reason::Orphaned | Reason::EngineFault | Reason::Unspecified => Cause::EngineFault,
                     Reason::Shutdown => Cause::EngineLost,
+                    Reason::Transport => Cause::MediaTransport,
                 };
-                self.end(Ending::new(cause), around);
+                self.end(Ending::with_detail(cause, detail), around);
             }
         }
     }
@@ -917,7 +928,7 @@ impl Call {
             round_trip_ms: stats.round_trip_ms,
             remote_lost: stats.remote_lost,
             remote_jitter_ms: stats.remote_jitter_ms,
-            encrypted: self.negotiation.current().is_some_and(|n| n.srtp.is_some()),
+            encrypted: self.negotiation.current().is_some_and(Negotiated::is_protected),
         });
         Some(CallRecord {
             tenant_id: self.tenant_id.clone()?,

@@ -12,10 +12,13 @@ use std::net::IpAddr;
 
 use tandem_api::engine::v1 as engine;
 use tandem_audio::format::{Codec, SampleRate};
+use tandem_rtp::dtls::{Fingerprint, Setup};
 use tandem_rtp::srtp::Suite;
+use tandem_sdp::dtls::Secret;
 use tandem_sdp::negotiate;
 use tandem_sdp::{
-    Direction, LocalMedia, LocalSrtp, NegotiateError, Negotiated, ParseError, SessionDescription, SrtpPolicy,
+    Direction, LocalDtls, LocalMedia, LocalSrtp, NegotiateError, Negotiated, ParseError, SessionDescription,
+    SrtpPolicy,
 };
 
 use crate::trunk::{HoldOffer, Latching, Trunk};
@@ -24,10 +27,14 @@ use crate::trunk::{HoldOffer, Latching, Trunk};
 const ANSWERED: [Codec; 6] = Codec::ALL;
 /// Codecs that we offer when nobody says which: what every telephone speaks.
 const OFFERED: [Codec; 2] = [Codec::Pcmu, Codec::Pcma];
+/// And to a browser, all of which have Opus.
+const OFFERED_TO_BROWSERS: [Codec; 3] = [Codec::Opus, Codec::Pcmu, Codec::Pcma];
 /// The engine's encoder writes no more bits a second than this, whatever a peer would take.
 const OPUS_BITRATE_MAX: u32 = 128_000;
 /// Where the engine's port will stand while nobody has opened one: `answer` must not refuse with port 0.
 const PORT_UNKNOWN: u16 = 9;
+/// And its certificate's hash, which only the answer shows.
+const FINGERPRINT_UNKNOWN: Fingerprint = Fingerprint::new([0; 32]);
 
 /// Why a description of the caller's cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +55,10 @@ pub enum NegotiationError {
 pub struct Negotiation {
     /// Whether and with what the call is protected.
     srtp: LocalSrtp,
+    /// What credentials of ICE come from; `None`: DTLS-SRTP is refused.
+    dtls: Option<Secret>,
+    /// Our offers are of DTLS-SRTP, for a phone that speaks nothing else.
+    offers_dtls: bool,
     /// The trunk's own list, best first; empty: [`ANSWERED`] and [`OFFERED`].
     codecs: Vec<Codec>,
     /// The engine looks for keys in the sound of this call.
@@ -64,12 +75,13 @@ pub struct Negotiation {
 }
 
 impl Negotiation {
-    /// The call is protected by these rules, with these keys, from now on.
-    pub fn protect(&mut self, srtp: LocalSrtp) {
+    /// The call is protected by these rules, with these keys, from now on. `dtls`: what credentials of ICE come from; `None`:
+    /// DTLS-SRTP is refused.
+    pub fn protect(&mut self, srtp: LocalSrtp, dtls: Option<Secret>) {
         if let Some(local) = &mut self.local {
             local.srtp = srtp.clone();
         }
-        self.srtp = srtp;
+        (self.srtp, self.dtls) = (srtp, dtls);
     }
 
     /// Of a call over a trunk, or over none.
@@ -77,26 +89,39 @@ impl Negotiation {
         let (codecs, inband_dtmf, latching) = trunk
             .map(|trunk| (trunk.codecs.clone(), trunk.is_dtmf_inband, trunk.latching))
             .unwrap_or_default();
-        Self { codecs, inband_dtmf, latching, ..Self::default() }
+        let offers_dtls = trunk.is_some_and(|trunk| trunk.srtp.offers_dtls);
+        Self { codecs, inband_dtmf, latching, offers_dtls, ..Self::default() }
     }
 
     /// Could this offer be answered? Before there is a port.
     pub fn check(&self, offer: &SessionDescription) -> Result<Negotiated, NegotiateError> {
-        let local = self.local_media(IpAddr::from([0, 0, 0, 0]), PORT_UNKNOWN, 0);
+        let local = self.local_media(IpAddr::from([0, 0, 0, 0]), PORT_UNKNOWN, 0, Some(FINGERPRINT_UNKNOWN));
         negotiate::answer(offer, &local).map(|(_, negotiated)| negotiated)
     }
 
-    /// The engine has opened a port. `session_id` is random, for `o=`.
-    pub fn open(&mut self, address: IpAddr, port: u16, session_id: u64) {
-        self.local = Some(self.local_media(address, port, session_id));
+    /// The engine has opened a port, and shows this certificate there. `session_id` is random, for `o=`.
+    pub fn open(&mut self, address: IpAddr, port: u16, session_id: u64, fingerprint: Option<Fingerprint>) {
+        self.local = Some(self.local_media(address, port, session_id, fingerprint));
     }
 
-    fn local_media(&self, address: IpAddr, port: u16, session_id: u64) -> LocalMedia {
+    fn local_media(
+        &self,
+        address: IpAddr,
+        port: u16,
+        session_id: u64,
+        fingerprint: Option<Fingerprint>,
+    ) -> LocalMedia {
         let codecs = if self.codecs.is_empty() { ANSWERED.to_vec() } else { self.codecs.clone() };
         LocalMedia {
             codecs,
             comfort_noise: true,
             srtp: self.srtp.clone(),
+            dtls: self.dtls.zip(fingerprint).map(|(secret, fingerprint)| LocalDtls {
+                fingerprint,
+                secret,
+                is_offered: self.offers_dtls,
+                current: None,
+            }),
             ..LocalMedia::g711(address, port, session_id)
         }
     }
@@ -118,7 +143,8 @@ impl Negotiation {
     /// Nobody will open a port: an inactive stream, whatever is offered.
     pub fn open_inactive(&mut self, address: IpAddr, session_id: u64) {
         let direction = Direction::Inactive;
-        self.local = Some(LocalMedia { direction, ..self.local_media(address, PORT_UNKNOWN, session_id) });
+        self.local =
+            Some(LocalMedia { direction, ..self.local_media(address, PORT_UNKNOWN, session_id, None) });
     }
 
     /// For another dialog that is to have the same port: nothing is said in it yet, and nobody is held.
@@ -160,7 +186,10 @@ impl Negotiation {
     /// Prepares the answer to a re-INVITE; nothing holds until [`Negotiation::commit`].
     pub fn propose(&mut self, offer: &SessionDescription) -> Result<Negotiated, NegotiationError> {
         let mut local = self.local.clone().ok_or(NegotiationError::Missing)?;
-        if self.current.is_some_and(|current| current.srtp.is_some()) {
+        if let Some(dtls) = &mut local.dtls {
+            dtls.current = self.current.and_then(|current| current.dtls);
+        }
+        if self.current.is_some_and(|current| current.is_protected()) {
             // What was protected stays so: nobody talks a call out of it half-way.
             local.srtp.policy = SrtpPolicy::Required;
         }
@@ -200,6 +229,7 @@ impl Negotiation {
         local.codecs = match &self.current {
             // In a live dialog the codec stays: the engine need not change it twice.
             Some(current) => vec![current.codec],
+            None if self.codecs.is_empty() && self.offers_dtls => OFFERED_TO_BROWSERS.to_vec(),
             None if self.codecs.is_empty() => OFFERED.to_vec(),
             None => self.codecs.clone(),
         };
@@ -210,6 +240,9 @@ impl Negotiation {
                     local.srtp = LocalSrtp { policy: SrtpPolicy::Required, keys: vec![keys.local] };
                 }
                 None => local.srtp = LocalSrtp::default(),
+            }
+            if let Some(dtls) = &mut local.dtls {
+                (dtls.current, dtls.is_offered) = (current.dtls, current.dtls.is_some());
             }
         }
         let description = self.versioned(negotiate::offer(&local));
@@ -334,6 +367,13 @@ fn rtp_parameters(negotiated: &Negotiated) -> engine::RtpParameters {
             local: keys.local.expose().to_vec(),
             remote: keys.remote.expose().to_vec(),
         }),
+        dtls: negotiated.dtls.map(|dtls| engine::DtlsParameters {
+            active: dtls.setup == Setup::Active,
+            remote_fingerprint: dtls.fingerprint.as_octets().to_vec(),
+            local_ufrag: dtls.ice.ufrag.to_string(),
+            local_password: dtls.ice.password.to_string(),
+            remote_ufrag: dtls.remote_ice.ufrag.to_string(),
+        }),
         comfort_noise_payload_type: negotiated.comfort_noise_payload_type.map(u32::from),
         opus: (negotiated.codec == Codec::Opus).then(|| engine::OpusParameters {
             bitrate: negotiated.opus.bitrate_max.map_or(0, |max| max.min(OPUS_BITRATE_MAX)),
@@ -360,7 +400,7 @@ mod tests {
 
     fn negotiation() -> Negotiation {
         let mut negotiation = Negotiation::default();
-        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77);
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77, Some(Fingerprint::new([0xAB; 32])));
         negotiation
     }
 
@@ -438,7 +478,7 @@ mod tests {
         let mut negotiation = Negotiation::new(Some(&trunk));
         assert!(negotiation.check(&description("sendrecv", "0")).is_err());
         assert_eq!(negotiation.check(&description("sendrecv", "0 8 9")).unwrap().codec, Codec::Pcma);
-        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77);
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77, Some(Fingerprint::new([0xAB; 32])));
         let offer = negotiation.offer().unwrap();
         assert!(offer.contains("m=audio 20000 RTP/AVP 9 8 "), "{offer}");
         let negotiated =
@@ -486,10 +526,10 @@ mod tests {
     #[test]
     fn engine_is_told_the_same_keys_before_and_with_the_answer_and_after_a_refresh() {
         let mut negotiation = Negotiation::default();
-        negotiation.protect(LocalSrtp::new(SrtpPolicy::Optional, |octets| octets.fill(5)));
+        negotiation.protect(LocalSrtp::new(SrtpPolicy::Optional, |octets| octets.fill(5)), None);
         let offer = protected(&description("sendrecv", "0").to_string());
         let before = rtp_parameters(&negotiation.check(&offer).unwrap()).srtp;
-        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77);
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77, Some(Fingerprint::new([0xAB; 32])));
         let first = negotiation.answer(&offer).unwrap();
         assert!(first.contains("RTP/SAVP") && first.contains("a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:"));
         assert!(before.is_some());
@@ -500,11 +540,90 @@ mod tests {
         assert!(again.contains("RTP/SAVP") && again.matches("a=crypto").count() == 1, "{again}");
     }
 
+    fn of_a_browser(ufrag: &str) -> SessionDescription {
+        let hash = "AB:".repeat(31) + "AB";
+        let text = description("sendrecv", "0").to_string().replace("RTP/AVP", "UDP/TLS/RTP/SAVPF");
+        SessionDescription::parse(
+            format!(
+                "{text}a=fingerprint:sha-256 {hash}\r\na=setup:actpass\r\na=rtcp-mux\r\n\
+                 a=ice-ufrag:{ufrag}\r\na=ice-pwd:r5V3J1LxZz0wWnCk6bRQ2TtU\r\n"
+            )
+            .as_bytes(),
+        )
+        .unwrap()
+    }
+
+    fn with_browsers() -> Negotiation {
+        let mut negotiation = Negotiation::default();
+        negotiation.protect(LocalSrtp::default(), Some(Secret([7; 32])));
+        negotiation
+    }
+
+    #[test]
+    fn engine_is_told_of_a_browser_before_its_certificate_is_known_and_the_same_after() {
+        let mut negotiation = with_browsers();
+        let offer = of_a_browser("them");
+        let before = rtp_parameters(&negotiation.check(&offer).unwrap());
+        let told = before.dtls.clone().unwrap();
+        assert_eq!((told.active, told.remote_ufrag.as_str()), (false, "them"));
+        assert_eq!((told.remote_fingerprint, before.rtcp()), (vec![0xAB; 32], engine::Rtcp::Mux));
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77, Some(Fingerprint::new([0xCD; 32])));
+        let first = negotiation.answer(&offer).unwrap();
+        assert!(
+            first.contains("a=fingerprint:sha-256 CD:CD") && first.contains("a=setup:passive"),
+            "{first}"
+        );
+        assert_eq!(rtp_parameters(negotiation.current().unwrap()), before);
+        assert_eq!(negotiation.answer(&offer).unwrap(), first, "a refresh repeats it");
+        let ours = negotiation.offer().unwrap();
+        assert!(ours.contains("UDP/TLS/RTP/SAVPF") && ours.contains(&told.local_ufrag), "{ours}");
+    }
+
+    #[test]
+    fn restart_of_ice_that_is_taken_back_leaves_the_credentials() {
+        let mut negotiation = with_browsers();
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77, Some(Fingerprint::new([0xCD; 32])));
+        negotiation.answer(&of_a_browser("them")).unwrap();
+        let before = negotiation.current().unwrap().dtls;
+        let restarted = negotiation.propose(&of_a_browser("anew")).unwrap().dtls;
+        assert_ne!(restarted.unwrap().ice, before.unwrap().ice);
+        negotiation.abandon();
+        negotiation.answer(&of_a_browser("them")).unwrap();
+        assert_eq!(negotiation.current().unwrap().dtls, before);
+    }
+
+    #[test]
+    fn browsers_call_is_not_talked_into_the_clear() {
+        let mut negotiation = with_browsers();
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77, Some(Fingerprint::new([0xCD; 32])));
+        negotiation.answer(&of_a_browser("them")).unwrap();
+        assert_eq!(
+            negotiation.answer(&description("sendrecv", "0")),
+            Err(NegotiationError::NoAgreement(NegotiateError::Unprotected))
+        );
+    }
+
+    #[test]
+    fn trunk_that_says_dtls_is_offered_it_and_one_that_says_off_is_refused_it() {
+        let srtp = crate::trunk::SrtpRules { offers_dtls: true, ..Default::default() };
+        let mut negotiation = Negotiation::new(Some(&Trunk { srtp, ..Trunk::default() }));
+        negotiation.protect(LocalSrtp::default(), Some(Secret([7; 32])));
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77, Some(Fingerprint::new([0xCD; 32])));
+        let offer = negotiation.offer().unwrap();
+        assert!(
+            offer.contains("UDP/TLS/RTP/SAVPF") && offer.contains("opus") && offer.contains("actpass"),
+            "{offer}"
+        );
+        let off = crate::trunk::SrtpRules { mode: Some(SrtpPolicy::Off), ..Default::default() };
+        assert!(!off.allows_dtls() && crate::trunk::SrtpRules::default().allows_dtls());
+        assert!(Negotiation::default().check(&of_a_browser("them")).is_err());
+    }
+
     #[test]
     fn protected_call_is_not_talked_out_of_it() {
         let mut negotiation = Negotiation::default();
-        negotiation.protect(LocalSrtp::new(SrtpPolicy::Optional, |octets| octets.fill(5)));
-        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77);
+        negotiation.protect(LocalSrtp::new(SrtpPolicy::Optional, |octets| octets.fill(5)), None);
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77, Some(Fingerprint::new([0xAB; 32])));
         let clear = description("sendrecv", "0");
         negotiation.answer(&protected(&clear.to_string())).unwrap();
         assert_eq!(

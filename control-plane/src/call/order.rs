@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::agent::Agent;
 use super::dispatcher::{Pace, Queued};
 use crate::store::accounts::Assistant;
-use crate::trunk::{HeaderRules, SipCredential, Trunk, Trunks};
+use crate::trunk::{HeaderRules, SipCredential, SrtpRules, Trunk, Trunks};
 
 mod guest;
 
@@ -141,7 +141,10 @@ impl Order {
         let agent = keep(read_assistant(request, assistant), &mut errors);
         let phone = request.to_number.strip_prefix("phone:");
         let trunk = match phone {
-            Some(_) => keep(phones(request, tenant_id), &mut errors),
+            Some(user) => {
+                let srtp = trunks.find_phone(user).map(|phone| phone.srtp).unwrap_or_default();
+                keep(phones(request, tenant_id, srtp), &mut errors)
+            }
             None => keep(read_trunk(&request.trunk, tenant_id, trunks), &mut errors),
         };
         let trunk_of = trunk.as_deref();
@@ -277,18 +280,22 @@ fn read_trunk(name: &str, tenant_id: &str, trunks: &Trunks) -> Result<Arc<Trunk>
 }
 
 /// What stands for a trunk in a call to a phone of ours: it shows the assistant unless a number is given.
-fn phones(request: &api::CreatePhoneCallRequest, tenant_id: &Arc<str>) -> Result<Arc<Trunk>, FieldError> {
+fn phones(
+    request: &api::CreatePhoneCallRequest,
+    tenant_id: &Arc<str>,
+    srtp: SrtpRules,
+) -> Result<Arc<Trunk>, FieldError> {
     if !request.trunk.is_empty() {
         return Err(FieldError::new("trunk", "must be empty: a phone of ours is called without one"));
     }
     let shown = request.assistant.as_ref().map(|assistant| assistant.assistant_id.as_str());
-    Ok(phones_as(shown.unwrap_or_default(), tenant_id))
+    Ok(phones_as(shown.unwrap_or_default(), tenant_id, srtp))
 }
 
 /// The same, which shows this number or name.
-fn phones_as(shown: &str, tenant_id: &Arc<str>) -> Arc<Trunk> {
+fn phones_as(shown: &str, tenant_id: &Arc<str>, srtp: SrtpRules) -> Arc<Trunk> {
     let sip_uri = Uri::parse(&format!("sip:{PHONES_HOST}")).ok();
-    let mut trunk = Trunk { name: PHONES.into(), tenant_id: tenant_id.clone(), ..Trunk::default() };
+    let mut trunk = Trunk { name: PHONES.into(), tenant_id: tenant_id.clone(), srtp, ..Trunk::default() };
     trunk.credential = SipCredential { sip_uri, ..SipCredential::default() };
     trunk.outbound.caller_id = Some(shown.to_owned()).filter(|shown| !shown.is_empty());
     Arc::new(trunk)

@@ -220,7 +220,9 @@ pub fn read(event: engine::Event) -> Option<News> {
         Body::SessionReport(report) => SessionEvent::Report { stats: Box::new(report.stats?) },
         // For whoever watches the engine; the life of a call does not depend on it yet.
         Body::Idle(_) => return None,
-        Body::SessionEnded(ended) => SessionEvent::Ended { reason: ended.reason(), stats: ended.stats },
+        Body::SessionEnded(ended) => {
+            SessionEvent::Ended { reason: ended.reason(), stats: ended.stats, detail: ended.detail }
+        }
     };
     Some(News::Session { session_id: event.session_id.parse().ok()?, event: session_event })
 }

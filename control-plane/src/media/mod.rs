@@ -123,6 +123,8 @@ pub enum SessionEvent {
         reason: tandem_api::engine::v1::session_ended::Reason,
         /// Final figures.
         stats: Option<tandem_api::engine::v1::SessionStats>,
+        /// What the engine adds, in words; mostly empty.
+        detail: String,
     },
 }
 

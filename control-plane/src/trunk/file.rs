@@ -70,10 +70,7 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
         reliable: section.choice("reliable", RELIABLE).unwrap_or_default(),
         hold: section.choice("hold", HOLD).unwrap_or_default(),
         is_dtmf_by_info: section.choice("dtmf", DTMF).unwrap_or_default(),
-        srtp: SrtpRules {
-            mode: section.choice("srtp", SRTP),
-            is_without_tls: section.flag("srtp_without_tls").unwrap_or_default(),
-        },
+        srtp: read_srtp(section),
         is_dtmf_inband: section.flag("dtmf_inband").unwrap_or_default(),
         latching: section.choice("latching", LATCHING).unwrap_or_default(),
         codecs: section.list("codecs", "names such as \"PCMA\", \"G722\", \"opus\"", codec),
@@ -86,8 +83,23 @@ fn read_trunk(section: &mut Section<'_>, tenants: &Tenants) -> Trunk {
 const LATCHING: &[(&str, Latching)] =
     &[("auto", Latching::Auto), ("strict", Latching::Strict), ("off", Latching::Off)];
 const HOLD: &[(&str, HoldOffer)] = &[("sendonly", HoldOffer::SendOnly), ("inactive", HoldOffer::Inactive)];
-const SRTP: &[(&str, SrtpPolicy)] =
-    &[("off", SrtpPolicy::Off), ("optional", SrtpPolicy::Optional), ("required", SrtpPolicy::Required)];
+/// Words of `srtp`, and whether our offers are of DTLS then.
+const SRTP: &[(&str, (SrtpPolicy, bool))] = &[
+    ("off", (SrtpPolicy::Off, false)),
+    ("optional", (SrtpPolicy::Optional, false)),
+    ("required", (SrtpPolicy::Required, false)),
+    ("dtls", (SrtpPolicy::Required, true)),
+];
+
+fn read_srtp(section: &mut Section<'_>) -> SrtpRules {
+    let given = section.choice("srtp", SRTP);
+    SrtpRules {
+        mode: given.map(|(mode, _)| mode),
+        is_without_tls: section.flag("srtp_without_tls").unwrap_or_default(),
+        offers_dtls: given.is_some_and(|(_, offers_dtls)| offers_dtls),
+    }
+}
+
 /// The codec of a name as [`codec_name`] gives it.
 fn codec(name: &str) -> Option<Codec> {
     Codec::ALL.into_iter().find(|codec| codec_name(*codec).eq_ignore_ascii_case(name))
@@ -382,6 +394,7 @@ fn read_phone(section: &mut Section<'_>, tenants: &Tenants) -> Option<Phone> {
     let tenant_id = tenants.of_section(section);
     let assistant_id = section.text("assistant", "the id of an assistant such as \"desk\"");
     let contacts_max = section.integer("contacts_max", 1..=20);
+    let srtp = read_srtp(section);
     let user = user?;
     if !is_id(&user) {
         section.wrong(format!("\"user\" is not {ID_EXPECTED}"));
@@ -394,6 +407,7 @@ fn read_phone(section: &mut Section<'_>, tenants: &Tenants) -> Option<Phone> {
         tenant_id: tenant_id?,
         assistant_id: assistant_id.map(Arc::from),
         contacts_max: contacts_max.map_or(default.contacts_max, |contacts| contacts as usize),
+        srtp,
     })
 }
 

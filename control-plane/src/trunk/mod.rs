@@ -94,6 +94,8 @@ pub struct Phone {
     pub assistant_id: Option<Arc<str>>,
     /// Contacts that may be registered at once; one more pushes the oldest out.
     pub contacts_max: usize,
+    /// Whether calls to it are protected.
+    pub srtp: SrtpRules,
 }
 
 /// Contacts of a phone when nobody says: a desk phone, a softphone, and one that has forgotten to unregister.
@@ -107,6 +109,7 @@ impl Default for Phone {
             tenant_id: Arc::default(),
             assistant_id: None,
             contacts_max: CONTACTS_MAX_DEFAULT,
+            srtp: SrtpRules::default(),
         }
     }
 }

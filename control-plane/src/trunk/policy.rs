@@ -22,7 +22,7 @@ impl Default for Registration {
     }
 }
 
-/// Whether the sound of a trunk's calls is protected (SRTP with keys in SDP, RFC 4568).
+/// Whether the sound of a trunk's calls is protected (SRTP with keys in SDP, RFC 4568, or by DTLS, RFC 5764).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SrtpRules {
     /// As the file says; `None`: what is offered with keys is answered with keys, and we do not offer any.
@@ -30,6 +30,8 @@ pub struct SrtpRules {
     /// Keys may also go through signalling without TLS, where anybody on their way can read them: for networks that
     /// somebody else protects, and phones that know no better.
     pub is_without_tls: bool,
+    /// We offer DTLS-SRTP, since the other side speaks nothing else: a browser.
+    pub offers_dtls: bool,
 }
 
 impl SrtpRules {
@@ -42,6 +44,12 @@ impl SrtpRules {
             None if !is_outbound && (is_private || self.is_without_tls) => SrtpPolicy::Optional,
             _ => SrtpPolicy::Off,
         }
+    }
+
+    /// Whether an offer of DTLS-SRTP is answered: unless all protection is off. Its keys never stand in a message, so
+    /// signalling in the clear harms less than it does to keys in SDP; and a browser speaks nothing else.
+    pub fn allows_dtls(self) -> bool {
+        self.mode != Some(SrtpPolicy::Off)
     }
 }
 

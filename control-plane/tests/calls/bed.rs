@@ -434,7 +434,11 @@ impl Bed {
             EngineCommand::Update(_) if !self.updates_are_answered => return None,
             EngineCommand::Update(_) => EngineReply::Updated(self.updates.clone()),
             EngineCommand::AddLeg(_) => EngineReply::LegAdded(self.legs.clone().map(|()| {
-                Box::new(engine::AddLegResponse { local_address: "192.0.2.1".into(), local_port: GUEST_PORT })
+                Box::new(engine::AddLegResponse {
+                    local_address: "192.0.2.1".into(),
+                    local_port: GUEST_PORT,
+                    ..Default::default()
+                })
             })),
             EngineCommand::UpdateLeg(_) => EngineReply::LegUpdated(Ok(())),
             EngineCommand::RemoveLeg => EngineReply::LegRemoved(Ok(())),
@@ -527,6 +531,7 @@ pub(crate) fn opened(agent_ready: bool) -> engine::OpenSessionResponse {
         local_port: 20_000,
         core: 0,
         agent_ready,
+        dtls_fingerprint: vec![0xAB; 32],
     }
 }
 

@@ -97,7 +97,10 @@ fn agent_that_breaks_in_mid_call_ends_it_with_its_reason() {
 fn session_that_ends_by_media_timeout_ends_the_call_and_is_not_closed_again() {
     let mut bed = Bed::new();
     let (_, call_id) = bed.connected();
-    bed.session(call_id, SessionEvent::Ended { reason: Reason::MediaTimeout, stats: None });
+    bed.session(
+        call_id,
+        SessionEvent::Ended { reason: Reason::MediaTimeout, stats: None, detail: String::new() },
+    );
     assert!(bye(&bed).contains("cause=102"));
     assert_eq!(reason(&bed), "media_timeout");
     assert_eq!(bed.commands_of(call_id), ["open", "start"]);

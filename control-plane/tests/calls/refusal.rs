@@ -214,7 +214,10 @@ fn every_end_before_the_answer_has_its_line_and_a_failed_step() {
         ("operator_hangup", |bed, call_id| assert!(bed.calls.hang_up("t1", call_id, bed.now))),
         ("shutdown", |bed, _| bed.calls.end_all(bed.now)),
         ("engine_fault", |bed, call_id| {
-            bed.session(call_id, SessionEvent::Ended { reason: Reason::EngineFault, stats: None });
+            bed.session(
+                call_id,
+                SessionEvent::Ended { reason: Reason::EngineFault, stats: None, detail: String::new() },
+            );
         }),
     ];
     for (reason, end) in ends {

@@ -146,7 +146,11 @@ impl Storm {
                         2 => SessionEvent::AgentHangup,
                         _ => {
                             self.gone.insert(call_id);
-                            SessionEvent::Ended { reason: Reason::MediaTimeout, stats: None }
+                            SessionEvent::Ended {
+                                reason: Reason::MediaTimeout,
+                                stats: None,
+                                detail: String::new(),
+                            }
                         }
                     },
                 );

@@ -187,6 +187,7 @@ impl EngineService for Engine {
             local_port,
             core: 0,
             agent_ready: *self.state.agent_ready.lock().unwrap(),
+            dtls_fingerprint: vec![0xAB; 32],
         }))
     }
 

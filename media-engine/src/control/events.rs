@@ -270,7 +270,13 @@ mod tests {
 
     fn pump(cores: Vec<Core>) -> Pump {
         let config = Config::for_tests(PortRange { min: 2_000, max: 2_001 });
-        let control = Control::new(config, DriverKind::Epoll, String::new(), cores);
+        let control = Control::new(
+            config,
+            DriverKind::Epoll,
+            String::new(),
+            cores,
+            crate::control::identity::new_identity().unwrap(),
+        );
         Pump { control: Arc::new(control), sequence: 0, orphaned_since: None }
     }
 

@@ -161,6 +161,7 @@ async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Statu
         max_session,
         seed: rand::random(),
         since_epoch,
+        identity: Some(Arc::clone(&control.identity)),
     };
     let local_address = control.config.rtp_address;
     Ok(Box::new(Open { id: id.into(), parameters, agent_address, local_address, local_port }))
@@ -281,6 +282,7 @@ impl Service {
             local_port: u32::from(opened.port),
             core: self.control.cores[entry.core].number() as u32,
             agent_ready: entry.is_agent_ready.load(Ordering::Relaxed),
+            dtls_fingerprint: self.control.fingerprint(),
         })
     }
 
@@ -370,7 +372,8 @@ impl Service {
         })?;
         tracing::info!(session_id = id, port, ?role, "second leg added");
         let local_address = config.rtp_public.to_string();
-        Ok(proto::AddLegResponse { local_address, local_port: port.into() })
+        let dtls_fingerprint = self.control.fingerprint();
+        Ok(proto::AddLegResponse { local_address, local_port: port.into(), dtls_fingerprint })
     }
 
     async fn update_leg(&self, request: proto::UpdateLegRequest) -> Result<proto::UpdateLegResponse, Status> {

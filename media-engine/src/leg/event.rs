@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use tandem_stream::agent::TransferMode;
 
+use super::secure::TransportFailure;
+
 /// A piece of the caller's sound, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heard<'a> {
@@ -72,6 +74,8 @@ pub enum EndReason {
     EngineFault,
     /// The engine stops.
     Shutdown,
+    /// ICE or DTLS found no way to the caller, or lost it.
+    Transport(TransportFailure),
 }
 
 /// What happened in a session, for the control plane.

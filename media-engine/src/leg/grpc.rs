@@ -16,7 +16,7 @@ use tandem_api::prost::Message;
 use tandem_audio::format::SampleRate;
 use tandem_audio::pcm;
 use tandem_audio::tone::Digit;
-use tandem_stream::agent as pcm_dialect;
+use tandem_stream::agent::{self as pcm_dialect, TransferMode};
 use tandem_stream::grpc::{Client, GrpcError, Incoming, Request as Method, Status, WINDOW};
 use tandem_stream::link::credit::Granter;
 
@@ -396,8 +396,13 @@ impl<'a> Words<'a> {
             {
                 Request::Dtmf { digits: dtmf.digits }
             }
-            What::Transfer(transfer) if (1..=pcm_dialect::TEXT_MAX).contains(&transfer.to.len()) => {
-                Request::Transfer { to: transfer.to }
+            What::Transfer(transfer) if transfer.to.len() <= pcm_dialect::TEXT_MAX => {
+                let mode = match transfer.mode.as_str() {
+                    "" => Some(TransferMode::Refer),
+                    mode => TransferMode::parse(mode),
+                };
+                let mode = mode.filter(|mode| !mode.names_somebody() || !transfer.to.is_empty())?;
+                Request::Transfer { to: transfer.to, mode }
             }
             What::Headers(set)
                 if (1..=pcm_dialect::HEADERS_MAX).contains(&set.headers.len())
@@ -476,7 +481,7 @@ mod tests {
         assert!(!read(from_agent::What::Dtmf(proto::PressDtmf { digits: "12x".into() })));
         assert!(!read(from_agent::What::Dtmf(proto::PressDtmf { digits: String::new() })));
         assert!(!read(from_agent::What::Mark(proto::Mark { name: "m".repeat(257) })));
-        assert!(!read(from_agent::What::Transfer(proto::Transfer { to: String::new() })));
+        assert!(!read(from_agent::What::Transfer(proto::Transfer::default())));
         assert!(!read(from_agent::What::Headers(proto::Headers::default())));
         // Field 99, which there is not.
         assert!(matches!(Words::read(&[0x9A, 0x06, 0x00]), Some(Words::Unknown)));

@@ -7,6 +7,8 @@
 //!                                                                                     └─ link ◀──▶ the core's one TCP
 //! ```
 //!
+//! Of a browser, [`secure`] (ICE and DTLS) stands before the RTP leg.
+//!
 //! Nothing here knows the ring, so all of it is tested in virtual time on any system.
 
 pub mod agent;
@@ -17,6 +19,7 @@ pub mod event;
 pub mod grpc;
 pub mod link;
 pub mod rtp;
+pub mod secure;
 pub mod stream;
 mod tls;
 pub mod websocket;

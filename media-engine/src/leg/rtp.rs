@@ -7,15 +7,18 @@
 //!   report due ─▶ reports ─▶ (SRTCP) ─▶ datagram: on this port with rtcp-mux (RFC 5761), else from the odd one beside it
 //! ```
 //!
-//! A packet that fails a step is counted and dropped. With SRTP a packet must be authentic before it may latch a source.
+//! A packet that fails a step is counted and dropped. With SRTP a packet must be authentic before it may latch a source. Of a
+//! browser ICE says which source that is, and DTLS which keys: [`super::secure`] sees its datagrams first.
 //! RTCP is read on either port, since some peers multiplex without having asked; it never latches.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tandem_audio::format::{Codec, Ptime};
 use tandem_audio::noise::{MAX_SID_OCTETS, Sid};
 use tandem_audio::tone::Digit;
+use tandem_rtp::dtls::{Identity, Kind};
 use tandem_rtp::event::{DigitEvent, EventDetector, EventSender};
 use tandem_rtp::jitter::{Placement, Release, ReorderBuffer};
 use tandem_rtp::latch::{Latching, SOURCE_SILENCE, SourceLatch};
@@ -28,6 +31,7 @@ use tandem_rtp::srtp::{Inbound, MasterKey, Outbound, SrtpError};
 use tandem_rtp::units::{PayloadType, SequenceNumber, Ssrc, Timestamp};
 
 use super::event::{Heard, Stats};
+use super::secure::{SecureParameters, SecureTransport, TransportFailure};
 use crate::session::bridge::SoundParameters;
 
 /// Seen from us: which ways the audio flows.
@@ -101,6 +105,8 @@ pub struct RtpParameters {
     pub rtcp: Rtcp,
     /// Keys, if the stream is protected.
     pub srtp: Option<SrtpKeys>,
+    /// ICE and DTLS, if those give address and keys.
+    pub secure: Option<SecureParameters>,
     /// What else was negotiated of the sound.
     pub sound: SoundParameters,
 }
@@ -193,7 +199,9 @@ pub struct RtpLeg {
     /// Where the peer's last report came from, if not from its RTP port.
     report_source: Option<SocketAddr>,
     srtp: Option<Box<Srtp>>,
-    /// The keys could not be used: nothing may leave, or be believed.
+    secure: Option<Box<SecureTransport>>,
+    identity: Option<Arc<Identity>>,
+    /// There are no keys yet, or they could not be used: nothing may leave, or be believed.
     is_locked: bool,
     /// The SSRC after the next collision.
     next_ssrc: Ssrc,
@@ -204,12 +212,22 @@ pub struct RtpLeg {
 
 impl RtpLeg {
     /// A leg that has heard and said nothing. `seed` gives SSRC, first sequence number and timestamp (RFC 3550 §5.1), and
-    /// what reports need of chance.
-    pub fn new(parameters: RtpParameters, seed: [u32; 3], wall: WallClock) -> Self {
+    /// what reports need of chance. The identity is for DTLS.
+    pub fn new(
+        parameters: RtpParameters,
+        identity: Option<Arc<Identity>>,
+        seed: [u32; 3],
+        wall: WallClock,
+    ) -> Self {
+        let secure = parameters.secure.map(|secure| Box::new(SecureTransport::new(secure, identity.clone())));
+        let (latching, remote) = match secure {
+            Some(_) => (Latching::Strict, None),
+            None => (parameters.latching, parameters.remote),
+        };
         let codec = parameters.codec.unwrap_or(Codec::Pcmu);
         let srtp = parameters.srtp.as_ref().map(Srtp::new);
         Self {
-            latch: SourceLatch::new(parameters.latching, parameters.remote),
+            latch: SourceLatch::new(latching, remote),
             receiver: Receiver::new(codec.clock_rate()),
             reorder: ReorderBuffer::new(codec.octets(Ptime::MS_60)),
             digits: Box::new(EventDetector::new(codec.clock_rate())),
@@ -225,8 +243,10 @@ impl RtpLeg {
             ),
             reports: Reports::new(wall, u64::from(seed[1]) << 32 | u64::from(seed[2])),
             report_source: None,
-            is_locked: matches!(srtp, Some(Err(_))),
+            is_locked: secure.is_some() || matches!(srtp, Some(Err(_))),
             srtp: srtp.and_then(Result::ok).map(Box::new),
+            secure,
+            identity,
             next_ssrc: Ssrc(seed[0] ^ seed[1].rotate_left(16) ^ 0xA5A5_0001),
             collisions: 0,
             wire: Wire::of(&parameters),
@@ -263,13 +283,18 @@ impl RtpLeg {
         } else if parameters.remote != self.parameters.remote {
             self.receiver.rearm(parameters.codec.unwrap_or(Codec::Pcmu).clock_rate());
         }
-        if parameters.srtp != self.parameters.srtp {
+        if parameters.secure != self.parameters.secure {
+            self.secure_anew(&parameters);
+        } else if parameters.srtp != self.parameters.srtp {
             self.is_locked = self.rekey(parameters.srtp).is_err();
         }
         if parameters.rtcp != self.parameters.rtcp {
             self.report_source = None;
         }
-        self.latch.rearm(parameters.latching, parameters.remote);
+        match &self.secure {
+            Some(secure) => self.latch.rearm(Latching::Strict, secure.pair()),
+            None => self.latch.rearm(parameters.latching, parameters.remote),
+        }
         self.sender.set_payload_type(parameters.payload_type);
         self.wire = Wire::of(&parameters);
         *self.parameters = parameters;
@@ -282,6 +307,51 @@ impl RtpLeg {
             (None, _) => self.srtp = None,
         }
         Ok(())
+    }
+
+    fn secure_anew(&mut self, parameters: &RtpParameters) {
+        match (parameters.secure, &mut self.secure) {
+            (Some(changed), Some(secure)) => self.is_locked |= secure.update(changed),
+            (Some(new), None) => {
+                self.secure = Some(Box::new(SecureTransport::new(new, self.identity.clone())));
+                self.is_locked = true;
+            }
+            (None, secure) => {
+                *secure = None;
+                self.is_locked = self.rekey(parameters.srtp).is_err();
+            }
+        }
+    }
+
+    /// Takes a datagram of a leg with ICE and DTLS. True: it is of RTP, from where the peer is.
+    fn handle_secure(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) -> bool {
+        let Some(secure) = &mut self.secure else { return true };
+        let kind = Kind::of(bytes);
+        if kind == Kind::Rtp && secure.pair() == Some(source) {
+            return true;
+        }
+        if secure.handle_datagram(kind, source, bytes, now) {
+            self.latch.rearm(Latching::Strict, secure.pair());
+        }
+        self.take_keys();
+        false
+    }
+
+    /// Takes the keys of a handshake that is over.
+    fn take_keys(&mut self) {
+        if let Some(keys) = self.secure.as_mut().and_then(|secure| secure.poll_keys()) {
+            self.is_locked = self.rekey(Some(keys)).is_err();
+        }
+    }
+
+    /// Writes what ICE and DTLS have to send: where it goes, and its length.
+    pub fn poll_secure(&mut self, out: &mut [u8]) -> Option<(SocketAddr, usize)> {
+        self.secure.as_mut()?.poll_transmit(out)
+    }
+
+    /// Why there is no way to the peer.
+    pub fn failure(&self) -> Option<TransportFailure> {
+        self.secure.as_ref()?.failure()
     }
 
     /// When the last accepted packet came.
@@ -298,6 +368,9 @@ impl RtpLeg {
         now: Instant,
         mut hear: impl FnMut(Heard<'_>),
     ) -> bool {
+        if self.secure.is_some() && !self.handle_secure(source, bytes, now) {
+            return false;
+        }
         if is_rtcp(bytes) {
             self.handle_report(source, bytes, false, now);
             return false;
@@ -374,17 +447,19 @@ impl RtpLeg {
     /// When [`RtpLeg::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let reorder = self.reorder.poll_timeout();
-        if !self.hears_keys {
+        if !self.hears_keys && self.secure.is_none() {
             return reorder;
         }
-        match (reorder, self.digits.poll_timeout()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let secure = self.secure.as_ref().and_then(|secure| secure.poll_timeout());
+        [reorder, self.digits.poll_timeout(), secure].into_iter().flatten().min()
     }
 
     /// Gives up waiting for a missing packet, or for the end of a key.
     pub fn handle_timeout(&mut self, now: Instant, hear: impl FnMut(Heard<'_>)) {
+        if let Some(secure) = &mut self.secure {
+            secure.handle_timeout(now);
+            self.take_keys();
+        }
         self.reorder.handle_timeout(now);
         self.release(now, hear);
         if self.hears_keys {
@@ -487,8 +562,12 @@ impl RtpLeg {
         }
     }
 
-    /// Reports are sent from now on, if they were negotiated; before that and after the end none is due.
+    /// Reports are sent from now on, if they were negotiated; before that and after the end none is due. And checks are
+    /// owed, if ICE was.
     pub fn begin_reports(&mut self, now: Instant) {
+        if let Some(secure) = &mut self.secure {
+            secure.begin(now);
+        }
         if self.parameters.rtcp == Rtcp::Off || self.parameters.codec.is_none() {
             self.reports.stop();
         } else {
@@ -565,7 +644,8 @@ impl RtpLeg {
     pub fn exclusive_peer(&self, now: Instant) -> Option<SocketAddr> {
         let source = self.latch.exclusive_source()?;
         let quiet = now.saturating_duration_since(self.receiver.last_arrival()?);
-        (quiet < SOURCE_SILENCE).then_some(source)
+        // A peer that ICE found may check from another address at any time.
+        (self.secure.is_none() && quiet < SOURCE_SILENCE).then_some(source)
     }
 
     /// A packet is due but cannot go: media time passes.
@@ -646,8 +726,11 @@ impl RtpLeg {
         stats.rtp_late = reorder.late;
         stats.rtp_duplicate = receiver.duplicate;
         stats.rtp_reordered = receiver.reordered;
-        stats.rtp_rejected =
-            self.rejected + self.latch.rejected() + receiver.rejected_ssrc + receiver.rejected_jump;
+        stats.rtp_rejected = self.rejected
+            + self.latch.rejected()
+            + receiver.rejected_ssrc
+            + receiver.rejected_jump
+            + self.secure.as_ref().map_or(0, |secure| secure.rejected());
         stats.jitter_ms = receiver.jitter_ms;
         stats.srtp_rejected = self.srtp.as_ref().map_or(0, |srtp| srtp.inbound.refused());
         let (reports, peer) = (self.reports.stats(), self.reports.peer());

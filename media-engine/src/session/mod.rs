@@ -27,12 +27,14 @@ pub mod speech;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tandem_audio::format::{Codec, MAX_PACKET_SAMPLES, Ptime, SampleRate};
 use tandem_audio::noise::Sid;
 use tandem_audio::tone::{Cadence, ProgressTone};
 use tandem_audio::vad::VadEvent;
+use tandem_rtp::dtls::Identity;
 use tandem_rtp::report::WallClock;
 use tandem_stream::link;
 
@@ -85,6 +87,8 @@ pub struct SessionParameters {
     pub seed: u64,
     /// Wall-clock time when it is opened, since 1970: what its reports say.
     pub since_epoch: Duration,
+    /// What is shown in a DTLS handshake; without it there is none.
+    pub identity: Option<Arc<Identity>>,
 }
 
 /// Which of the carrier leg's two sockets.
@@ -171,6 +175,8 @@ pub struct Session {
     clock: Option<PtimeClock>,
     /// For the reports of its legs.
     wall: WallClock,
+    /// For their handshakes.
+    identity: Option<Arc<Identity>>,
     /// Beside the caller; at most one.
     second: Option<Box<SecondLeg>>,
     /// What a caller hears while the agent consults.
@@ -209,16 +215,26 @@ impl Session {
     /// # Errors
     /// The upgrade request of a WebSocket agent cannot be written, or its TLS not be begun; in words.
     pub fn new(parameters: SessionParameters, now: Instant) -> Result<Self, String> {
-        let SessionParameters { call, rtp, agent, speech, media_timeout, max_session, seed, since_epoch } =
-            parameters;
+        let SessionParameters {
+            call,
+            rtp,
+            agent,
+            speech,
+            media_timeout,
+            max_session,
+            seed,
+            since_epoch,
+            identity,
+        } = parameters;
         let numbers = [seed as u32, (seed >> 32) as u32 ^ 0x5bd1_e995, (seed >> 16) as u32];
         let is_outbound = call.direction == "outbound";
         let agent = Agent::new(agent, &call, seed, now)?;
         let playout = Playout::new(playout_rate(&agent, rtp.codec), policy(&agent));
         let wall = WallClock::new(now, since_epoch);
         let mut this = Self {
-            rtp: RtpLeg::new(rtp, numbers, wall),
+            rtp: RtpLeg::new(rtp, identity.clone(), numbers, wall),
             wall,
+            identity,
             agent,
             bridge: None,
             playout,
@@ -431,7 +447,9 @@ impl Session {
         if self.second.is_some() || self.ended {
             return false;
         }
-        let leg = SecondLeg::new(parameters, role, self.playout.rate(), seed, self.wall, first_packet);
+        let identity = self.identity.clone();
+        let leg =
+            SecondLeg::new(parameters, identity, role, self.playout.rate(), seed, self.wall, first_packet);
         self.second = Some(Box::new(leg));
         self.set_ringing();
         true
@@ -491,7 +509,7 @@ impl Session {
         }
         let stats = self.stats(now);
         self.close(match reason {
-            EndReason::MediaTimeout | EndReason::MaxSession => "timeout",
+            EndReason::MediaTimeout | EndReason::MaxSession | EndReason::Transport(_) => "timeout",
             EndReason::Orphaned | EndReason::EngineFault => "error",
             EndReason::Shutdown => "shutdown",
         });
@@ -896,6 +914,9 @@ impl Session {
         if self.rtp.poll_timeout().is_some_and(|deadline| deadline <= now) {
             self.hear(now, |rtp, hear| rtp.handle_timeout(now, hear));
             self.handle_digits(now);
+            if let Some(failure) = self.rtp.failure() {
+                self.end(EndReason::Transport(failure), now);
+            }
         }
         if self.second.as_ref().is_some_and(|second| second.rtp().poll_timeout().is_some_and(|at| at <= now))
         {
@@ -942,13 +963,18 @@ impl Session {
         if self.ended {
             return None;
         }
-        self.poll_packet(now, out).or_else(|| {
+        self.poll_packet(now, out).or_else(|| self.poll_secure(out)).or_else(|| {
             let next_packet = self.clock.as_ref().map(PtimeClock::next);
             let (to, len) = self.rtp.poll_report(now, next_packet, out)?;
             let stats = self.stats(now);
             self.push_event(Event::Report { stats });
             Some(Transmit { from: self.report_port(), to, len })
         })
+    }
+
+    fn poll_secure(&mut self, out: &mut [u8]) -> Option<Transmit> {
+        let (to, len) = self.rtp.poll_secure(out)?;
+        Some(Transmit { from: Port::Rtp, to, len })
     }
 
     /// Writes the leave that RTCP takes when the session is over; once.

@@ -13,9 +13,11 @@
 //! The leg has a ptime clock and an SSRC of its own. What goes to it waits in a [`Paced`] queue for each voice; what comes
 //! from it waits in one for the caller and one for the agent, whose frames are driven by the caller's packets.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tandem_audio::format::SampleRate;
+use tandem_rtp::dtls::Identity;
 use tandem_rtp::report::WallClock;
 
 use super::bridge::Bridge;
@@ -92,6 +94,7 @@ impl SecondLeg {
     /// A leg that sends its first packet at `first_packet`. Its sound is mixed at `rate`, that of the session's agent.
     pub fn new(
         parameters: RtpParameters,
+        identity: Option<Arc<Identity>>,
         role: Role,
         rate: SampleRate,
         seed: [u32; 3],
@@ -103,7 +106,7 @@ impl SecondLeg {
             bridge: None,
             rate,
             clock: PtimeClock::new(first_packet, parameters.ptime),
-            rtp: RtpLeg::new(parameters, seed, wall),
+            rtp: RtpLeg::new(parameters, identity, seed, wall),
             caller: Paced::new(rate),
             agent: Paced::new(rate),
             to_caller: Paced::new(rate),
@@ -215,6 +218,9 @@ impl SecondLeg {
 
     /// Writes the packet that is due, with where it goes; `None` when none is due.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut [u8]) -> Option<(std::net::SocketAddr, usize)> {
+        if let Some(transmit) = self.rtp.poll_secure(out) {
+            return Some(transmit);
+        }
         loop {
             let lost = self.clock.poll_due(now)?;
             for _ in 0..lost {

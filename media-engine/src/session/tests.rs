@@ -21,6 +21,7 @@ mod lifetime;
 mod outbound;
 mod reports;
 mod second;
+mod secure;
 mod speech;
 mod srtp;
 
@@ -48,6 +49,7 @@ fn rtp() -> RtpParameters {
         latching: Latching::Auto,
         rtcp: Rtcp::Off,
         srtp: None,
+        secure: None,
         sound: SoundParameters::default(),
     }
 }
@@ -62,6 +64,7 @@ fn with(agent: AgentParameters) -> SessionParameters {
         max_session: None,
         seed: 7,
         since_epoch: Duration::from_secs(1_700_000_000),
+        identity: None,
     }
 }
 

@@ -15,6 +15,16 @@ pub mod engine {
                 f.debug_struct("SrtpKeys").field("suite", &self.suite()).finish_non_exhaustive()
             }
         }
+
+        impl std::fmt::Debug for DtlsParameters {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct("DtlsParameters")
+                    .field("active", &self.active)
+                    .field("local_ufrag", &self.local_ufrag)
+                    .field("remote_ufrag", &self.remote_ufrag)
+                    .finish_non_exhaustive()
+            }
+        }
     }
 }
 

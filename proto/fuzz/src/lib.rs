@@ -8,20 +8,23 @@
 //! The targets are compiled and run with every test, so they cannot rot. An input that once crashed belongs into its corpus.
 
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use tandem_audio::format::{ClockRate, Codec, MAX_PACKET_SAMPLES, MAX_PAYLOAD_OCTETS, Ptime, SampleRate};
 use tandem_audio::noise::{NoiseGenerator, Sid};
 use tandem_audio::transcode::Decoder;
+use tandem_rtp::dtls::{DATAGRAM_LEN_MAX, DtlsSrtp, Fingerprint, Identity, Kind, Setup};
 use tandem_rtp::event::EventDetector;
-use tandem_rtp::ice::{ANSWER_LEN_MAX, Credentials, IceLite};
+use tandem_rtp::ice::{ANSWER_LEN_MAX, Credentials, IceLite, IceText};
 use tandem_rtp::jitter::{Release, ReorderBuffer};
 use tandem_rtp::packet::Packet;
 use tandem_rtp::receiver::{Receiver, Verdict};
 use tandem_rtp::report::{Reports, WallClock};
 use tandem_rtp::srtp::{Inbound, MasterKey, Outbound, Suite};
 use tandem_rtp::units::Ssrc;
-use tandem_sdp::{LocalMedia, LocalSrtp, SessionDescription, SrtpPolicy};
+use tandem_sdp::dtls::Secret;
+use tandem_sdp::{LocalDtls, LocalMedia, LocalSrtp, SessionDescription, SrtpPolicy};
 use tandem_sip::{ConnectionId, Endpoint, EndpointConfig, Flow, Transport};
 use tandem_stream::agent::{FromAgent, ToAgent, read_audio};
 use tandem_stream::audiosocket::{self, Reader};
@@ -34,7 +37,7 @@ use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeReques
 pub type Target = fn(&[u8]);
 
 /// Every entrance, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 16] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("sip_datagram", sip_datagram),
     ("sip_stream", sip_stream),
     ("sip_value", sip_value),
@@ -44,6 +47,7 @@ pub const TARGETS: [(&str, Target); 16] = [
     ("rtcp", rtcp),
     ("srtp", srtp),
     ("ice", ice),
+    ("dtls", dtls),
     ("payload", payload),
     ("websocket", websocket),
     ("pcm", pcm),
@@ -92,10 +96,20 @@ pub fn sdp(octets: &[u8]) {
     assert_eq!(again.media, offer.media);
     let mut local = LocalMedia::g711(HERE.ip(), 20_000, 1);
     local.srtp = LocalSrtp::new(SrtpPolicy::Optional, |octets| octets.fill(1));
+    local.dtls = Some(LocalDtls {
+        fingerprint: Fingerprint::new([1; 32]),
+        secret: Secret([1; 32]),
+        is_offered: false,
+        current: None,
+    });
     if let Ok((answer, _)) = tandem_sdp::answer(&offer, &local) {
         assert_eq!(answer.media.len(), offer.media.len());
     }
     let _ = tandem_sdp::accept_answer(&tandem_sdp::offer(&local), &offer);
+    if let Some(dtls) = &mut local.dtls {
+        dtls.is_offered = true;
+        let _ = tandem_sdp::accept_answer(&tandem_sdp::offer(&local), &offer);
+    }
 }
 
 /// A stream of RTP datagrams, each after its length in one octet.
@@ -161,15 +175,40 @@ pub fn rtcp(octets: &[u8]) {
 
 /// A STUN message at a media port: without our password it nominates nothing, and its answer is short.
 pub fn ice(octets: &[u8]) {
-    let local = Credentials { ufrag: "evtj".into(), password: "a password of the fuzzer's".into() };
-    let mut side = IceLite::new(local, "h6vY".into());
+    let Some(remote_ufrag) = IceText::parse("h6vY") else { return };
+    let mut side = IceLite::new(Credentials::from_random(&[7; 32]), remote_ufrag);
     let mut answer = [0; ANSWER_LEN_MAX];
-    if IceLite::is_stun(octets)
+    if Kind::of(octets) == Kind::Stun
         && let Ok(checked) = side.handle_datagram(octets, THERE, now(), &mut answer)
     {
         assert!(checked.answer_len <= ANSWER_LEN_MAX && !checked.is_authentic);
     }
     assert_eq!(side.pair(), None);
+}
+
+/// Datagrams of a DTLS handshake, each after its length in two octets, in either role: whatever comes, there are no keys for one
+/// whose certificate was not signalled, and the answers fit a datagram.
+pub fn dtls(octets: &[u8]) {
+    static IDENTITY: LazyLock<Identity> = LazyLock::new(|| {
+        let made =
+            rcgen::generate_simple_self_signed(["fuzz.test".to_owned()]).expect("a certificate can be made");
+        Identity::new(made.cert.der().to_vec(), made.signing_key.serialize_der())
+    });
+    // A client makes its keys before it has heard anything, which takes long: every fourth length has its turn.
+    let setup = if octets.len().is_multiple_of(4) { Setup::Active } else { Setup::Passive };
+    let nobody = Fingerprint::new([0; 32]);
+    if !long_records(octets).any(|datagram| Kind::of(datagram) == Kind::Dtls) {
+        return;
+    }
+    let mut side = DtlsSrtp::new(&IDENTITY, setup, nobody, now()).expect("the settings are good");
+    let mut out = [0; DATAGRAM_LEN_MAX];
+    for datagram in long_records(octets) {
+        side.handle_datagram(datagram, now());
+        while let Some(len) = side.poll_transmit(&mut out) {
+            assert!(len <= out.len());
+        }
+        assert_eq!(side.poll_keys(), None);
+    }
 }
 
 /// SRTP and SRTCP datagrams, each after its length in one octet, under a key that the fuzzer does not have: none is believed.
@@ -341,4 +380,14 @@ pub fn grpc(octets: &[u8]) {
             assert!(client.poll_output(&mut out) > 0);
         }
     }
+}
+
+/// Records that each begin with their length in two octets; the last may be cut short.
+fn long_records(mut octets: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (len, rest) = octets.split_first_chunk::<2>()?;
+        let (record, rest) = rest.split_at(rest.len().min(usize::from(u16::from_be_bytes(*len))));
+        octets = rest;
+        Some(record)
+    })
 }

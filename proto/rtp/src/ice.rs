@@ -14,12 +14,15 @@
 //! nobody can use us to multiply traffic. `tandem-sip` answers STUN at the SIP port too, without credentials: the two have
 //! the header's layout in common and nothing else.
 
-use std::fmt;
+mod credentials;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
+
+pub use credentials::{Credentials, IceText, TEXT_LEN_MAX};
 
 /// Longest answer: header, XOR-MAPPED-ADDRESS of IPv6, MESSAGE-INTEGRITY, FINGERPRINT; refusals are shorter.
 pub const ANSWER_LEN_MAX: usize = HEADER_LEN + 24 + 24 + 8;
@@ -44,21 +47,6 @@ const FINGERPRINT: u16 = 0x8028;
 const ICE_CONTROLLED: u16 = 0x8029;
 /// Types below must be understood by the receiver (RFC 8489 §14).
 const OPTIONAL_FROM: u16 = 0x8000;
-
-/// What one side's checks are known by (RFC 8445 §5.3). `Debug` does not show the password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// `a=ice-ufrag`, 4 to 256 characters.
-    pub ufrag: String,
-    /// `a=ice-pwd`, 22 to 256 characters.
-    pub password: String,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").field("ufrag", &self.ufrag).finish_non_exhaustive()
-    }
-}
 
 /// Why a datagram was not taken for a check of our peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -92,7 +80,7 @@ pub struct Checked {
 #[derive(Debug, Clone)]
 pub struct IceLite {
     local: Credentials,
-    remote_ufrag: String,
+    remote_ufrag: IceText,
     pair: Option<SocketAddr>,
     last_heard: Option<Instant>,
     refused: u64,
@@ -100,7 +88,7 @@ pub struct IceLite {
 
 impl IceLite {
     /// A side that was not checked yet. `remote_ufrag` is that of the peer's description.
-    pub const fn new(local: Credentials, remote_ufrag: String) -> Self {
+    pub const fn new(local: Credentials, remote_ufrag: IceText) -> Self {
         Self { local, remote_ufrag, pair: None, last_heard: None, refused: 0 }
     }
 
@@ -119,9 +107,10 @@ impl IceLite {
         self.refused
     }
 
-    /// Whether a datagram at a media port is STUN (RFC 7983).
-    pub fn is_stun(datagram: &[u8]) -> bool {
-        datagram.first().is_some_and(|&first| first < 4) && datagram.get(4..8) == Some(&MAGIC_COOKIE[..])
+    /// The peer has begun anew (RFC 8445 §9): checks must have these from now on. The pair holds until one of them nominates
+    /// another.
+    pub fn restart(&mut self, local: Credentials, remote_ufrag: IceText) {
+        (self.local, self.remote_ufrag) = (local, remote_ufrag);
     }
 
     /// Takes a check and writes its answer.
@@ -154,7 +143,7 @@ impl IceLite {
         }
         writer.begin(BINDING_SUCCESS)?;
         writer.xor_mapped_address(source)?;
-        writer.integrity(&self.local.password)?;
+        writer.integrity(self.local.password.as_bytes())?;
         let answer_len = writer.fingerprint()?;
         self.last_heard = Some(now);
         let is_nominated = request.is_nominating && self.pair != Some(source);
@@ -174,14 +163,40 @@ impl IceLite {
         let Some((at, tag)) = request.integrity else { return false };
         ours == self.local.ufrag.as_bytes()
             && theirs == self.remote_ufrag.as_bytes()
-            && integrity_of(&self.local.password, &datagram[..at])
+            && integrity_of(self.local.password.as_bytes(), &datagram[..at])
                 .is_some_and(|mac| mac.verify_slice(tag).is_ok())
     }
 }
 
+/// Writes a check as a peer that controls sends it, and gives its length: what [`IceLite`] is tested with.
+///
+/// # Errors
+/// [`IceError::NoRoom`]
+pub fn write_check(
+    out: &mut [u8],
+    transaction_id: [u8; 12],
+    (remote, local_ufrag): (&Credentials, IceText),
+    is_nominating: bool,
+) -> Result<usize, IceError> {
+    let mut username = [0; 2 * TEXT_LEN_MAX + 1];
+    let (theirs, ours) = (remote.ufrag.as_bytes(), local_ufrag.as_bytes());
+    username[..theirs.len()].copy_from_slice(theirs);
+    username[theirs.len()] = b':';
+    username[theirs.len() + 1..][..ours.len()].copy_from_slice(ours);
+    let mut writer = Writer::new(out, &transaction_id);
+    writer.begin(BINDING_REQUEST)?;
+    writer.attribute(USERNAME, &username[..theirs.len() + 1 + ours.len()])?;
+    writer.attribute(PRIORITY, &[0x6e, 0, 1, 0xff])?;
+    if is_nominating {
+        writer.attribute(USE_CANDIDATE, &[])?;
+    }
+    writer.integrity(remote.password.as_bytes())?;
+    writer.fingerprint()
+}
+
 /// The MAC over a message up to its MESSAGE-INTEGRITY, with the length as if it ended behind that (RFC 8489 §14.5).
-fn integrity_of(password: &str, before: &[u8]) -> Option<Hmac<Sha1>> {
-    let mut mac = <Hmac<Sha1> as KeyInit>::new_from_slice(password.as_bytes()).ok()?;
+fn integrity_of(password: &[u8], before: &[u8]) -> Option<Hmac<Sha1>> {
+    let mut mac = <Hmac<Sha1> as KeyInit>::new_from_slice(password).ok()?;
     let len = u16::try_from(before.len().checked_sub(HEADER_LEN)? + 24).ok()?;
     mac.update(&before[..2]);
     mac.update(&len.to_be_bytes());
@@ -322,7 +337,7 @@ impl<'a> Writer<'a> {
         self.attribute(XOR_MAPPED_ADDRESS, &value[..len])
     }
 
-    fn integrity(&mut self, password: &str) -> Result<(), IceError> {
+    fn integrity(&mut self, password: &[u8]) -> Result<(), IceError> {
         let mac = integrity_of(password, &self.out[..self.len]).ok_or(IceError::NoRoom)?;
         self.attribute(MESSAGE_INTEGRITY, &mac.finalize().into_bytes())
     }

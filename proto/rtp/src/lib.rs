@@ -69,8 +69,11 @@
 //! # assert_eq!(leg.receiver.stats().received, 1);
 //! ```
 //!
+//! Of a browser, [`ice`] finds the source in place of the latch, and [`dtls`] the keys of [`srtp`].
+//!
 //! Nothing here opens a socket or reads a clock, nothing allocates for a packet, and nothing can panic on what a peer sent.
 
+pub mod dtls;
 pub mod event;
 pub mod ice;
 pub mod jitter;

@@ -241,11 +241,16 @@ impl SessionDescription {
     /// Who sends, as the describer says: the media's own word, the session's, or both ways. An address of zeros
     /// means that the describer does not want to receive (RFC 3264 §8.4, the old way to hold).
     pub fn direction_of(&self, media: &Media) -> Direction {
-        let said = media.own_direction().or_else(|| direction(&self.attributes)).unwrap_or_default();
+        let said = self.said_direction_of(media);
         match self.connection_of(media) {
             Some(Connection::Address(address)) if address.is_unspecified() => said.and(Direction::SendOnly),
             _ => said,
         }
+    }
+
+    /// The same without regard to the address.
+    pub fn said_direction_of(&self, media: &Media) -> Direction {
+        media.own_direction().or_else(|| direction(&self.attributes)).unwrap_or_default()
     }
 }
 

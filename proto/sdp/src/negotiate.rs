@@ -5,11 +5,12 @@
 //!   offer(ours) ─▶ … peer … ─▶ accept_answer(offer, answer) ─▶ Negotiated      we called, or were called without an offer
 //! ```
 //!
-//! The first `m=` that is audio over RTP/AVP or RTP/SAVP with a codec of ours (and a key, if one is needed) is taken, every other one is refused with port 0, in order.
+//! The first `m=` that is audio over RTP/AVP, RTP/SAVP or, of browsers, UDP/TLS/RTP/SAVPF with a codec of ours (and a key, if one is needed) is taken,
+//! every other one is refused with port 0, in order.
 //! Of its formats the first we know is taken: the order is the offerer's preference (§6.1), and answering with one codec keeps
 //! both ways alike. Hold (`sendonly`, `inactive`, an address of zeros) becomes a direction, never an error.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use tandem_audio::format::{ClockRate, Codec, MAX_PTIME_MS, Ptime, SampleRate};
 use tandem_audio::noise::STATIC_PAYLOAD_TYPE;
@@ -17,6 +18,7 @@ use tandem_rtp::srtp::MasterKey;
 
 use crate::crypto::{Crypto, LocalSrtp, NegotiatedSrtp, SrtpPolicy};
 use crate::description::{Attribute, Connection, Direction, Media, Origin, SessionDescription};
+use crate::dtls::{self, DtlsRefusal, LocalDtls, NegotiatedDtls};
 
 /// The first dynamic payload type that our offers use (RFC 3551 §3).
 const FIRST_DYNAMIC_PAYLOAD_TYPE: u8 = 96;
@@ -52,6 +54,8 @@ pub struct LocalMedia {
     pub direction: Direction,
     /// Whether and with which keys we protect it.
     pub srtp: LocalSrtp,
+    /// With what we do DTLS-SRTP; `None`: it is refused.
+    pub dtls: Option<LocalDtls>,
 }
 
 impl LocalMedia {
@@ -68,6 +72,7 @@ impl LocalMedia {
             session_version: session_id,
             direction: Direction::SendRecv,
             srtp: LocalSrtp::default(),
+            dtls: None,
         }
     }
 }
@@ -130,8 +135,10 @@ pub struct Negotiated {
     pub remote_rtcp: SocketAddr,
     /// RTCP shares the port of RTP (RFC 5761).
     pub rtcp_mux: bool,
-    /// Keys, if it is protected.
+    /// Keys, if they stand in the descriptions.
     pub srtp: Option<NegotiatedSrtp>,
+    /// Who shakes hands for the keys, and by which checks the peer is found, if they do not.
+    pub dtls: Option<NegotiatedDtls>,
     /// Whether *we* send and receive.
     pub direction: Direction,
 }
@@ -140,6 +147,11 @@ impl Negotiated {
     /// True when the peer does not listen to us.
     pub const fn is_held(&self) -> bool {
         !self.direction.sends()
+    }
+
+    /// True when it is protected in one way or the other.
+    pub const fn is_protected(&self) -> bool {
+        self.srtp.is_some() || self.dtls.is_some()
     }
 }
 
@@ -153,7 +165,9 @@ pub enum NegotiateError {
     #[error("audio is refused with port 0")]
     AudioRefused,
     /// Audio is offered over other transports than those we speak only.
-    #[error("audio over {0} is not supported, only {PROFILE} and, where it is allowed, {SECURE_PROFILE}")]
+    #[error(
+        "audio over {0} is not supported, only {PROFILE} and, where it is allowed, {SECURE_PROFILE} and UDP/TLS/RTP/SAVPF"
+    )]
     Transport(String),
     /// It is not protected, and must be.
     #[error("audio without SRTP is not accepted here")]
@@ -161,6 +175,9 @@ pub enum NegotiateError {
     /// It is protected with nothing we speak.
     #[error("no common SRTP suite: a=crypto with an AES_CM_128 or AEAD_AES suite and one key is needed")]
     NoCommonSuite,
+    /// Its DTLS or its ICE cannot be used.
+    #[error(transparent)]
+    Dtls(#[from] DtlsRefusal),
     /// Nothing we speak.
     #[error("no common codec, offered are {}", .offered.join(", "))]
     NoCommonCodec {
@@ -192,11 +209,15 @@ pub fn answer(
     let mut chosen = None;
     for (index, media) in offer.media.iter().enumerate().filter(|(_, media)| media.is("audio")) {
         let usable = usable(offer, media, &local.codecs)
-            .and_then(|usable| answered_crypto(media, &local.srtp).map(|crypto| (usable, crypto)));
+            .and_then(|usable| Ok((usable, dtls::answered(offer, media, local.dtls.as_ref())?)))
+            .and_then(|(usable, dtls)| {
+                let crypto = if dtls.is_some() { None } else { answered_crypto(media, &local.srtp)? };
+                Ok((usable, dtls, crypto))
+            });
         match usable {
-            Ok(((codec, payload_type, remote), crypto)) => {
+            Ok(((codec, payload_type, remote), dtls, crypto)) => {
                 let ptime = agreed_ptime(media, local.ptime, codec);
-                let direction = offer.direction_of(media).reversed().and(local.direction);
+                let direction = direction_of(offer, media).reversed().and(local.direction);
                 let telephone_event =
                     if local.telephone_event { telephone_event(media, codec.clock_rate()) } else { None };
                 let negotiated = Negotiated {
@@ -211,6 +232,7 @@ pub fn answer(
                     remote_rtcp: rtcp_address(media, remote),
                     rtcp_mux: media.has_flag("rtcp-mux"),
                     srtp: crypto.map(|(ours, remote)| NegotiatedSrtp { local: ours.key, remote }),
+                    dtls,
                     direction,
                 };
                 chosen = Some((index, negotiated, crypto.map(|(ours, _)| ours)));
@@ -220,7 +242,13 @@ pub fn answer(
         }
     }
     let (chosen, negotiated, crypto) = chosen.ok_or(refusal)?;
+    let secure = negotiated.dtls.zip(local.dtls.as_ref());
+    let mid = offer.media[chosen].attribute("mid");
     let terms = Terms {
+        transport: secure.map_or_else(Vec::new, |(dtls, ours)| {
+            ours.attributes(&dtls.ice, Some(dtls.setup), local.address, local.port)
+        }),
+        mid: mid.filter(|_| secure.is_some()),
         // As it was offered, whichever it is (RFC 4568 §5.1.2, RFC 8643 §3.1).
         profile: offer.media[chosen].protocol.clone(),
         cryptos: crypto.into_iter().collect(),
@@ -240,7 +268,11 @@ pub fn answer(
     );
     let media =
         offer.media.iter().enumerate().map(|(i, m)| if i == chosen { ours.clone() } else { refused(m) });
-    Ok((describe(local, media.collect()), negotiated))
+    let mut description = describe(local, media.collect());
+    if secure.is_some() {
+        description.attributes = dtls::session_attributes(Some(offer), mid);
+    }
+    Ok((description, negotiated))
 }
 
 /// Offers all we can.
@@ -255,16 +287,30 @@ pub fn offer(local: &LocalMedia) -> SessionDescription {
     let has_clock = |hz: u32| local.codecs.iter().any(|codec| codec.clock_rate().hz() == hz);
     let events =
         TELEPHONE_EVENT_PAYLOAD_TYPES.into_iter().filter(|(hz, _)| local.telephone_event && has_clock(*hz));
+    let dtls = local.dtls.as_ref().filter(|dtls| dtls.is_offered);
     let terms = Terms {
-        profile: if local.srtp.policy == SrtpPolicy::Required { SECURE_PROFILE } else { PROFILE }.to_owned(),
-        cryptos: local.srtp.lines(),
+        transport: dtls.map_or_else(Vec::new, |dtls| {
+            dtls.attributes(&dtls.offered_ice(), None, local.address, local.port)
+        }),
+        mid: None,
+        profile: match dtls {
+            Some(_) => dtls::profile(),
+            None if local.srtp.policy == SrtpPolicy::Required => SECURE_PROFILE,
+            None => PROFILE,
+        }
+        .to_owned(),
+        cryptos: if dtls.is_some() { Vec::new() } else { local.srtp.lines() },
         rtcp_mux: true,
     };
     let has_noise = local.comfort_noise && local.codecs.iter().any(|codec| is_noise_beside(*codec, 8_000));
     let noise = has_noise.then_some((8_000, STATIC_PAYLOAD_TYPE));
     let media =
         our_media(local, &formats, &events.collect::<Vec<_>>(), noise, local.ptime, local.direction, terms);
-    describe(local, vec![media])
+    let mut description = describe(local, vec![media]);
+    if dtls.is_some() {
+        description.attributes = dtls::session_attributes(None, None);
+    }
+    description
 }
 
 /// Reads the answer to an offer of ours.
@@ -282,7 +328,11 @@ pub fn accept_answer(
     let (ours, theirs) = ours.ok_or(NegotiateError::NoAudio)?;
     let offered: Vec<Codec> = ours.payload_types().filter_map(|format| codec_of(ours, format)).collect();
     let (codec, payload_type, remote) = usable(answer, theirs, &offered)?;
-    let srtp = accepted_crypto(ours, theirs)?;
+    if dtls::is_dtls(ours) != dtls::is_dtls(theirs) {
+        return Err(NegotiateError::Transport(theirs.protocol.clone()));
+    }
+    let dtls = dtls::accepted(ours, answer, theirs)?;
+    let srtp = if dtls.is_some() { None } else { accepted_crypto(ours, theirs)? };
     let offered_ptime = ours.ptime_ms().and_then(Ptime::from_ms).unwrap_or_default();
     let events_offered = telephone_event(ours, codec.clock_rate()).is_some();
     let events = if events_offered { telephone_event(theirs, codec.clock_rate()) } else { None };
@@ -298,7 +348,8 @@ pub fn accept_answer(
         remote_rtcp: rtcp_address(theirs, remote),
         rtcp_mux: ours.has_flag("rtcp-mux") && theirs.has_flag("rtcp-mux"),
         srtp,
-        direction: offer.direction_of(ours).and(answer.direction_of(theirs).reversed()),
+        dtls,
+        direction: offer.direction_of(ours).and(direction_of(answer, theirs).reversed()),
     })
 }
 
@@ -311,7 +362,7 @@ fn usable(
     if media.port == 0 {
         return Err(NegotiateError::AudioRefused);
     }
-    if !media.protocol.eq_ignore_ascii_case(PROFILE) && !is_secure(media) {
+    if !media.protocol.eq_ignore_ascii_case(PROFILE) && !is_secure(media) && !dtls::is_dtls(media) {
         return Err(NegotiateError::Transport(media.protocol.clone()));
     }
     let known = |payload_type: u8| {
@@ -325,11 +376,21 @@ fn usable(
         .ok_or_else(|| NegotiateError::NoCommonCodec { offered: names(media) })?;
     let address = match description.connection_of(media) {
         Some(Connection::Address(address)) if !address.is_multicast() => *address,
+        // The checks of ICE show where it is.
+        _ if dtls::is_dtls(media) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         Some(Connection::Address(address)) => return Err(NegotiateError::Address(address.to_string())),
         Some(Connection::Other(name)) => return Err(NegotiateError::Address(name.clone())),
         None => return Err(NegotiateError::Address(String::new())),
     };
     Ok((codec, payload_type, SocketAddr::new(address, media.port)))
+}
+
+/// Who sends. A browser that has no candidate yet has an address of zeros, and means no hold by it.
+fn direction_of(description: &SessionDescription, media: &Media) -> Direction {
+    match dtls::is_dtls(media) {
+        true => description.said_direction_of(media),
+        false => description.direction_of(media),
+    }
 }
 
 fn is_secure(media: &Media) -> bool {
@@ -435,7 +496,7 @@ fn closest(one: NegotiateError, other: NegotiateError) -> NegotiateError {
         NegotiateError::AudioRefused => 1,
         NegotiateError::Transport(_) => 2,
         NegotiateError::NoCommonCodec { .. } => 3,
-        NegotiateError::Unprotected | NegotiateError::NoCommonSuite => 4,
+        NegotiateError::Unprotected | NegotiateError::NoCommonSuite | NegotiateError::Dtls(_) => 4,
         NegotiateError::Address(_) => 5,
     };
     if rank(&other) > rank(&one) { other } else { one }
@@ -454,8 +515,11 @@ fn names(media: &Media) -> Vec<String> {
 }
 
 /// How the stream travels.
-struct Terms {
+struct Terms<'a> {
     profile: String,
+    /// Of DTLS and ICE.
+    transport: Vec<Attribute>,
+    mid: Option<&'a str>,
     cryptos: Vec<Crypto>,
     rtcp_mux: bool,
 }
@@ -467,7 +531,7 @@ fn our_media(
     noise: Option<(u32, u8)>,
     ptime: Ptime,
     direction: Direction,
-    terms: Terms,
+    terms: Terms<'_>,
 ) -> Media {
     let mut attributes = Vec::new();
     for (codec, payload_type) in formats {
@@ -491,6 +555,8 @@ fn our_media(
     }
     attributes.push(Attribute::flag(direction.as_str()));
     attributes.extend(terms.rtcp_mux.then(|| Attribute::flag("rtcp-mux")));
+    attributes.extend(terms.mid.map(|mid| Attribute::with_value("mid", mid)));
+    attributes.extend(terms.transport);
     attributes.extend(terms.cryptos.into_iter().map(Crypto::to_attribute));
     let audio = formats.iter().map(|(_, payload_type)| payload_type);
     Media {
@@ -507,9 +573,10 @@ fn our_media(
     }
 }
 
-/// The same `m=` with port 0 (§6).
+/// The same `m=` with port 0 (§6), under the name that it has (RFC 5888 §9).
 fn refused(media: &Media) -> Media {
-    Media { port: 0, connection: None, attributes: Vec::new(), ..media.clone() }
+    let mid = media.attribute("mid").map(|mid| Attribute::with_value("mid", mid));
+    Media { port: 0, connection: None, attributes: mid.into_iter().collect(), ..media.clone() }
 }
 
 fn describe(local: &LocalMedia, media: Vec<Media>) -> SessionDescription {

@@ -275,9 +275,10 @@ impl Call {
                 eight.copy_from_slice(&around.random().to_ne_bytes()[..eight.len()]);
             }
         };
-        guest.negotiation.protect(LocalSrtp::new(policy, random));
+        // DTLS-SRTP is for callers only so far.
+        guest.negotiation.protect(LocalSrtp::new(policy, random), None);
         // 62 bits, as for the call's own description.
-        guest.negotiation.open(address, port, around.random() >> 2);
+        guest.negotiation.open(address, port, around.random() >> 2, None);
         let offer = guest.negotiation.offer().map(Body::sdp);
         match invite::invite(&guest.order, trunk, None, offer) {
             Ok((request, destination)) => {

@@ -16,9 +16,16 @@ const SAMPLE: [u8; 108] = [
 const PASSWORD: &str = "VOkJxbRl1RmTxUk/WvJxBt";
 const ICE_CONTROLLING: u16 = 0x802a;
 
+fn text(text: &str) -> IceText {
+    IceText::parse(text).unwrap()
+}
+
+fn credentials(password: &str) -> Credentials {
+    Credentials { ufrag: text("evtj"), password: text(password) }
+}
+
 fn side() -> IceLite {
-    let local = Credentials { ufrag: "evtj".into(), password: PASSWORD.into() };
-    IceLite::new(local, "h6vY".into())
+    IceLite::new(credentials(PASSWORD), text("h6vY"))
 }
 
 fn source() -> SocketAddr {
@@ -40,7 +47,7 @@ fn check(username: &str, password: &str, attributes: &[(u16, &[u8])]) -> Vec<u8>
     for (kind, value) in attributes {
         writer.attribute(*kind, value).unwrap();
     }
-    writer.integrity(password).unwrap();
+    writer.integrity(password.as_bytes()).unwrap();
     let len = writer.fingerprint().unwrap();
     out[..len].to_vec()
 }
@@ -54,10 +61,7 @@ fn sample_of_rfc_5769_is_authentic_and_its_tie_is_refused_as_a_conflict() {
     let (mut side, mut out) = (side(), [0; ANSWER_LEN_MAX]);
     let checked = side.handle_datagram(&SAMPLE, source(), now(), &mut out).unwrap();
     assert_eq!(error_of(&out[..checked.answer_len]), Some(487), "it says that it is controlled");
-    let mut stranger = IceLite::new(
-        Credentials { ufrag: "evtj".into(), password: "another password......".into() },
-        "h6vY".into(),
-    );
+    let mut stranger = IceLite::new(credentials("another.password......"), text("h6vY"));
     let checked = stranger.handle_datagram(&SAMPLE, source(), now(), &mut out).unwrap();
     assert_eq!(error_of(&out[..checked.answer_len]), Some(401));
 }
@@ -72,7 +76,7 @@ fn nomination_makes_the_source_the_pair_and_is_answered_with_our_proof() {
     let answer = &out[..checked.answer_len];
     assert_eq!(answer[..2], BINDING_SUCCESS.to_be_bytes());
     assert_eq!(answer[20..28], [0, 0x20, 0, 8, 0, 1, 0xa1, 0x47], "RFC 5769 §2.2 has the same address");
-    let mac = integrity_of(PASSWORD, &answer[..32]).unwrap();
+    let mac = integrity_of(PASSWORD.as_bytes(), &answer[..32]).unwrap();
     assert!(mac.verify_slice(&answer[36..56]).is_ok());
     let nominating = check("evtj:h6vY", PASSWORD, &[(USE_CANDIDATE, &[])]);
     let checked = side.handle_datagram(&nominating, source(), now(), &mut out).unwrap();
@@ -134,6 +138,33 @@ fn ipv6_sources_are_told_as_such() {
     let checked = side.handle_datagram(&check("evtj:h6vY", PASSWORD, &[]), v6, now(), &mut out).unwrap();
     assert_eq!(checked.answer_len, ANSWER_LEN_MAX);
     assert_eq!(out[20..28], [0, 0x20, 0, 20, 0, 2, 0xa1, 0x47]);
+}
+
+#[test]
+fn restart_keeps_the_pair_until_the_new_password_nominates_another() {
+    let (mut side, mut out) = (side(), [0; ANSWER_LEN_MAX]);
+    let nominating = |username, password| check(username, password, &[(USE_CANDIDATE, &[])]);
+    side.handle_datagram(&nominating("evtj:h6vY", PASSWORD), source(), now(), &mut out).unwrap();
+    let again = Credentials { ufrag: text("ours"), password: text("anew.anew.anew.anew.anew") };
+    side.restart(again, text("them"));
+    assert_eq!(side.pair(), Some(source()));
+    let moved = "198.51.100.7:9".parse().unwrap();
+    let old = nominating("evtj:h6vY", PASSWORD);
+    assert!(!side.handle_datagram(&old, moved, now(), &mut out).unwrap().is_authentic);
+    let new = nominating("ours:them", "anew.anew.anew.anew.anew");
+    assert!(side.handle_datagram(&new, moved, now(), &mut out).unwrap().is_nominated);
+    assert_eq!(side.pair(), Some(moved));
+}
+
+#[test]
+fn checks_that_are_written_here_are_answered_here() {
+    let (mut side, mut out, mut answer) = (side(), [0; 256], [0; ANSWER_LEN_MAX]);
+    for is_nominating in [false, true] {
+        let len =
+            write_check(&mut out, [9; 12], (&credentials(PASSWORD), text("h6vY")), is_nominating).unwrap();
+        let checked = side.handle_datagram(&out[..len], source(), now(), &mut answer).unwrap();
+        assert!(checked.is_authentic && checked.is_nominated == is_nominating);
+    }
 }
 
 #[test]

@@ -1,0 +1,256 @@
+//! What stands before the SRTP of a browser: ICE-lite finds where it is, DTLS gives the keys.
+//!
+//! ```text
+//!   datagram ─┬─ STUN ─▶ ice ─▶ answer              a nomination makes its source the pair: the only one heard and sent to
+//!             ├─ DTLS ─▶ from the pair? ─▶ dtls ─▶ flights back, and in the end keys for the leg
+//!             └─ RTP  ─▶ from the pair? ─▶ the leg, which believes nothing before there are keys
+//! ```
+//!
+//! The handshake begins when there is a pair, not before: until then nobody has proved that he knows our description. Once
+//! there are keys it only repeats what was lost on its way. A browser checks again every few seconds (RFC 7675); one of which no
+//! check has come for [`CONSENT_MAX`] is gone, and one that never checked has never come.
+//!
+//! A handshake allocates and costs about a millisecond of its core; packets of sound never come here.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tandem_rtp::dtls::{DATAGRAM_LEN_MAX, DtlsError, DtlsSrtp, Fingerprint, Identity, Kind, Setup};
+use tandem_rtp::ice::{ANSWER_LEN_MAX, Credentials, IceLite, IceText};
+
+use super::rtp::SrtpKeys;
+
+/// A browser that is there has checked within this time (RFC 7675 §5.1).
+pub const CONSENT_MAX: Duration = Duration::from_secs(30);
+/// Answers to checks that wait for the next tick: a browser has a few addresses and checks from each. Further checks are counted
+/// and come again.
+const ANSWERS_MAX: usize = 8;
+/// Datagrams of the handshake that wait for the next tick; a flight has two or three. Further ones are lost, and sent again.
+const FLIGHT_MAX: usize = 16;
+
+/// What was negotiated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SecureParameters {
+    /// Our part in the handshake.
+    pub setup: Setup,
+    /// The certificate that the peer must show.
+    pub fingerprint: Fingerprint,
+    /// What its checks must have.
+    pub ice: Credentials,
+    /// Who makes them.
+    pub remote_ufrag: IceText,
+}
+
+/// Why there is no transport, or none any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TransportFailure {
+    /// Nobody has checked.
+    #[error("ICE: no check came")]
+    NoCheck,
+    /// Nobody checks any more.
+    #[error("ICE: checks stopped")]
+    ConsentLost,
+    /// There will be no keys.
+    #[error("DTLS: {0}")]
+    Dtls(DtlsError),
+}
+
+#[derive(Debug)]
+struct Answer {
+    to: SocketAddr,
+    octets: [u8; ANSWER_LEN_MAX],
+    len: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct SecureTransport {
+    parameters: SecureParameters,
+    identity: Option<Arc<Identity>>,
+    ice: IceLite,
+    dtls: Option<DtlsSrtp>,
+    answers: VecDeque<Answer>,
+    flight: VecDeque<Vec<u8>>,
+    /// Something is to be sent since then.
+    pending: Option<Instant>,
+    /// Checks are owed since then.
+    owed_since: Option<Instant>,
+    failure: Option<TransportFailure>,
+    /// Nobody has been told of it since then.
+    failed: Option<Instant>,
+    rejected: u64,
+}
+
+impl SecureTransport {
+    /// A transport that nobody has come by. Without an identity no handshake succeeds.
+    pub fn new(parameters: SecureParameters, identity: Option<Arc<Identity>>) -> Self {
+        Self {
+            ice: IceLite::new(parameters.ice, parameters.remote_ufrag),
+            parameters,
+            identity,
+            dtls: None,
+            answers: VecDeque::with_capacity(ANSWERS_MAX),
+            flight: VecDeque::new(),
+            pending: None,
+            owed_since: None,
+            failure: None,
+            failed: None,
+            rejected: 0,
+        }
+    }
+
+    /// An offer or answer changed something. Other credentials are a restart of ICE, which keeps keys and pair until the new
+    /// ones nominate another; another certificate is another handshake. True: what keys there are, are of no more use.
+    pub fn update(&mut self, parameters: SecureParameters) -> bool {
+        let before = std::mem::replace(&mut self.parameters, parameters);
+        if (before.ice, before.remote_ufrag) != (parameters.ice, parameters.remote_ufrag) {
+            self.ice.restart(parameters.ice, parameters.remote_ufrag);
+        }
+        let is_another = before.fingerprint != parameters.fingerprint;
+        if is_another {
+            self.dtls = None;
+            self.flight.clear();
+        }
+        is_another
+    }
+
+    /// The call is up: checks are owed from now on.
+    pub fn begin(&mut self, now: Instant) {
+        self.owed_since.get_or_insert(now);
+    }
+
+    /// The one address that is heard and sent to.
+    pub const fn pair(&self) -> Option<SocketAddr> {
+        self.ice.pair()
+    }
+
+    /// Datagrams that were not the peer's.
+    pub const fn rejected(&self) -> u64 {
+        self.rejected + self.ice.refused()
+    }
+
+    /// Why there is no transport.
+    pub const fn failure(&self) -> Option<TransportFailure> {
+        self.failure
+    }
+
+    /// Takes a datagram that is no RTP. True: there is another pair.
+    pub fn handle_datagram(&mut self, kind: Kind, source: SocketAddr, bytes: &[u8], now: Instant) -> bool {
+        match kind {
+            Kind::Stun => self.handle_check(source, bytes, now),
+            Kind::Dtls if self.pair() == Some(source) => {
+                self.shake(now, |dtls| dtls.handle_datagram(bytes, now));
+                false
+            }
+            Kind::Dtls | Kind::Rtp | Kind::Unknown => {
+                self.rejected += 1;
+                false
+            }
+        }
+    }
+
+    fn handle_check(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) -> bool {
+        if self.answers.len() >= ANSWERS_MAX {
+            self.rejected += 1;
+            return false;
+        }
+        let mut octets = [0; ANSWER_LEN_MAX];
+        let Ok(checked) = self.ice.handle_datagram(bytes, source, now, &mut octets) else { return false };
+        self.answers.push_back(Answer { to: source, octets, len: checked.answer_len });
+        self.pending.get_or_insert(now);
+        if checked.is_nominated && self.dtls.is_none() && self.parameters.setup == Setup::Active {
+            self.shake(now, |_| ());
+        }
+        checked.is_nominated
+    }
+
+    /// Lets the handshake, which begins now if it has not, do something, and takes what it says.
+    fn shake(&mut self, now: Instant, step: impl FnOnce(&mut DtlsSrtp)) {
+        if self.dtls.is_none() {
+            let identity = self.identity.as_ref().ok_or(DtlsError::Handshake);
+            let SecureParameters { setup, fingerprint, .. } = self.parameters;
+            match identity.and_then(|identity| DtlsSrtp::new(identity, setup, fingerprint, now)) {
+                Ok(dtls) => self.dtls = Some(dtls),
+                Err(error) => return self.fail(TransportFailure::Dtls(error), now),
+            }
+        }
+        let Some(dtls) = &mut self.dtls else { return };
+        step(dtls);
+        let mut out = [0; DATAGRAM_LEN_MAX];
+        while let Some(len) = dtls.poll_transmit(&mut out) {
+            if self.flight.len() < FLIGHT_MAX {
+                self.flight.push_back(out[..len].to_vec());
+            }
+            self.pending.get_or_insert(now);
+        }
+        if let Some(error) = dtls.failure().filter(|_| !dtls.is_done()) {
+            self.fail(TransportFailure::Dtls(error), now);
+        }
+    }
+
+    fn fail(&mut self, failure: TransportFailure, now: Instant) {
+        if self.failure.is_none() {
+            (self.failure, self.failed) = (Some(failure), Some(now));
+        }
+    }
+
+    /// Keys, once, when the handshake is over.
+    pub fn poll_keys(&mut self) -> Option<SrtpKeys> {
+        let keys = self.dtls.as_mut()?.poll_keys()?;
+        Some(SrtpKeys { local: keys.local, remote: keys.remote })
+    }
+
+    /// When there is something to send or to give up.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let dtls = self.dtls.as_ref().and_then(DtlsSrtp::poll_timeout);
+        [self.pending, self.failed, dtls, self.consent_ends()].into_iter().flatten().min()
+    }
+
+    fn consent_ends(&self) -> Option<Instant> {
+        let since = self.owed_since.filter(|_| self.failure.is_none())?;
+        Some(self.ice.last_heard().map_or(since, |heard| heard.max(since)) + CONSENT_MAX)
+    }
+
+    /// A deadline of [`SecureTransport::poll_timeout`] has passed; ask for [`SecureTransport::failure`] afterwards.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.failed = None;
+        if self.dtls.as_ref().and_then(DtlsSrtp::poll_timeout).is_some_and(|at| at <= now) {
+            self.shake(now, |dtls| dtls.handle_timeout(now));
+        }
+        if self.consent_ends().is_some_and(|end| end <= now) {
+            self.fail(
+                match self.ice.last_heard() {
+                    Some(_) => TransportFailure::ConsentLost,
+                    None => TransportFailure::NoCheck,
+                },
+                now,
+            );
+            self.failed = None;
+        }
+    }
+
+    /// Writes the next datagram into `out`: where it goes, and its length.
+    pub fn poll_transmit(&mut self, out: &mut [u8]) -> Option<(SocketAddr, usize)> {
+        self.pending?;
+        while let Some(answer) = self.answers.pop_front() {
+            if let Some(to) = out.get_mut(..answer.len) {
+                to.copy_from_slice(&answer.octets[..answer.len]);
+                return Some((answer.to, answer.len));
+            }
+        }
+        while let (Some(pair), Some(datagram)) = (self.pair(), self.flight.pop_front()) {
+            if let Some(to) = out.get_mut(..datagram.len()) {
+                to.copy_from_slice(&datagram);
+                return Some((pair, datagram.len()));
+            }
+        }
+        self.pending = None;
+        None
+    }
+}
+
+#[cfg(test)]
+#[path = "secure/tests.rs"]
+mod tests;

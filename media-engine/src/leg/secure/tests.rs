@@ -1,0 +1,179 @@
+//! A browser at the other end: it checks, nominates, shakes hands, and goes away.
+
+use super::*;
+use crate::control::identity::new_identity;
+use tandem_rtp::ice::write_check;
+
+const HERE: &str = "192.0.2.9:40000";
+const STRANGER: &str = "203.0.113.66:4001";
+const MS: Duration = Duration::from_millis(1);
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn ours() -> Credentials {
+    Credentials::from_random(&[5; 32])
+}
+
+fn theirs() -> IceText {
+    IceText::parse("browser").unwrap()
+}
+
+struct Browser {
+    dtls: DtlsSrtp,
+    now: Instant,
+}
+
+fn parameters(setup: Setup, fingerprint: Fingerprint) -> SecureParameters {
+    SecureParameters { setup, fingerprint, ice: ours(), remote_ufrag: theirs() }
+}
+
+/// A transport and its browser; `expected` is the fingerprint that was signalled, if it is not the browser's own.
+fn pair(setup: Setup, expected: Option<Fingerprint>) -> (SecureTransport, Browser) {
+    let now = Instant::now();
+    let (engine, browser) = (new_identity().unwrap(), new_identity().unwrap());
+    let other = if setup == Setup::Active { Setup::Passive } else { Setup::Active };
+    let dtls = DtlsSrtp::new(&browser, other, engine.fingerprint(), now).unwrap();
+    let signalled = expected.unwrap_or_else(|| browser.fingerprint());
+    let mut transport = SecureTransport::new(parameters(setup, signalled), Some(Arc::new(engine)));
+    transport.begin(now);
+    (transport, Browser { dtls, now })
+}
+
+impl Browser {
+    /// Checks from an address; true when the answer came back to it.
+    fn checks(&mut self, transport: &mut SecureTransport, from: &str, is_nominating: bool) -> bool {
+        let mut out = [0; 256];
+        let len = write_check(&mut out, [1; 12], (&ours(), theirs()), is_nominating).unwrap();
+        transport.handle_datagram(Kind::Stun, at(from), &out[..len], self.now);
+        matches!(transport.poll_transmit(&mut [0; 1_472]), Some((to, _)) if to == at(from))
+    }
+
+    /// Shakes hands from this address for so long as anything is said.
+    fn shakes(&mut self, transport: &mut SecureTransport, from: &str) {
+        let mut out = [0; 1_472];
+        for _ in 0..40 {
+            while let Some(len) = self.dtls.poll_transmit(&mut out) {
+                transport.handle_datagram(Kind::Dtls, at(from), &out[..len], self.now);
+            }
+            while let Some((to, len)) = transport.poll_transmit(&mut out) {
+                assert_eq!(Some(to), transport.pair());
+                self.dtls.handle_datagram(&out[..len], self.now);
+            }
+            self.now += 50 * MS;
+            self.dtls.handle_timeout(self.now);
+            transport.handle_timeout(self.now);
+        }
+    }
+}
+
+#[test]
+fn browser_that_checks_and_shakes_hands_has_the_same_keys_in_either_role() {
+    for setup in [Setup::Passive, Setup::Active] {
+        let (mut transport, mut browser) = pair(setup, None);
+        assert!(browser.checks(&mut transport, HERE, true));
+        browser.shakes(&mut transport, HERE);
+        let (ours, theirs) = (transport.poll_keys().unwrap(), browser.dtls.poll_keys().unwrap());
+        assert_eq!((ours.local, ours.remote), (theirs.remote, theirs.local));
+        assert_eq!((transport.poll_keys(), transport.failure()), (None, None));
+    }
+}
+
+#[test]
+fn transport_that_has_its_keys_wants_no_time_but_for_consent() {
+    let (mut transport, mut browser) = pair(Setup::Passive, None);
+    browser.checks(&mut transport, HERE, true);
+    browser.shakes(&mut transport, HERE);
+    let mut wakes = 0;
+    while let Some(at) = transport.poll_timeout()
+        && transport.failure().is_none()
+        && wakes < 1_000
+    {
+        transport.handle_timeout(at);
+        while transport.poll_transmit(&mut [0; 1_472]).is_some() {}
+        wakes += 1;
+    }
+    assert_eq!(transport.failure(), Some(TransportFailure::ConsentLost));
+    assert!(wakes < 20, "{wakes} times in half a minute");
+}
+
+#[test]
+fn handshake_of_anybody_but_the_nominated_is_not_answered() {
+    let (mut transport, mut browser) = pair(Setup::Passive, None);
+    browser.shakes(&mut transport, HERE);
+    assert!(transport.poll_keys().is_none() && transport.dtls.is_none(), "there is no pair");
+    assert!(browser.checks(&mut transport, HERE, true));
+    browser.shakes(&mut transport, STRANGER);
+    assert!(transport.poll_keys().is_none() && transport.dtls.is_none());
+    assert!(transport.rejected() > 0);
+}
+
+#[test]
+fn check_without_nomination_is_answered_and_makes_no_pair() {
+    let (mut transport, mut browser) = pair(Setup::Passive, None);
+    assert!(browser.checks(&mut transport, HERE, false));
+    assert_eq!(transport.pair(), None);
+}
+
+#[test]
+fn certificate_that_was_not_signalled_ends_it() {
+    let (mut transport, mut browser) = pair(Setup::Passive, Some(Fingerprint::new([0; 32])));
+    browser.checks(&mut transport, HERE, true);
+    browser.shakes(&mut transport, HERE);
+    let failure = transport.failure().unwrap();
+    assert_eq!(failure, TransportFailure::Dtls(DtlsError::Fingerprint));
+    assert_eq!(failure.to_string(), "DTLS: certificate does not have the fingerprint that was signalled");
+    assert!(transport.poll_keys().is_none());
+}
+
+#[test]
+fn failure_is_due_at_once_and_told_once() {
+    let (mut transport, browser) = pair(Setup::Passive, None);
+    let end = browser.now + CONSENT_MAX;
+    assert_eq!(transport.poll_timeout(), Some(end));
+    transport.handle_timeout(end);
+    assert_eq!(transport.failure(), Some(TransportFailure::NoCheck));
+    assert_eq!(transport.poll_timeout(), None);
+}
+
+#[test]
+fn consent_lasts_as_long_as_checks_come() {
+    let (mut transport, mut browser) = pair(Setup::Passive, None);
+    for _ in 0..10 {
+        browser.checks(&mut transport, HERE, true);
+        browser.now += CONSENT_MAX - MS;
+        transport.handle_timeout(browser.now);
+        assert_eq!(transport.failure(), None);
+    }
+    transport.handle_timeout(browser.now + MS);
+    assert_eq!(transport.failure(), Some(TransportFailure::ConsentLost));
+}
+
+#[test]
+fn refresh_changes_nothing_and_another_certificate_begins_anew() {
+    let (mut transport, mut browser) = pair(Setup::Passive, None);
+    browser.checks(&mut transport, HERE, true);
+    browser.shakes(&mut transport, HERE);
+    assert!(transport.poll_keys().is_some());
+    assert!(!transport.update(transport.parameters));
+    let restarted = SecureParameters { ice: Credentials::from_random(&[6; 32]), ..transport.parameters };
+    assert!(!transport.update(restarted), "a restart of ICE keeps the keys");
+    assert_eq!(transport.pair(), Some(at(HERE)));
+    assert!(!browser.checks(&mut transport, STRANGER, true) || transport.pair() == Some(at(HERE)));
+    let another = SecureParameters { fingerprint: Fingerprint::new([1; 32]), ..restarted };
+    assert!(transport.update(another));
+    assert!(transport.dtls.is_none());
+}
+
+#[test]
+fn flood_of_checks_fills_no_memory() {
+    let (mut transport, browser) = pair(Setup::Passive, None);
+    let mut out = [0; 256];
+    let len = write_check(&mut out, [1; 12], (&ours(), theirs()), false).unwrap();
+    for _ in 0..1_000 {
+        transport.handle_datagram(Kind::Stun, at(HERE), &out[..len], browser.now);
+    }
+    assert_eq!(transport.answers.len(), ANSWERS_MAX);
+    assert_eq!(transport.rejected(), 1_000 - ANSWERS_MAX as u64);
+}
