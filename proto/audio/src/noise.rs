@@ -22,6 +22,9 @@ const QUIETEST: u8 = 127;
 /// One step of a quantized coefficient: 258 / 32 768 (RFC 3389 §3.2).
 const STEP: f32 = 258.0 / 32_768.0;
 
+/// The largest magnitude of a reflection coefficient: what we measure never exceeds it either.
+const REFLECTION_MAX: f32 = 0.99;
+
 /// What a comfort-noise payload says: a silence descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sid {
@@ -67,7 +70,8 @@ impl Sid {
     fn reflection(&self) -> [f32; MAX_ORDER] {
         let mut reflection = [0.0; MAX_ORDER];
         for (k, &octet) in reflection.iter_mut().zip(&self.coefficients[..usize::from(self.order)]) {
-            *k = (f32::from(octet) - 127.0) * STEP;
+            // At 1 and beyond, which an octet of 255 is, the filter would run away.
+            *k = ((f32::from(octet) - 127.0) * STEP).clamp(-REFLECTION_MAX, REFLECTION_MAX);
         }
         reflection
     }
@@ -170,7 +174,8 @@ impl NoiseMeter {
         let mut error = power * 1.000_1;
         for order in 0..ORDER {
             let predicted: f32 = (0..order).map(|n| predictor[n] * self.correlation[order - n]).sum();
-            let k = -((self.correlation[order + 1] + predicted) / error).clamp(-0.99, 0.99);
+            let k =
+                -((self.correlation[order + 1] + predicted) / error).clamp(-REFLECTION_MAX, REFLECTION_MAX);
             let before = predictor;
             for n in 0..order {
                 predictor[n] += k * before[order - 1 - n];
@@ -244,6 +249,18 @@ mod tests {
         assert_eq!(Sid::parse(&[0xFF]).unwrap().level(), 127, "the upper bit is reserved");
         assert_eq!(NoiseMeter::new().sid(), Sid::white(127));
         assert_eq!(level_of(&[0; 80]), 127);
+    }
+
+    #[test]
+    fn coefficients_beyond_one_do_not_run_away() {
+        for payload in
+            [&[23, 0, 0, 255, 255][..], &[40, 255], &[30, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0, 255, 0]]
+        {
+            let sid = Sid::parse(payload).unwrap();
+            let heard = pcm::rms(&noise_of(&sid, 8_000));
+            let wanted = 32_768.0 * 10_f32.powf(-f32::from(sid.level()) / 20.0);
+            assert!(heard <= wanted * 4.0 + 2.0, "{payload:?}: {heard} for {wanted}");
+        }
     }
 
     proptest::proptest! {

@@ -74,7 +74,7 @@ fn webrtc_is_refused_by_the_name_of_its_transport() {
     assert_eq!(refusal, NegotiateError::Transport("UDP/TLS/RTP/SAVPF".to_owned()));
     assert_eq!(
         refusal.to_string(),
-        "audio over UDP/TLS/RTP/SAVPF is not supported, only RTP/AVP and, where it is allowed, RTP/SAVP"
+        "audio over UDP/TLS/RTP/SAVPF is not supported, only RTP/AVP and, where it is allowed, RTP/SAVP and UDP/TLS/RTP/SAVPF"
     );
 }
 
