@@ -86,6 +86,7 @@ pub struct BridgePlan {
 }
 
 /// A connection to whoever joins.
+#[allow(clippy::large_enum_variant)] // one a run
 enum Target {
     Engine(Engine),
     Rtpengine(Rtpengine),

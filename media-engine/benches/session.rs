@@ -30,6 +30,7 @@ fn open(number: u64, source: SocketAddr, now: Instant) -> Session {
         latching: Latching::Auto,
         rtcp: Rtcp::Mux,
         srtp: None,
+        secure: None,
         sound: SoundParameters {
             comfort_noise_payload_type: PayloadType::new(13),
             ..SoundParameters::default()
@@ -43,6 +44,7 @@ fn open(number: u64, source: SocketAddr, now: Instant) -> Session {
         max_session: None,
         seed: number,
         since_epoch: Duration::ZERO,
+        identity: None,
         speech: SpeechParameters::default(),
     };
     let mut session = match Session::new(parameters, now) {

@@ -166,7 +166,7 @@ impl Stage {
         window[PAST..PAST + input.len()].copy_from_slice(input);
         let outputs = (input.len() + 1).saturating_sub(self.next) / 2;
         let len = outputs.min(output.len());
-        let (mut even, mut odd) = ([0; (PAST + BLOCK + 1) / 2], [0; (PAST + BLOCK + 1) / 2]);
+        let (mut even, mut odd) = ([0; (PAST + BLOCK).div_ceil(2)], [0; (PAST + BLOCK).div_ceil(2)]);
         let used = 2 * (outputs + HALF_BAND_TAPS);
         let seen = &window[self.next..(self.next + used).min(window.len())];
         simd::split(seen, &mut even, &mut odd);

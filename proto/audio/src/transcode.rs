@@ -65,7 +65,7 @@ impl Decoder {
             Codec::Pcmu => Source::Pcmu,
             Codec::Pcma => Source::Pcma,
             Codec::L16_8k | Codec::L16_16k => Source::L16,
-            Codec::G722 => Source::G722(Box::new(G722Decoder::new())),
+            Codec::G722 => Source::G722(Box::default()),
             Codec::Opus => Source::Opus(OpusDecoder::new(rate)),
         };
         let resampler = Resampler::new(codec.native_rate(rate), rate);
@@ -211,7 +211,7 @@ impl Encoder {
             Codec::Pcmu => Sink::Pcmu,
             Codec::Pcma => Sink::Pcma,
             Codec::L16_8k | Codec::L16_16k => Sink::L16,
-            Codec::G722 => Sink::G722(Box::new(G722Encoder::new())),
+            Codec::G722 => Sink::G722(Box::default()),
             Codec::Opus => Sink::Opus(OpusEncoder::new(rate, settings)),
         };
         Self { codec, sink, resampler: Resampler::new(rate, codec.native_rate(rate)), is_quiet: true }
