@@ -1,6 +1,7 @@
 //! How soon words are noticed, and what else is: words of five voices in noises, through G.711.
 //!
 //! Times are those of the stream. `cargo test -p tandem-audio --test voice_activity -- --nocapture` prints the figures of `bench/RESULTS.md`.
+#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 

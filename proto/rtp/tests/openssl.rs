@@ -1,5 +1,6 @@
 //! OpenSSL at the other end of the handshake: both sides derive the same keys, whoever begins.
 #![cfg(feature = "dtls")]
+#![allow(clippy::unwrap_used)]
 #![expect(
     clippy::disallowed_types,
     clippy::disallowed_methods,

@@ -1,4 +1,5 @@
 //! DTLS-SRTP and ICE in offer and answer: what browsers say, what we say to it, and who is refused.
+#![allow(clippy::unwrap_used)]
 
 use tandem_audio::format::Codec;
 use tandem_rtp::dtls::{Fingerprint, Setup};
