@@ -68,14 +68,10 @@ fn ipv6_is_an_address_like_any_other() {
 }
 
 #[test]
-fn webrtc_is_refused_by_the_name_of_its_transport() {
+fn webrtc_is_refused_where_dtls_is_not_allowed() {
     let offer = include_str!("bodies/webrtc.sdp").parse().unwrap();
     let refusal = answer(&offer, &local()).unwrap_err();
-    assert_eq!(refusal, NegotiateError::Transport("UDP/TLS/RTP/SAVPF".to_owned()));
-    assert_eq!(
-        refusal.to_string(),
-        "audio over UDP/TLS/RTP/SAVPF is not supported, only RTP/AVP and, where it is allowed, RTP/SAVP and UDP/TLS/RTP/SAVPF"
-    );
+    assert!(matches!(refusal, NegotiateError::Dtls(_)), "{refusal}");
 }
 
 #[test]
