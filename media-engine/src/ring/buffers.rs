@@ -6,9 +6,10 @@
 //!        worker reads it through Received ◀───────────── completion ──────────┘
 //! ```
 //!
-//! A buffer is in exactly one of three places: with the kernel, in an unreaped or unhandled completion, or in a
-//! [`Received`] that the worker holds, or spare. The kernel has only as many as it needs at once: it takes them in turn, so
-//! with all of them each packet would land in memory that the cache has long forgotten. How many there are is the sum of those places ([`super::Limits`]).
+//! A buffer is in exactly one of four places: with the kernel, in an unreaped or unhandled completion, in a [`Received`]
+//! that the worker holds, or spare. The kernel has only as many as it needs at once: it takes them in turn, so with all of
+//! them each packet would land in memory that the cache has long forgotten. How many there are is what those places may
+//! hold together ([`super::Limits`]).
 
 use std::io;
 use std::ptr::NonNull;

@@ -98,8 +98,8 @@ impl Limits {
     const IN_HAND: usize = 96;
 
     /// The limits for so many sessions: three sockets each (RTP, RTCP, the agent), some more that close or are second legs, and buffers for each place that can
-    /// hold one. No more than that, since the kernel takes them in turn and all of them go through the cache. A dry ring
-    /// loses nothing: packets wait in the sockets until buffers are back.
+    /// hold one. The kernel has some of them at first, and more each time that
+    /// they run dry. A dry ring loses nothing: packets wait in the sockets until buffers are back.
     pub fn for_sessions(sessions: usize) -> Self {
         let arriving = sessions / Self::SESSIONS_PER_ARRIVAL;
         Self {
