@@ -301,8 +301,9 @@ impl Filter {
             .map(|n| 2.0 * n as f64 - middle)
             .map(|x| sinc(0.5 * x) * kaiser(x / middle, HALF_BAND_BETA))
             .collect();
-        // Doubling, they make whole samples alone; halving, one half beside the middle's.
-        let (shift, whole) = if up == 2 { (15, 1.0) } else { (15, 0.5) };
+        // Doubling, they make whole samples alone; halving, one half beside the middle's. Their magnitudes add up to more
+        // than twice that, and the loudest samples times 15 bits of whole coefficients would not fit into a sum.
+        let (shift, whole) = if up == 2 { (14, 1.0) } else { (15, 0.5) };
         let one = whole * f64::from(1 << shift);
         let sum: f64 = taps.iter().sum();
         let mut half_band = [0_i16; HALF_BAND_TAPS];

@@ -137,6 +137,39 @@ fn a_full_scale_square_saturates_instead_of_wrapping() {
     }
 }
 
+/// Found by fuzzing: samples at full scale with the signs of the taps made the sum of the doubling filter wrap.
+#[test]
+fn the_loudest_sound_that_a_filter_can_meet_fits_its_sum() {
+    for (from, to) in PAIRS {
+        let filter = Filter::between(from, to).unwrap();
+        let middle = if filter.is_half_band && filter.down == 2 { 1_i64 << (filter.shift - 1) } else { 0 };
+        let phases = filter
+            .coefficients
+            .chunks(filter.taps)
+            .chain(filter.is_half_band.then_some(&filter.half_band[..]));
+        for taps in phases {
+            let magnitude: i64 = taps.iter().map(|&tap| i64::from(tap).abs()).sum::<i64>() + middle;
+            let rounding = 1 << (filter.shift - 1);
+            assert!(magnitude * 32_768 + rounding <= i64::from(i32::MAX), "{from:?} to {to:?}: {magnitude}");
+        }
+    }
+}
+
+#[test]
+fn the_loudest_sound_that_doubling_can_meet_saturates() {
+    let loudest = |tap: &i16| if *tap < 0 { i16::MIN } else { i16::MAX };
+    let mut window = [0; 4 * HALF_BAND_TAPS];
+    for (slot, tap) in window.iter_mut().zip(&UP_2.half_band) {
+        *slot = loudest(tap);
+    }
+    let mut output = [0; 64];
+    simd::half_band(&window, None, &UP_2.half_band, UP_2.shift, &mut output);
+    assert_eq!(output[0], i16::MAX);
+    let quietest = window.map(|sample| -1 - sample);
+    simd::half_band(&quietest, None, &UP_2.half_band, UP_2.shift, &mut output);
+    assert_eq!(output[0], i16::MIN);
+}
+
 #[test]
 fn group_delay_is_what_it_says() {
     for (from, to) in PAIRS {
