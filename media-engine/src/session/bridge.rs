@@ -351,8 +351,8 @@ impl Bridge {
         self.ear.is_noise = false;
     }
 
-    /// Fills a payload and says how long it is: `fill` writes samples at the agent's rate and says how many are sound; none:
-    /// silence as such. A length of 0: nothing need be sent (Opus with DTX).
+    /// Fills a payload and says how long it is: `fill` writes samples at the agent's rate, over whatever is there, and says how many
+    /// are sound; none: silence as such. A length of 0: nothing need be sent (Opus with DTX).
     pub fn down(&mut self, payload: &mut [u8], fill: impl FnOnce(&mut [i16]) -> usize) -> usize {
         let wanted = self.rate().samples(self.ptime);
         let (mut ahead, mut behind) = (0, 0);
@@ -364,8 +364,10 @@ impl Bridge {
         let end = (wanted + ahead).min(self.frame.len());
         self.frame.copy_within(self.sent.end - behind..self.sent.end, 0);
         let fresh = &mut self.frame[behind..end];
-        fresh.fill(0);
         let filled = fill(fresh);
+        if let Some(rest) = fresh.get_mut(filled..) {
+            rest.fill(0);
+        }
         let written = if filled == 0 && behind == 0 {
             self.sent = 0..0;
             self.encoder.encode_silence(wanted, payload)

@@ -1146,6 +1146,7 @@ fn say(
     let (caller_hears, second_hears) =
         (role.hears(Party::Caller, Party::Agent), role.hears(Party::Second, Party::Agent));
     let mut len = if caller_hears || second_hears { from_agent(frame) } else { 0 };
+    frame[len..].fill(0);
     second.push(Party::Agent, &frame[..len]);
     if !caller_hears {
         frame[..len].fill(0);

@@ -232,7 +232,10 @@ impl SecondLeg {
             };
             let Self { caller, agent, .. } = self;
             let written = self.rtp.write_packet(out, |_, payload| {
-                bridge.down(payload, |frame| caller.mix_into(frame).max(agent.mix_into(frame)))
+                bridge.down(payload, |frame| {
+                    frame.fill(0);
+                    caller.mix_into(frame).max(agent.mix_into(frame))
+                })
             });
             if let Some(len) = written {
                 return Some((to, len));
