@@ -1,39 +1,50 @@
-//! Keeps the clock of a live source and our own in step: each counts its own 8 000 samples a second, and 200 in a million
-//! more or fewer fill a queue, or run it dry, within minutes.
+//! Keeps the clock of a live source and our own in step, and takes back what a stall left waiting: each counts its own 8 000
+//! samples a second, and 200 in a million more or fewer fill a queue, or run it dry, within minutes.
 //!
 //! ```text
-//!  what waits after each frame ─▶ least of a second ─▶ above 25 ms: frames use up a little more
-//!                             below  5 ms, if it was late once: a little less, until 20 ms wait
+//!  what waits after each frame ─▶ least of a second ─▶ 5 ms more than is needed: frames use up a little more,
+//!                                                      or, when it is much, a period of the voice at a time
+//!                             below 5 ms, if it was late once: a little less, until 20 ms wait
 //! ```
 //!
-//! A source that leaves nothing waiting and is never late is in step: its sound is left alone, to the sample, and waits no
+//! What is needed: as much as the waits of the last seconds differ by, 3 ms at least, and 20 ms of a source that was late once. A source
+//! that leaves nothing waiting and is never late is in step: its sound is left alone, to the sample, and waits no
 //! longer than it must. One that is slow is late once, and a frame is silent; from then on 20 ms are kept for it.
 //!
-//! Only sound that comes in real time is corrected, for 10 s at least: an agent that speaks ahead has its whole answer in
-//! the queue, one that pauses begins afresh. One frame in five is made of an eighth of a millisecond more or less, which
-//! nobody hears; that is six times faster than clocks drift apart.
+//! Only sound that comes in real time is corrected, for some seconds at least: an agent that speaks ahead has its whole answer
+//! in the queue, one that pauses begins afresh. A packet's length too much is worn off by a quarter of a millisecond each third
+//! frame, which nobody hears. More than that, after a stall, goes a period at a time ([`Stretcher::shorten`]): some 80 ms in a
+//! second, by a comparison of the sound with itself that costs a few microseconds ten times a second.
 
 use std::collections::VecDeque;
 
 use tandem_audio::format::{Ptime, SampleRate};
-use tandem_audio::stretch::{REACH, Stretcher};
+use tandem_audio::stretch::{LAG_TENTHS_MS_MAX, LAG_TENTHS_MS_MIN, REACH, Stretcher};
 
-/// What should wait after a frame has left: a packet of a talker that is about to be late.
+/// What should wait after a frame has left, of a source that was late: a packet of a talker that is about to be late.
 const TARGET_MS: usize = 20;
-/// More than that for a second: the source is fast.
-const HIGH_MS: usize = 25;
+/// The same of one that never was, if its waits do not differ by more.
+const SPARE_MS: usize = 3;
+/// So much more than should wait, for a second: the source is fast, or something stalled.
+const SLACK_MS: usize = 5;
 /// Less than that: it is slow.
 const LOW_MS: usize = 5;
 /// A queue that was ever longer than this is no live one.
 const LIVE_MS: usize = 200;
-/// Seconds of steady sound before anything is done.
+/// Seconds of steady sound before it counts as late when it fails.
 const STEADY_SECONDS: u32 = 10;
-/// One frame in so many is corrected.
-const EVERY: u32 = 5;
+/// Seconds of steady sound before anything is taken out.
+const SURE_SECONDS: u32 = 3;
+/// One frame in so many is corrected by a little.
+const EVERY: u32 = 3;
+/// One frame in so many loses a period, while more than [`MUCH_MS`] is to go.
+const EVERY_PERIOD: u32 = 5;
+/// More than a packet: that did not come by a clock.
+const MUCH_MS: usize = 20;
 /// The longest frame that is corrected, at the highest rate.
 const FRAME_MAX: usize = SampleRate::Hz48000.samples(Ptime::MS_60);
-/// The longest step of a correction.
-const STEP_MAX: usize = 48 / 8;
+/// The most that a frame uses up beyond its length.
+const STEP_MAX: usize = 48 * LAG_TENTHS_MS_MAX / 10;
 
 /// See the module.
 #[derive(Debug)]
@@ -44,6 +55,10 @@ pub struct Skew {
     second: usize,
     least: usize,
     most: usize,
+    /// What was corrected in it.
+    changed: usize,
+    /// By how much the waits of the last two seconds differed.
+    spreads: [usize; 2],
     steady_seconds: u32,
     /// The queue ran dry in the middle of steady sound: a slow source, or one whose packets come unevenly.
     was_late: bool,
@@ -62,6 +77,8 @@ impl Skew {
             second: 0,
             least: usize::MAX,
             most: 0,
+            changed: 0,
+            spreads: [0; 2],
             steady_seconds: 0,
             was_late: false,
             owed: 0,
@@ -93,21 +110,38 @@ impl Skew {
         if self.owed == 0 || self.since_correction < EVERY || frame.len() > FRAME_MAX {
             return 0;
         }
-        let step = (self.per_ms / 8).max(1).min(self.owed.unsigned_abs());
+        let used = match self.owed > (MUCH_MS * self.per_ms) as isize {
+            true if self.since_correction < EVERY_PERIOD => 0,
+            true => self.shorten(queue, frame),
+            false => self.stretch(queue, frame),
+        };
+        if used > 0 {
+            let more = used as isize - frame.len() as isize;
+            self.owed -= more;
+            self.since_correction = 0;
+            self.changed += more.unsigned_abs();
+            self.corrected += more.unsigned_abs() as u64;
+        }
+        used
+    }
+
+    fn stretch(&mut self, queue: &VecDeque<i16>, frame: &mut [i16]) -> usize {
+        let step = (self.per_ms / 4).max(1).min(self.owed.unsigned_abs());
         let used = if self.owed > 0 { frame.len() + step } else { frame.len() - step };
         if used > queue.len() {
             return 0;
         }
         let mut input = [0; FRAME_MAX + STEP_MAX + REACH];
-        let len = (used + REACH).min(queue.len());
-        for (sample, &waiting) in input.iter_mut().zip(queue.iter().take(len)) {
-            *sample = waiting;
-        }
-        self.stretcher.stretch(&input[..len], used, frame);
-        self.owed -= self.owed.signum() * step as isize;
-        self.since_correction = 0;
-        self.corrected += step as u64;
+        let input = front(queue, used + REACH, &mut input);
+        self.stretcher.stretch(input, used, frame);
         used
+    }
+
+    fn shorten(&mut self, queue: &VecDeque<i16>, frame: &mut [i16]) -> usize {
+        let lags = self.per_ms * LAG_TENTHS_MS_MIN / 10..=self.per_ms * LAG_TENTHS_MS_MAX / 10;
+        let mut input = [0; FRAME_MAX + STEP_MAX + REACH];
+        let input = front(queue, frame.len() + lags.end(), &mut input);
+        self.stretcher.shorten(input, lags, self.per_ms, frame)
     }
 
     /// Sound left as it was.
@@ -121,21 +155,41 @@ impl Skew {
         } else {
             self.steady_seconds = 0;
         }
-        let is_off =
-            self.least > HIGH_MS * self.per_ms || (self.was_late && self.least < LOW_MS * self.per_ms);
+        // Not counting what we did ourselves.
+        let spread = (self.most - self.least).saturating_sub(self.changed);
+        let target = match self.was_late {
+            // One sample more than a packet, so that the packet can be late.
+            true => TARGET_MS * self.per_ms + 1,
+            false => spread.max(self.spreads[0]).max(self.spreads[1]).max(SPARE_MS * self.per_ms),
+        };
+        self.spreads = [self.spreads[1], spread];
+        let is_off = self.least > target + SLACK_MS * self.per_ms
+            || (self.was_late && self.least < LOW_MS * self.per_ms);
         // What was begun is finished by what is measured now, not by what was measured then.
-        if self.steady_seconds < STEADY_SECONDS {
+        if self.steady_seconds < SURE_SECONDS {
             self.owed = 0;
         } else if is_off || self.owed != 0 {
-            // One sample more than a packet, so that the packet can be late.
-            self.owed = self.least as isize - (TARGET_MS * self.per_ms + 1) as isize;
+            self.owed = self.least as isize - target as isize;
+        }
+        if !self.was_late {
+            // It is only slow when it was late.
+            self.owed = self.owed.max(0);
         }
         self.begin_second();
     }
 
     fn begin_second(&mut self) {
-        (self.second, self.least, self.most) = (0, usize::MAX, 0);
+        (self.second, self.least, self.most, self.changed) = (0, usize::MAX, 0, 0);
     }
+}
+
+/// The first samples of a queue, so many at most.
+fn front<'a>(queue: &VecDeque<i16>, len: usize, into: &'a mut [i16]) -> &'a [i16] {
+    let len = len.min(queue.len()).min(into.len());
+    for (sample, &waiting) in into.iter_mut().zip(queue.iter().take(len)) {
+        *sample = waiting;
+    }
+    &into[..len]
 }
 
 #[cfg(test)]
@@ -206,6 +260,41 @@ mod tests {
             assert_eq!((playout.take(&mut frame), playout.waiting_ms()), (160, 0));
             assert_eq!(frame, packet[..], "frame {n}");
         }
+    }
+
+    /// What waits after so many seconds of a source in real time whose first packets came at once after a stall, and how many
+    /// frames were not whole. At some ticks it keeps packets back.
+    fn after_a_stall(seconds: u32, stalled: u32, kept_back: fn(u32) -> u32) -> (u64, u32) {
+        let mut playout = Playout::new(SampleRate::Hz16000, Policy::Spoken);
+        let mut tone = Sine::new(150.0, 10_000, SampleRate::Hz16000);
+        let (mut packet, mut frame) = ([0; 320], [0; 320]);
+        let (mut owed, mut short) = (stalled, 0);
+        for tick in 0..seconds * 50 {
+            owed += 1;
+            while owed > kept_back(tick) {
+                tone.fill(&mut packet);
+                playout.push(&packet);
+                owed -= 1;
+            }
+            short += u32::from(playout.take(&mut frame) < frame.len());
+        }
+        (playout.waiting_ms(), short)
+    }
+
+    #[test]
+    fn what_a_stall_left_waiting_is_gone_soon() {
+        assert_eq!(after_a_stall(2, 5, |_| 0), (100, 0), "nothing is done before it is sure");
+        for stalled in [1, 5, 9] {
+            let (waiting, short) = after_a_stall(9, stalled, |_| 0);
+            assert!(waiting <= 8 && short == 0, "{waiting} ms of {} wait, {short} short", stalled * 20);
+        }
+    }
+
+    #[test]
+    fn a_source_that_comes_unevenly_keeps_what_it_needs() {
+        // Each third packet comes with the next one.
+        let (waiting, short) = after_a_stall(60, 7, |tick| u32::from(tick % 3 == 0));
+        assert!(waiting <= 45 && short == 0, "{waiting} ms wait, {short} short");
     }
 
     #[test]

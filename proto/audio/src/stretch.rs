@@ -6,7 +6,11 @@
 //!
 //! The first output sample falls on the first input sample, and what follows the frame falls on the first sample that was
 //! not used up: frames with and without a correction join without a step.
+//!
+//! [`Stretcher::shorten`] takes out more at a time, as phones do to shrink a jitter buffer: the lag at which the sound looks most
+//! like itself, a period of a voice, is left out, and the frame goes over from what was before it to what is after it.
 
+use std::ops::RangeInclusive;
 use std::sync::LazyLock;
 
 /// Samples on each side of an instant that it is made of.
@@ -29,6 +33,13 @@ fn kernel(phase: usize) -> [f32; 2 * REACH] {
     let sum: f64 = taps.iter().sum();
     taps.map(|tap| (tap / sum) as f32)
 }
+
+/// The shortest period that is left out: 400 Hz. Shorter ones go as multiples.
+pub const LAG_TENTHS_MS_MIN: usize = 25;
+/// The longest: 80 Hz.
+pub const LAG_TENTHS_MS_MAX: usize = 125;
+/// How much of the sound is compared, at most.
+const COMPARED_MS: usize = 10;
 
 /// Remembers the end of a stream, to go on from there.
 #[derive(Debug, Clone, Default)]
@@ -76,6 +87,51 @@ impl Stretcher {
         }
         self.hear(&input[..used.min(input.len())]);
     }
+
+    /// Makes `frame` of more of `input` than it has, by one of `lags`, and says how many samples that used up; 0: there are not
+    /// enough. `per_ms` samples are a millisecond.
+    pub fn shorten(
+        &mut self,
+        input: &[i16],
+        lags: RangeInclusive<usize>,
+        per_ms: usize,
+        frame: &mut [i16],
+    ) -> usize {
+        let len = frame.len();
+        let Some(room) = input.len().checked_sub(len).filter(|room| room >= lags.start() && len > 0) else {
+            return 0;
+        };
+        let window = (COMPARED_MS * per_ms).min(len);
+        let coarse = (per_ms / 4).max(1);
+        let last = room.min(*lags.end());
+        let best = best_lag(input, (*lags.start()..=last).step_by(coarse), window, coarse);
+        let near = best.saturating_sub(coarse).max(*lags.start())..=(best + coarse).min(last);
+        let lag = best_lag(input, near, window, (coarse / 2).max(1));
+        for (n, sample) in frame.iter_mut().enumerate() {
+            let (before, after) = (i64::from(input[n]), i64::from(input[n + lag]));
+            *sample = ((before * (len - n) as i64 + after * n as i64) / len as i64) as i16;
+        }
+        self.hear(&input[..len + lag]);
+        len + lag
+    }
+}
+
+/// Of some lags the one at which the sound looks most like its beginning, by every `stride`th sample of `window`. Of silence
+/// that is the longest.
+fn best_lag(input: &[i16], lags: impl Iterator<Item = usize>, window: usize, stride: usize) -> usize {
+    let (mut best, mut best_score) = (0, f32::MIN);
+    for lag in lags {
+        let (mut product, mut energy) = (0.0_f32, 1.0_f32);
+        for (&now, &then) in input[..window].iter().zip(&input[lag..]).step_by(stride) {
+            product += f32::from(now) * f32::from(then);
+            energy += f32::from(then) * f32::from(then);
+        }
+        let score = product * product.abs() / energy;
+        if score >= best_score {
+            (best, best_score) = (lag, score);
+        }
+    }
+    best
 }
 
 #[cfg(test)]
@@ -115,6 +171,41 @@ mod tests {
                 assert!(worst < meant + 50.0, "{worst} of 10 000 at {hz} Hz by {change}, {meant} is meant");
             }
         }
+    }
+
+    #[test]
+    fn a_tone_that_loses_a_period_stays_a_tone() {
+        for (rate, hz) in
+            [(SampleRate::Hz8000, 100.0), (SampleRate::Hz8000, 250.0), (SampleRate::Hz16000, 180.0)]
+        {
+            let per_ms = rate.samples_per_ms();
+            let lags = per_ms * LAG_TENTHS_MS_MIN / 10..=per_ms * LAG_TENTHS_MS_MAX / 10;
+            let mut signal = vec![0; 100 * per_ms];
+            Sine::new(hz, 10_000, rate).fill(&mut signal);
+            let mut frame = vec![0; 20 * per_ms];
+            let used = Stretcher::new().shorten(&signal, lags, per_ms, &mut frame);
+            let period = f64::from(rate.hz()) / hz;
+            let left_out = (used - frame.len()) as f64 / period;
+            assert!(
+                left_out >= 0.9 && (left_out - left_out.round()).abs() < 0.02,
+                "{left_out} periods of {hz} Hz"
+            );
+            frame.extend(&signal[used..]);
+            let cosine = 2.0 * (std::f64::consts::TAU / period).cos();
+            let error = |w: &[i16]| f64::from(w[0]) + f64::from(w[2]) - cosine * f64::from(w[1]);
+            let worst = frame.windows(3).map(|w| error(w).abs()).fold(0.0, f64::max);
+            assert!(worst < 60.0, "{worst} of 10 000 at {hz} Hz");
+        }
+    }
+
+    #[test]
+    fn what_is_too_short_or_silent_is_no_trouble() {
+        let mut frame = [1; 160];
+        assert_eq!(Stretcher::new().shorten(&[7; 170], 20..=100, 8, &mut frame), 0);
+        assert_eq!(frame, [1; 160]);
+        assert_eq!(Stretcher::new().shorten(&[0; 300], 20..=100, 8, &mut frame), 260, "all of it");
+        assert_eq!(frame, [0; 160]);
+        assert_eq!(Stretcher::new().shorten(&[0; 300], 20..=100, 8, &mut []), 0);
     }
 
     #[test]
