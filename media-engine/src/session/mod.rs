@@ -541,6 +541,7 @@ impl Session {
 
     /// Runs a method of the RTP leg and lets the agent hear what comes of it.
     fn hear<T>(&mut self, now: Instant, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>)) -> T) -> T {
+        self.playout.set_time(now);
         let Self { rtp, agent, bridge, playout, second, speech: attention, .. } = self;
         let mut gate = attention.as_mut().and_then(|speech| speech.gate_mut());
         let listening = self.started.is_some() && !self.on_hold && rtp.direction().accepts();
@@ -759,6 +760,7 @@ impl Session {
     /// Lets the stream read and does what the agent says.
     fn heed(&mut self, now: Instant, read: impl FnOnce(&mut Stream, &mut dyn FnMut(Said<'_>))) {
         let took_ms = self.age(now).as_millis() as u32;
+        self.playout.set_time(now);
         let Self { agent, playout, events, budget, rtp, hangup_when_dry, hung_up, ended, .. } = self;
         let Agent::Stream(stream) = agent else { return };
         if *ended {
@@ -990,6 +992,7 @@ impl Session {
     fn poll_packet(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
         loop {
             let lost = self.clock.as_mut()?.poll_due(now)?;
+            self.playout.set_time(now);
             for _ in 0..lost {
                 self.rtp.skip();
             }

@@ -35,6 +35,9 @@ pub const CATCH_UP_FRAMES: u32 = 2;
 /// How long a pause fades out and in: short enough to stop a word, long enough not to click.
 pub const FADE_MS: usize = 20;
 
+/// How long the newest sound has waited, where nobody says what time it is.
+const UNKNOWN: Duration = Duration::MAX;
+
 /// Room at the start; it grows when an agent speaks ahead, and stays.
 const INITIAL_MS: usize = 200;
 
@@ -86,6 +89,10 @@ pub struct Playout {
     motion: Motion,
     /// The pause was reached and not told yet.
     has_paused: bool,
+    /// Of what is pushed and taken, if it was said.
+    now: Option<Instant>,
+    /// When sound came last.
+    pushed: Option<Instant>,
     skew: Skew,
 }
 
@@ -102,8 +109,15 @@ impl Playout {
             dropped: 0,
             motion: Motion::Playing,
             has_paused: false,
+            now: None,
+            pushed: None,
             skew: Skew::new(rate),
         }
+    }
+
+    /// What is pushed and taken from now on comes and leaves at `now`.
+    pub fn set_time(&mut self, now: Instant) {
+        self.now = Some(now);
     }
 
     /// Rate of the samples.
@@ -144,6 +158,7 @@ impl Playout {
 
     /// Appends sound.
     pub fn push(&mut self, samples: &[i16]) {
+        self.pushed = self.now;
         let room = self.limit().saturating_sub(self.queue.len());
         let over = samples.len().saturating_sub(room);
         if over > 0 {
@@ -238,7 +253,8 @@ impl Playout {
             Motion::Paused => return 0,
         };
         if self.motion == Motion::Playing {
-            let taken = self.skew.take(&self.queue, frame);
+            let since = self.now.zip(self.pushed).map(|(now, pushed)| now.saturating_duration_since(pushed));
+            let taken = self.skew.take(&self.queue, since.unwrap_or(UNKNOWN), frame);
             if taken > 0 {
                 self.queue.drain(..taken);
                 self.heard += taken as u64;

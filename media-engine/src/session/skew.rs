@@ -2,33 +2,38 @@
 //! samples a second, and 200 in a million more or fewer fill a queue, or run it dry, within minutes.
 //!
 //! ```text
-//!  what waits after each frame ─▶ least of a second ─▶ 5 ms more than is needed: frames use up a little more,
-//!                                                      or, when it is much, a period of the voice at a time
-//!                             below 5 ms, if it was late once: a little less, until 20 ms wait
+//!  what waits after each frame ─▶ least of a second ─▶ a whole frame that nobody needs: it is taken out,
+//!                                                      by a little at a time, or when it is many by a voice's period
+//!                   of a source that was late once ─▶ below 5 ms: frames use up a little less, above 25 ms a little more,
+//!                                                      until 20 ms wait
 //! ```
 //!
-//! What is needed: as much as the waits of the last seconds differ by, 3 ms at least, and 20 ms of a source that was late once. A source
-//! that leaves nothing waiting and is never late is in step: its sound is left alone, to the sample, and waits no
-//! longer than it must. One that is slow is late once, and a frame is silent; from then on 20 ms are kept for it.
+//! A source that leaves nothing waiting and is never late is in step: its sound is left alone, to the sample, and waits no
+//! longer than it must. One that is fast leaves a frame waiting after minutes, a stall leaves many: as many as the waits
+//! of the last seconds differ by are needed, the others go. While what comes next would come at the last moment, one more
+//! stays. A source that is slow is late once, and a frame is silent; from then on 20 ms are kept for it.
 //!
 //! Only sound that comes in real time is corrected, for some seconds at least: an agent that speaks ahead has its whole answer
-//! in the queue, one that pauses begins afresh. A packet's length too much is worn off by a quarter of a millisecond each third
+//! in the queue, one that pauses begins afresh. A frame too many is worn off by a quarter of a millisecond each third
 //! frame, which nobody hears. More than that, after a stall, goes a period at a time ([`Stretcher::shorten`]): some 80 ms in a
 //! second, by a comparison of the sound with itself that costs a few microseconds ten times a second.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use tandem_audio::format::{Ptime, SampleRate};
 use tandem_audio::stretch::{LAG_TENTHS_MS_MAX, LAG_TENTHS_MS_MIN, REACH, Stretcher};
 
 /// What should wait after a frame has left, of a source that was late: a packet of a talker that is about to be late.
 const TARGET_MS: usize = 20;
-/// The same of one that never was, if its waits do not differ by more.
-const SPARE_MS: usize = 3;
-/// So much more than should wait, for a second: the source is fast, or something stalled.
-const SLACK_MS: usize = 5;
+/// More than that for a second: it is fast, or something stalled.
+const HIGH_MS: usize = 25;
 /// Less than that: it is slow.
 const LOW_MS: usize = 5;
+/// So near to its target it is let be.
+const CLOSE_MS: usize = 1;
+/// Sound that comes so shortly before it is taken comes at the last moment.
+const LAST_MOMENT: Duration = Duration::from_millis(3);
 /// A queue that was ever longer than this is no live one.
 const LIVE_MS: usize = 200;
 /// Seconds of steady sound before it counts as late when it fails.
@@ -57,6 +62,8 @@ pub struct Skew {
     most: usize,
     /// What was corrected in it.
     changed: usize,
+    /// The shortest that its sound came before it was taken.
+    nearest: Duration,
     /// By how much the waits of the last two seconds differed.
     spreads: [usize; 2],
     steady_seconds: u32,
@@ -78,6 +85,7 @@ impl Skew {
             least: usize::MAX,
             most: 0,
             changed: 0,
+            nearest: Duration::MAX,
             spreads: [0; 2],
             steady_seconds: 0,
             was_late: false,
@@ -92,9 +100,9 @@ impl Skew {
         self.corrected
     }
 
-    /// A frame is due of what waits. If it is one that is corrected, fills it and says how many samples it used up; 0: it
+    /// A frame is due of what waits, the newest of it for `since`. If it is one that is corrected, fills it and says how many samples it used up; 0: it
     /// is to be taken as it is, and [`Skew::hear`] told.
-    pub fn take(&mut self, queue: &VecDeque<i16>, frame: &mut [i16]) -> usize {
+    pub fn take(&mut self, queue: &VecDeque<i16>, since: Duration, frame: &mut [i16]) -> usize {
         let Some(left) = queue.len().checked_sub(frame.len()) else {
             self.was_late |= self.steady_seconds >= STEADY_SECONDS;
             (self.steady_seconds, self.owed) = (0, 0);
@@ -102,9 +110,10 @@ impl Skew {
             return 0;
         };
         (self.least, self.most) = (self.least.min(left), self.most.max(left));
+        self.nearest = self.nearest.min(since);
         self.second += frame.len();
         if self.second >= 1_000 * self.per_ms {
-            self.judge();
+            self.judge(frame.len());
         }
         self.since_correction += 1;
         if self.owed == 0 || self.since_correction < EVERY || frame.len() > FRAME_MAX {
@@ -149,7 +158,8 @@ impl Skew {
         self.stretcher.hear(frame);
     }
 
-    fn judge(&mut self) {
+    /// A second is over in which frames of so many samples left.
+    fn judge(&mut self, frame: usize) {
         if self.most <= LIVE_MS * self.per_ms {
             self.steady_seconds = self.steady_seconds.saturating_add(1);
         } else {
@@ -157,29 +167,28 @@ impl Skew {
         }
         // Not counting what we did ourselves.
         let spread = (self.most - self.least).saturating_sub(self.changed);
-        let target = match self.was_late {
-            // One sample more than a packet, so that the packet can be late.
-            true => TARGET_MS * self.per_ms + 1,
-            false => spread.max(self.spreads[0]).max(self.spreads[1]).max(SPARE_MS * self.per_ms),
-        };
+        let needed = spread.max(self.spreads[0]).max(self.spreads[1]);
         self.spreads = [self.spreads[1], spread];
-        let is_off = self.least > target + SLACK_MS * self.per_ms
-            || (self.was_late && self.least < LOW_MS * self.per_ms);
-        // What was begun is finished by what is measured now, not by what was measured then.
         if self.steady_seconds < SURE_SECONDS {
             self.owed = 0;
-        } else if is_off || self.owed != 0 {
-            self.owed = self.least as isize - target as isize;
-        }
-        if !self.was_late {
-            // It is only slow when it was late.
-            self.owed = self.owed.max(0);
+        } else if self.was_late {
+            // One sample more than a packet, so that the packet can be late.
+            let off = self.least as isize - (TARGET_MS * self.per_ms + 1) as isize;
+            let is_off = self.least > HIGH_MS * self.per_ms || self.least < LOW_MS * self.per_ms;
+            // What was begun is finished by what is measured now, not by what was measured then.
+            let goes_on = self.owed != 0 && off.unsigned_abs() > CLOSE_MS * self.per_ms;
+            self.owed = if is_off || goes_on { off } else { 0 };
+        } else if self.owed == 0 {
+            // Whole frames: what comes packet by packet then leaves as it came.
+            let kept = needed.div_ceil(frame) + usize::from(self.nearest < LAST_MOMENT);
+            self.owed = ((self.least / frame).saturating_sub(kept) * frame) as isize;
         }
         self.begin_second();
     }
 
     fn begin_second(&mut self) {
-        (self.second, self.least, self.most, self.changed) = (0, usize::MAX, 0, 0);
+        (self.second, self.least, self.most) = (0, usize::MAX, 0);
+        (self.changed, self.nearest) = (0, Duration::MAX);
     }
 }
 
@@ -196,12 +205,14 @@ fn front<'a>(queue: &VecDeque<i16>, len: usize, into: &'a mut [i16]) -> &'a [i16
 mod tests {
     use super::super::playout::{Playout, Policy};
     use super::*;
+    use std::time::Instant;
     use tandem_audio::tone::Sine;
 
     /// An hour of a tone from a source whose clock is off, in packets of 20 ms, through the queue: the longest it was, frames
     /// that were not whole in the second half minute and after, and the largest thing heard beside them that is not the tone.
     fn an_hour(rate: SampleRate, off_ppm: f64, policy: Policy) -> (u64, u32, f64) {
         const HZ: f64 = 440.0;
+        let t0 = Instant::now();
         let mut playout = Playout::new(rate, policy);
         let mut tone = Sine::new(HZ, 10_000, rate);
         let mut packet = vec![0; rate.samples(Ptime::MS_20)];
@@ -214,9 +225,11 @@ mod tests {
             let now_ms = f64::from(tick) * 20.0;
             while next_packet_ms <= now_ms {
                 tone.fill(&mut packet);
+                playout.set_time(t0 + Duration::from_secs_f64(next_packet_ms / 1e3));
                 playout.push(&packet);
                 next_packet_ms += 20.0 / (1.0 + off_ppm / 1e6);
             }
+            playout.set_time(t0 + Duration::from_secs_f64(now_ms / 1e3));
             longest = longest.max(playout.waiting_ms());
             let whole = playout.take(&mut frame) == frame.len();
             short += u32::from(tick > 1_500 && !whole);
@@ -285,8 +298,8 @@ mod tests {
     fn what_a_stall_left_waiting_is_gone_soon() {
         assert_eq!(after_a_stall(2, 5, |_| 0), (100, 0), "nothing is done before it is sure");
         for stalled in [1, 5, 9] {
-            let (waiting, short) = after_a_stall(9, stalled, |_| 0);
-            assert!(waiting <= 8 && short == 0, "{waiting} ms of {} wait, {short} short", stalled * 20);
+            let (waiting, short) = after_a_stall(12, stalled, |_| 0);
+            assert_eq!((waiting, short), (0, 0), "of {} ms", stalled * 20);
         }
     }
 
