@@ -14,9 +14,9 @@
 //! stays. A source that is slow is late once, and a frame is silent; from then on 20 ms are kept for it.
 //!
 //! Only sound that comes in real time is corrected, for some seconds at least: an agent that speaks ahead has its whole answer
-//! in the queue, one that pauses begins afresh. A frame too many is worn off by a quarter of a millisecond each third
-//! frame, which nobody hears. More than that, after a stall, goes a period at a time ([`Stretcher::shorten`]): some 80 ms in a
-//! second, by a comparison of the sound with itself that costs a few microseconds ten times a second.
+//! in the queue, one that pauses begins afresh. What is too much goes a period at a time ([`Stretcher::shorten`]): some 80 ms in
+//! a second, by a comparison of the sound with itself that costs a few microseconds ten times a second. The last two milliseconds, and
+//! what a clock that is off asks for, go by a quarter of a millisecond each third frame, which nobody hears.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -119,7 +119,10 @@ impl Skew {
         if self.owed == 0 || self.since_correction < EVERY || frame.len() > FRAME_MAX {
             return 0;
         }
-        let used = match self.owed > (MUCH_MS * self.per_ms) as isize {
+        // What is fast or slow by its clock goes by little; a frame too many is soon gone, since sound between two packets of
+        // its source is cut in another place than it was.
+        let much = if self.was_late { MUCH_MS * 10 } else { LAG_TENTHS_MS_MIN };
+        let used = match self.owed >= (much * self.per_ms / 10) as isize {
             true if self.since_correction < EVERY_PERIOD => 0,
             true => self.shorten(queue, frame),
             false => self.stretch(queue, frame),
@@ -147,7 +150,8 @@ impl Skew {
     }
 
     fn shorten(&mut self, queue: &VecDeque<i16>, frame: &mut [i16]) -> usize {
-        let lags = self.per_ms * LAG_TENTHS_MS_MIN / 10..=self.per_ms * LAG_TENTHS_MS_MAX / 10;
+        let longest = (self.per_ms * LAG_TENTHS_MS_MAX / 10).min(self.owed.unsigned_abs());
+        let lags = self.per_ms * LAG_TENTHS_MS_MIN / 10..=longest;
         let mut input = [0; FRAME_MAX + STEP_MAX + REACH];
         let input = front(queue, frame.len() + lags.end(), &mut input);
         self.stretcher.shorten(input, lags, self.per_ms, frame)
@@ -298,7 +302,7 @@ mod tests {
     fn what_a_stall_left_waiting_is_gone_soon() {
         assert_eq!(after_a_stall(2, 5, |_| 0), (100, 0), "nothing is done before it is sure");
         for stalled in [1, 5, 9] {
-            let (waiting, short) = after_a_stall(12, stalled, |_| 0);
+            let (waiting, short) = after_a_stall(9, stalled, |_| 0);
             assert_eq!((waiting, short), (0, 0), "of {} ms", stalled * 20);
         }
     }
