@@ -660,7 +660,7 @@ impl Call {
     fn answer(&mut self, around: &mut Surroundings<'_>) {
         let text = match &self.offer {
             Some(Ok(offer)) => self.negotiation.answer(offer),
-            _ => self.negotiation.offer().ok_or(NegotiationError::Missing),
+            _ => self.negotiation.offer_in_answer().ok_or(NegotiationError::Missing),
         };
         let text = match text {
             Ok(text) => text,
@@ -672,7 +672,7 @@ impl Call {
         };
         self.answer = Some(text);
         // After a delayed offer the engine starts when the ACK has brought address and codec.
-        match self.negotiation.awaits_answer() || !self.has_media() {
+        match self.negotiation.awaits_ack() || !self.has_media() {
             true => self.send_answer(around),
             false => self.session.start(),
         }
@@ -719,7 +719,8 @@ impl Call {
         if self.life.is_ending() {
             return;
         }
-        if self.negotiation.awaits_answer() {
+        // A re-INVITE of ours may wait behind this ACK: its answer comes with its own 2xx.
+        if self.negotiation.awaits_ack() {
             match self.negotiation.accept(ack.sdp()) {
                 Ok(_) if !self.has_media() => {}
                 Ok(negotiated) => {

@@ -50,6 +50,16 @@ pub enum NegotiationError {
     Missing,
 }
 
+/// Which message brings the answer to an offer of ours. An ACK without one may come while a 2xx is waited for: it is that of
+/// the exchange before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AnswerIn {
+    /// We offered in an INVITE.
+    Answer,
+    /// We offered in a 2xx.
+    Ack,
+}
+
 /// The offer/answer state of one dialog.
 #[derive(Debug, Default)]
 pub struct Negotiation {
@@ -68,8 +78,8 @@ pub struct Negotiation {
     local: Option<LocalMedia>,
     /// The description that the caller has last got from us, as sent.
     sent: Option<SessionDescription>,
-    /// An offer of ours that waits for the ACK.
-    offered: Option<SessionDescription>,
+    /// An offer of ours, and what brings its answer.
+    offered: Option<(SessionDescription, AnswerIn)>,
     current: Option<Negotiated>,
     proposed: Option<(SessionDescription, Negotiated)>,
 }
@@ -172,9 +182,14 @@ impl Negotiation {
         self.current.as_ref().is_some_and(Negotiated::is_held)
     }
 
-    /// Whether an offer of ours waits for its answer in the ACK.
+    /// Whether an offer of ours waits for its answer, in whichever message.
     pub fn awaits_answer(&self) -> bool {
         self.offered.is_some()
+    }
+
+    /// Whether an offer of ours, made in a 2xx, waits for its answer in the ACK.
+    pub fn awaits_ack(&self) -> bool {
+        matches!(self.offered, Some((_, AnswerIn::Ack)))
     }
 
     /// Answers the offer of the INVITE.
@@ -223,8 +238,17 @@ impl Negotiation {
         self.offered = None;
     }
 
-    /// Our offer, for an INVITE or re-INVITE without one.
+    /// Our offer, in an INVITE or re-INVITE of ours.
     pub fn offer(&mut self) -> Option<String> {
+        self.offer_until(AnswerIn::Answer)
+    }
+
+    /// Our offer, in the 2xx to an INVITE or re-INVITE without one.
+    pub fn offer_in_answer(&mut self) -> Option<String> {
+        self.offer_until(AnswerIn::Ack)
+    }
+
+    fn offer_until(&mut self, answer: AnswerIn) -> Option<String> {
         let mut local = self.local.clone()?;
         local.codecs = match &self.current {
             // In a live dialog the codec stays: the engine need not change it twice.
@@ -249,13 +273,13 @@ impl Negotiation {
         let text = description.to_string();
         self.sent = Some(description.clone());
         self.proposed = None;
-        self.offered = Some(description);
+        self.offered = Some((description, answer));
         Some(text)
     }
 
     /// An answer that came before the answer: what holds until the final one. Another fork's replaces it.
     pub fn accept_early(&mut self, answer: &[u8]) -> Result<Negotiated, NegotiationError> {
-        let offer = self.offered.as_ref().ok_or(NegotiationError::Missing)?;
+        let (offer, _) = self.offered.as_ref().ok_or(NegotiationError::Missing)?;
         let negotiated = negotiate::accept_answer(offer, &SessionDescription::parse(answer)?)?;
         self.current = Some(negotiated);
         Ok(negotiated)
@@ -292,7 +316,7 @@ impl Negotiation {
 
     /// The caller's answer to our offer.
     pub fn accept(&mut self, answer: Option<&[u8]>) -> Result<Negotiated, NegotiationError> {
-        let offer = self.offered.take().ok_or(NegotiationError::Missing)?;
+        let (offer, _) = self.offered.take().ok_or(NegotiationError::Missing)?;
         let answer = SessionDescription::parse(answer.ok_or(NegotiationError::Missing)?)?;
         let negotiated = negotiate::accept_answer(&offer, &answer)?;
         self.current = Some(negotiated);

@@ -45,7 +45,7 @@ impl Call {
         }
         let Some(body) = request.sdp() else {
             // It wants our offer; the answer comes with the ACK.
-            let text = self.negotiation.offer();
+            let text = self.negotiation.offer_in_answer();
             return self.ask_sip(around, |sip| match text {
                 Some(text) => Verb::Answer(sip, Body::sdp(text)),
                 None => Verb::Reject(sip, Reply::new(488)),

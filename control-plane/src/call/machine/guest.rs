@@ -430,7 +430,7 @@ impl Call {
     /// What we answer to an offer of the guest's, or our offer where it made none.
     fn change_guest(&mut self, sip: CallHandle, offer: Option<&[u8]>) -> Option<String> {
         let guest = self.guest_mut(sip).filter(|guest| guest.stage == Stage::Talking)?;
-        let Some(offer) = offer else { return guest.negotiation.offer() };
+        let Some(offer) = offer else { return guest.negotiation.offer_in_answer() };
         let proposed = SessionDescription::parse(offer)
             .map_err(NegotiationError::from)
             .and_then(|offer| guest.negotiation.propose(&offer));
@@ -447,7 +447,7 @@ impl Call {
         ack: &Request,
         around: &mut Surroundings<'_>,
     ) {
-        let Some(guest) = self.guest_mut(sip).filter(|guest| guest.negotiation.awaits_answer()) else {
+        let Some(guest) = self.guest_mut(sip).filter(|guest| guest.negotiation.awaits_ack()) else {
             return;
         };
         let negotiated = guest.negotiation.accept(ack.sdp());

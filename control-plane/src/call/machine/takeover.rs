@@ -173,7 +173,7 @@ impl Call {
                 Ok(_) => negotiation.commit(),
                 Err(_) => None,
             },
-            None => negotiation.offer(),
+            None => negotiation.offer_in_answer(),
         };
         match text {
             Some(text) => self.seat_newcomer(newcomer.seat, text, around),
