@@ -75,6 +75,8 @@ pub struct Negotiation {
     inband_dtmf: bool,
     /// How the engine trusts the source of the call's RTP.
     latching: Latching,
+    /// Of the engine's certificate for this call.
+    fingerprint: Option<Fingerprint>,
     local: Option<LocalMedia>,
     /// The description that the caller has last got from us, as sent.
     sent: Option<SessionDescription>,
@@ -111,6 +113,7 @@ impl Negotiation {
 
     /// The engine has opened a port, and shows this certificate there. `session_id` is random, for `o=`.
     pub fn open(&mut self, address: IpAddr, port: u16, session_id: u64, fingerprint: Option<Fingerprint>) {
+        self.fingerprint = fingerprint;
         self.local = Some(self.local_media(address, port, session_id, fingerprint));
     }
 
@@ -155,6 +158,30 @@ impl Negotiation {
         let direction = Direction::Inactive;
         self.local =
             Some(LocalMedia { direction, ..self.local_media(address, PORT_UNKNOWN, session_id, None) });
+    }
+
+    /// This dialog is to have the port of another one, under its own rules and with its own keys; nothing is said in it yet,
+    /// and nobody is held.
+    pub fn take_port_of(&mut self, other: &Self, has_media: bool) {
+        let Some(of_other) = &other.local else { return };
+        self.open(of_other.address, of_other.port, of_other.session_id, other.fingerprint);
+        if let Some(local) = self.local.as_mut().filter(|_| !has_media) {
+            local.direction = of_other.direction;
+        }
+    }
+
+    /// What holds is protected.
+    pub fn is_protected(&self) -> bool {
+        self.current.is_some_and(|current| current.is_protected())
+    }
+
+    /// What is said in the clear is refused from now on. `false`: an offer of ours would have no keys.
+    pub fn require_protection(&mut self) -> bool {
+        self.srtp.policy = SrtpPolicy::Required;
+        if let Some(local) = &mut self.local {
+            local.srtp.policy = SrtpPolicy::Required;
+        }
+        !self.srtp.keys.is_empty() || self.offers_dtls && self.dtls.is_some()
     }
 
     /// For another dialog that is to have the same port: nothing is said in it yet, and nobody is held.

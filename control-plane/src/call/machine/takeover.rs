@@ -20,7 +20,7 @@ use super::{Call, DialogId, fork};
 use crate::call::action::{Action, EngineRefusal};
 use crate::call::admission::{self, Credential, refused_by};
 use crate::call::ending::{Cause, Ending};
-use crate::call::negotiation::Negotiation;
+use crate::call::negotiation::{Negotiation, NegotiationError};
 use crate::call::registry::Surroundings;
 use crate::call::session::UpdateNumber;
 use crate::call::state::State;
@@ -113,7 +113,7 @@ impl Call {
         if self.life.is_ending() {
             return None;
         }
-        match self.check_replacing(credential, found, place) {
+        match self.check_replacing(credential, found, place, around) {
             Ok(newcomer) => Some(newcomer),
             Err(ending) => {
                 self.end(ending, around);
@@ -127,6 +127,7 @@ impl Call {
         credential: &Credential,
         found: Result<&Found, &String>,
         place: &Place,
+        around: &mut Surroundings<'_>,
     ) -> Result<Newcomer, Ending> {
         let found = found.map_err(|error| {
             self.trace.push(refused_by("store", "database", "an answer", "none"));
@@ -142,11 +143,13 @@ impl Call {
             self.trace.push(refused_by("replaces", "Replaces", "a call at rest", "one that is changing"));
             return Err(Ending::new(Cause::CallChanging));
         }
+        // By the rules of where it comes from, and with keys of its own.
+        self.protect(around);
         self.check_offer()?;
         let Some(sip) = self.sip else { return Err(Ending::new(Cause::DialogLost)) };
         let seat = Seat {
             sip,
-            negotiation: Negotiation::default(),
+            negotiation: std::mem::take(&mut self.negotiation),
             trunk: self.trunk.clone(),
             peer_host: std::mem::take(&mut self.peer_host),
             contact: self.contact.take(),
@@ -161,23 +164,28 @@ impl Call {
     /// An admitted INVITE takes the place of this call's dialog.
     pub fn handle_newcomer(&mut self, mut newcomer: Newcomer, around: &mut Surroundings<'_>) {
         let sip = newcomer.sip();
-        newcomer.seat.negotiation = self.negotiation.for_another_dialog(self.has_media());
+        let rules = newcomer.seat.trunk.as_ref().map(|trunk| trunk.srtp).unwrap_or_default();
         let negotiation = &mut newcomer.seat.negotiation;
+        negotiation.take_port_of(&self.negotiation, self.has_media());
+        // What was protected stays so, unless the newcomer's own trunk says that it need not.
+        let must_protect = self.negotiation.is_protected() && !rules.may_lose_protection();
+        let may_offer = !must_protect || negotiation.require_protection();
         let text = match newcomer.offer.take() {
             Some(offer) => match negotiation.propose(&offer) {
                 Ok(negotiated) if self.has_media() => {
-                    let update = self.session.update(self.negotiation.rtp_parameters(&negotiated));
+                    let update = self.session.update(negotiation.rtp_parameters(&negotiated));
                     self.successor = Some(Successor::Newcomer(Box::new(newcomer), update));
                     return;
                 }
-                Ok(_) => negotiation.commit(),
-                Err(_) => None,
+                Ok(_) => negotiation.commit().ok_or_else(|| NegotiationError::Missing.to_string()),
+                Err(error) => Err(error.to_string()),
             },
-            None => negotiation.offer_in_answer(),
+            None if !may_offer => Err("a protected call, and nothing to protect it with".to_owned()),
+            None => negotiation.offer_in_answer().ok_or_else(|| NegotiationError::Missing.to_string()),
         };
         match text {
-            Some(text) => self.seat_newcomer(newcomer.seat, text, around),
-            None => self.refuse_newcomer(sip, "no agreement on media", around),
+            Ok(text) => self.seat_newcomer(newcomer.seat, text, around),
+            Err(why) => self.refuse_newcomer(sip, &why, around),
         }
     }
 
