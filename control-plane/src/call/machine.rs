@@ -19,7 +19,7 @@ use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::v1 as api;
 use tandem_rtp::dtls::Fingerprint;
 use tandem_sdp::dtls::Secret;
-use tandem_sdp::{LocalSrtp, Negotiated, SessionDescription};
+use tandem_sdp::{LocalSrtp, Negotiated, SessionDescription, SrtpPolicy};
 use tandem_sip::message::{Body, Reply};
 use tandem_sip::{CallHandle, EndReason, Flow, HeaderName, Headers, Request, Uri};
 use uuid::Uuid;
@@ -367,6 +367,13 @@ impl Call {
             _ => self.flow.transport.is_secure(),
         };
         let policy = rules.policy(self.outbound.is_some(), is_private);
+        let (srtp, secret) = self.fresh_keys(policy, around);
+        self.negotiation.protect(srtp, secret);
+    }
+
+    /// Keys that no other dialog has, and what credentials of ICE come from.
+    fn fresh_keys(&self, policy: SrtpPolicy, around: &mut Surroundings<'_>) -> (LocalSrtp, Option<Secret>) {
+        let rules = self.trunk.as_ref().map(|trunk| trunk.srtp).unwrap_or_default();
         let mut random = |octets: &mut [u8]| {
             for eight in octets.chunks_mut(8) {
                 eight.copy_from_slice(&around.random().to_ne_bytes()[..eight.len()]);
@@ -379,7 +386,7 @@ impl Call {
             random(&mut octets);
             Secret(octets)
         });
-        self.negotiation.protect(srtp, secret);
+        (srtp, secret)
     }
 
     fn check_offer(&mut self) -> Result<(), Ending> {

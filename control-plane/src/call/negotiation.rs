@@ -170,6 +170,11 @@ impl Negotiation {
         }
     }
 
+    /// Whether the call is protected by keys in SDP.
+    pub fn srtp_policy(&self) -> SrtpPolicy {
+        self.srtp.policy
+    }
+
     /// What holds is protected.
     pub fn is_protected(&self) -> bool {
         self.current.is_some_and(|current| current.is_protected())
@@ -182,21 +187,6 @@ impl Negotiation {
             local.srtp.policy = SrtpPolicy::Required;
         }
         !self.srtp.keys.is_empty() || self.offers_dtls && self.dtls.is_some()
-    }
-
-    /// For another dialog that is to have the same port: nothing is said in it yet, and nobody is held.
-    pub fn for_another_dialog(&self, has_media: bool) -> Self {
-        let mut other = Self {
-            codecs: self.codecs.clone(),
-            inband_dtmf: self.inband_dtmf,
-            latching: self.latching,
-            local: self.local.clone(),
-            ..Self::default()
-        };
-        if has_media {
-            other.hold(None);
-        }
-        other
     }
 
     /// What holds now.
@@ -712,7 +702,8 @@ mod tests {
         let mut negotiation = negotiation();
         negotiation.answer(&description("sendrecv", "8")).unwrap();
         negotiation.hold(Some(HoldOffer::Inactive));
-        let mut other = negotiation.for_another_dialog(true);
+        let mut other = Negotiation::default();
+        other.take_port_of(&negotiation, true);
         assert!(other.current().is_none() && !other.awaits_answer());
         let offer = other.offer().unwrap();
         assert!(offer.contains("m=audio 20000 RTP/AVP 0 8") && offer.contains("a=sendrecv"), "{offer}");

@@ -1,15 +1,16 @@
-//! Somebody takes the other side's place by an INVITE with Replaces: what becomes of the call's protection.
+//! Somebody takes the other side's place, by an INVITE with Replaces or a REFER: what becomes of the call's protection.
 
 use control_plane::call::gate::TenantLimits;
-use control_plane::trunk::{DidPattern, Inbound, Route, SrtpRules, Trunk, Trunks};
+use control_plane::trunk::{
+    DidPattern, Inbound, ReferIn, Route, SipCredential, SrtpRules, TransferPolicy, Trunk, Trunks,
+};
 use tandem_api::engine::v1::Direction;
 use tandem_sdp::SrtpPolicy;
-use tandem_sip::header::refer::Replaces;
-use tandem_sip::{Body, CallHandle, Flow, InviteRequest, NameAddr, Uri};
+use tandem_sip::header::refer::{ReferTo, Replaces};
+use tandem_sip::{Body, CallHandle, Flow, Headers, InviteRequest, NameAddr, Uri};
 
 use crate::bed::{Bed, Heard, addr, echo_uri, offer};
 
-const CARRIER: &str = "203.0.113.5:5060";
 const NUMBER: &str = "sip:+493012345@192.0.2.1";
 
 impl Bed {
@@ -52,12 +53,26 @@ fn of_a_browser() -> String {
 /// Calls come over one trunk with these rules.
 fn with_rules(srtp: SrtpRules) -> Bed {
     let route = Route { did: DidPattern::parse("+4930*", None).unwrap(), assistant_id: "echo".into() };
-    let allow = vec!["203.0.113.0/28".parse().unwrap()];
+    let allow = vec!["192.0.2.8/29".parse().unwrap()];
     let inbound = Inbound { allow, routes: vec![route], ..Inbound::default() };
-    let trunk =
-        Trunk { name: "carrier".into(), tenant_id: "t1".into(), inbound, srtp, ..Trunk::default() };
-    let trunks = Trunks::new([trunk], []);
-    Bed { caller_at: addr(CARRIER), ..Bed::with_trunks(trunks, TenantLimits::default()) }
+    let transfer = TransferPolicy {
+        refer_in: ReferIn::SameTrunk,
+        targets: vec!["192.0.2.9".into()],
+        ..TransferPolicy::default()
+    };
+    let trunk = Trunk {
+        name: "carrier".into(),
+        tenant_id: "t1".into(),
+        credential: SipCredential {
+            sip_uri: Some(Uri::parse("sip:42@192.0.2.9:5060").unwrap()),
+            ..SipCredential::default()
+        },
+        inbound,
+        srtp,
+        transfer,
+        ..Trunk::default()
+    };
+    Bed::with_trunks(Trunks::new([trunk], []), TenantLimits::default())
 }
 
 fn is_488(heard: &Heard) -> bool {
@@ -67,6 +82,11 @@ fn is_488(heard: &Heard) -> bool {
 fn answer(heard: Heard) -> String {
     let Heard::Answered(sdp) = heard else { panic!("{heard:?}") };
     sdp
+}
+
+fn key_of(sdp: &str) -> String {
+    let line = sdp.lines().find(|line| line.contains("AES_CM_128_HMAC_SHA1_80")).unwrap();
+    line.split("inline:").nth(1).unwrap().to_owned()
 }
 
 #[test]
@@ -105,8 +125,7 @@ fn trunk_that_wants_protection_wants_it_of_who_takes_over() {
     assert!(is_488(&bed.replace(call, NUMBER, Some(&offer("sendrecv", "0")))));
     assert_eq!(bed.state(call_id), "connected");
     let second = answer(bed.replace(call, NUMBER, Some(&with_key(b'B'))));
-    let key = |sdp: &str| sdp.lines().find(|line| line.starts_with("a=crypto")).unwrap().to_owned();
-    assert_ne!(key(&first), key(&second), "the two must not be able to hear each other");
+    assert_ne!(key_of(&first), key_of(&second), "the two must not be able to hear each other");
     assert!(bed.last_update().srtp.is_some());
 }
 
@@ -119,4 +138,20 @@ fn trunk_whose_calls_may_be_in_the_clear_takes_a_protected_one_over_so() {
     assert!(sdp.contains("RTP/AVP"), "{sdp}");
     let update = bed.last_update();
     assert_eq!((update.srtp.as_ref(), update.direction()), (None, Direction::Sendrecv));
+}
+
+#[test]
+fn target_of_a_refer_gets_other_keys_than_who_refers_us() {
+    let mut bed = with_rules(SrtpRules { mode: Some(SrtpPolicy::Required), ..SrtpRules::default() });
+    let call = bed.invite(NUMBER, Some(&with_key(b'A')));
+    let first = match bed.heard.last() {
+        Some(Heard::Answered(sdp)) => sdp.clone(),
+        other => panic!("{other:?}"),
+    };
+    let target = ReferTo::blind(Uri::parse("sip:bert@192.0.2.9").unwrap());
+    bed.caller.refer(call, &target, Headers::new(), bed.now).unwrap();
+    bed.run();
+    let offered = String::from_utf8_lossy(&bed.incoming.last().expect("an INVITE").1.body).into_owned();
+    assert!(offered.contains("m=audio 20000 RTP/SAVP"), "{offered}");
+    assert_ne!(key_of(&first), key_of(&offered));
 }
