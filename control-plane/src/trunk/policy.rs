@@ -81,7 +81,7 @@ impl Default for Health {
 pub struct TransferPolicy {
     /// What a REFER from the trunk does.
     pub refer_in: ReferIn,
-    /// Whether an agent's transfer is asked of the trunk by REFER.
+    /// Whether an agent may hand its caller on over this trunk: by REFER, or by bringing in somebody who is called over it.
     pub refer_out: bool,
     /// Targets that either may name: a number prefix (`+49`) or a host (`pbx.example.com`). The trunk's own domain is
     /// always one; without prefixes every number that may be called is.

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use control_plane::call::action::{EngineCommand, EngineRefusal};
+use control_plane::call::gate::TenantLimits;
 use control_plane::call::machine::Asked;
 use control_plane::call::registry::joining::Guest;
 use control_plane::media::SessionEvent;
+use control_plane::trunk::{Trunk, Trunks};
 use tandem_api::engine::v1::tell_agent_request::What as Tell;
 use tandem_api::engine::v1::{Direction, LegRole, TransferMode};
 use tandem_sip::message::{Method, Reply};
@@ -206,6 +208,41 @@ fn agent_may_only_bring_in_whom_the_trunks_targets_name() {
     assert!(bed.told_of_guests().iter().all(|told| told.starts_with("failed")), "{:?}", bed.told_of_guests());
     bed.agent_wants(call_id, "+4930333", TransferMode::Bridge);
     assert_eq!(bed.incoming.len(), calls + 1);
+}
+
+#[test]
+fn trunk_that_lets_agents_refer_nobody_lets_them_bring_in_nobody_either() {
+    let mut bed = Bed::new();
+    let (_, call_id) = bed.talking(&trunk(|trunk| trunk.transfer.refer_out = false));
+    let calls = bed.incoming.len();
+    for mode in [TransferMode::Bridge, TransferMode::Consult, TransferMode::Refer] {
+        bed.agent_wants(call_id, "+4930333", mode);
+    }
+    assert_eq!(bed.told_of_guests(), ["failed the trunk's policy allows no transfer"; 3]);
+    assert_eq!(bed.operator_wants(call_id, "+4930333", LegRole::Conference), Asked::Done, "operators may");
+    assert_eq!(bed.incoming.len(), calls + 1);
+}
+
+#[test]
+fn over_a_trunk_that_is_not_the_calls_own_only_listed_numbers_are_called() {
+    for (targets, number, is_called) in [
+        (vec![], "+4930333", false),
+        (vec!["192.0.2.9"], "+4930333", false),
+        (vec!["192.0.2.9", "+4930"], "+4930333", true),
+        (vec!["192.0.2.9", "+4930"], "+4940111", false),
+        (vec!["192.0.2.9"], "sip:desk@192.0.2.9", true),
+        (vec!["192.0.2.9"], "sip:+4930333@192.0.2.9", false),
+        (vec!["+4930"], "sip:desk@192.0.2.9", false),
+    ] {
+        let mut other = Trunk::clone(&trunk(|_| {}));
+        other.transfer.targets = targets.iter().map(|target| (*target).to_owned()).collect();
+        let mut bed = Bed::with_trunks(Trunks::new([other], []), TenantLimits::default());
+        bed.guard = None;
+        // It came with a key, and over no trunk.
+        let (_, call_id) = bed.connected();
+        bed.agent_wants(call_id, number, TransferMode::Consult);
+        assert_eq!(bed.incoming.len(), usize::from(is_called), "{targets:?} {number}: {:?}", bed.told());
+    }
 }
 
 #[test]

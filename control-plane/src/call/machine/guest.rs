@@ -148,14 +148,17 @@ impl Call {
     /// A language model must not be talked into dialling what costs money: over the call's own trunk the rules of a
     /// transfer hold; over another one it may name only what that one's targets list; our own phones cost nothing.
     fn check_agent_guest(&self, order: &Order) -> Result<(), String> {
-        let is_own = self.trunk.as_ref().is_some_and(|own| own.name == order.trunk.name);
-        match &order.to {
-            Callee::Phone(_) => Ok(()),
-            _ if !is_own && order.trunk.transfer.targets.is_empty() => {
-                Err(format!("trunk {} names no transfer targets", order.trunk.name))
-            }
-            Callee::Number(number) => super::transfer::check_number(&order.trunk, number),
-            Callee::Uri(uri) => super::transfer::check_number(&order.trunk, &uri.user().unwrap_or_default()),
+        let trunk = &order.trunk;
+        let (user, host) = match &order.to {
+            Callee::Phone(_) => return Ok(()),
+            Callee::Number(number) => (number.as_str().into(), None),
+            Callee::Uri(uri) => (uri.user().unwrap_or_default(), Some(uri.host())),
+        };
+        let is_own = self.trunk.as_ref().is_some_and(|own| own.name == trunk.name);
+        match is_own {
+            true if !trunk.transfer.refer_out => Err("the trunk's policy allows no transfer".to_owned()),
+            true => super::transfer::check_number(trunk, &user),
+            false => super::transfer::check_listed(trunk, &user, host),
         }
     }
 
