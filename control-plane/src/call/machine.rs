@@ -124,6 +124,8 @@ pub struct Call {
     former: Option<Former>,
     /// Somebody who is brought in beside the other side.
     guest: Option<Box<Guest>>,
+    /// How often the engine has not removed the leg of one who has gone.
+    legs_not_removed: u8,
     /// The agent has gone, and left the other side with the guest.
     agent_left: bool,
     /// Over which it came or goes; `None`: neither.
@@ -199,6 +201,7 @@ impl Call {
             successor: None,
             former: None,
             guest: None,
+            legs_not_removed: 0,
             agent_left: false,
             trunk: credential.trunk().cloned(),
             peer_host: request.head.from().uri.host().to_owned(),
@@ -504,7 +507,7 @@ impl Call {
             EngineReply::Updated(result) => self.handle_updated(result, around),
             EngineReply::LegAdded(result) => self.handle_leg_added(result, around),
             EngineReply::LegUpdated(result) => self.handle_leg_updated(&result, around),
-            EngineReply::LegRemoved(_) => self.session.handle_leg(),
+            EngineReply::LegRemoved(result) => self.handle_leg_removed(result, around),
             EngineReply::Closed(result) => {
                 match result {
                     Ok(stats) => self.stats = Some(*stats),

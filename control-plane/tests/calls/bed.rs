@@ -56,6 +56,8 @@ pub(crate) struct Bed {
     pub(crate) updates: Result<(), EngineRefusal>,
     /// What engines say to AddLeg.
     pub(crate) legs: Result<(), EngineRefusal>,
+    /// And to RemoveLeg.
+    pub(crate) leg_removals: Result<(), EngineRefusal>,
     pub(crate) agent: Agent,
     /// The store does not answer by itself when false.
     pub(crate) store_answers: bool,
@@ -127,6 +129,7 @@ impl Bed {
             opens: Opens::Ready,
             updates: Ok(()),
             legs: Ok(()),
+            leg_removals: Ok(()),
             agent: Agent::Echo,
             store_answers: true,
             caller_is_heard: true,
@@ -441,7 +444,7 @@ impl Bed {
                 })
             })),
             EngineCommand::UpdateLeg(_) => EngineReply::LegUpdated(Ok(())),
-            EngineCommand::RemoveLeg => EngineReply::LegRemoved(Ok(())),
+            EngineCommand::RemoveLeg => EngineReply::LegRemoved(self.leg_removals.clone()),
             EngineCommand::Close { .. } => {
                 let stats = engine::SessionStats { rtp_sent: 50, ..Default::default() };
                 EngineReply::Closed(self.closes.clone().map(|()| Box::new(stats)))

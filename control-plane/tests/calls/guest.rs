@@ -299,6 +299,23 @@ fn guest_whose_answer_cannot_be_used_is_hung_up() {
 }
 
 #[test]
+fn engine_that_does_not_remove_the_leg_of_one_who_has_gone_is_asked_again_and_then_given_up() {
+    let (mut bed, _, guest, call_id) = put_through();
+    bed.leg_removals = Err(EngineRefusal::Unreachable("no answer in time".into()));
+    bed.caller.bye(guest, Headers::new(), bed.now).unwrap();
+    bed.run();
+    assert_eq!(bed.legs_removed(), 3);
+    assert_eq!(bed.state(call_id), "gone");
+    assert_eq!(bed.last_record().call.ending.clone().unwrap().reason, "engine_lost");
+    // That there is none is as good.
+    let (mut bed, _, guest, call_id) = put_through();
+    bed.leg_removals = Err(EngineRefusal::Gone);
+    bed.caller.bye(guest, Headers::new(), bed.now).unwrap();
+    bed.run();
+    assert_eq!((bed.legs_removed(), bed.state(call_id).as_str()), (1, "connected"));
+}
+
+#[test]
 fn invite_of_a_guest_that_leaves_too_late_is_hung_up() {
     let mut bed = Bed::new();
     let (callee, call_id) = bed.talking(&trunk(|_| {}));

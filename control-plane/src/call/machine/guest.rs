@@ -27,8 +27,13 @@ use crate::call::negotiation::{Negotiation, NegotiationError};
 use crate::call::order::{Callee, Host, Order};
 use crate::call::outcome::CarrierWord;
 use crate::call::registry::Surroundings;
+use crate::call::session::LegNumber;
 use crate::call::state::State;
 use crate::sip::{NotSent, Token, Verb};
+
+/// How often the engine is asked to remove a leg: until it says that there is none, somebody who has gone may still be sent
+/// what is said.
+const LEG_REMOVALS_MAX: u8 = 3;
 
 /// Who wants a guest brought in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +62,8 @@ pub(super) struct Guest {
     order: Order,
     role: LegRole,
     asker: Asker,
+    /// The AddLeg of its leg: whatever came before is not about this guest.
+    adding: LegNumber,
     stage: Stage,
     token: Option<Token>,
     /// `None`: the INVITE has not left yet.
@@ -76,13 +83,13 @@ impl Guest {
             around.actions.push_back(Action::Sip(Verb::HangUp(sip, headers)));
         }
     }
+}
 
-    /// What its leg is there for while its phone rings: nothing that the caller could hear, but perhaps that it rings.
-    fn role_while_ringing(&self) -> (LegRole, bool) {
-        match self.role {
-            LegRole::Bridge => (LegRole::Consult, true),
-            _ => (LegRole::Listen, false),
-        }
+/// What a leg is there for while its phone rings: nothing that the caller could hear, but perhaps that it rings.
+fn role_while_ringing(role: LegRole) -> (LegRole, bool) {
+    match role {
+        LegRole::Bridge => (LegRole::Consult, true),
+        _ => (LegRole::Listen, false),
     }
 }
 
@@ -177,27 +184,28 @@ impl Call {
             return Asked::Policy("the call has no media".to_owned());
         }
         let is_busy = self.guest.is_some() || self.transfer.is_some() || self.successor.is_some();
-        if is_busy || !self.session.is_leg_at_rest() {
+        if is_busy {
             return Asked::Busy;
         }
         let give_up = around.now + order.ring_max;
+        let (leg_role, caller_rings) = role_while_ringing(role);
+        // Without an address nothing is sent: the leg has a port, and that is all.
+        let rtp = Some(engine::RtpParameters::default());
+        let add = engine::AddLegRequest { rtp, role: leg_role.into(), caller_rings, ..Default::default() };
+        let Some(adding) = self.session.change_leg(EngineCommand::AddLeg(Box::new(add))) else {
+            return Asked::Busy;
+        };
         let guest = Guest {
             negotiation: Negotiation::new(Some(&order.trunk)),
             order,
             role,
             asker,
+            adding,
             stage: Stage::Opening,
             token: None,
             sip: None,
             give_up,
         };
-        let (role, caller_rings) = guest.role_while_ringing();
-        // Without an address nothing is sent: the leg has a port, and that is all.
-        let rtp = Some(engine::RtpParameters::default());
-        let add = engine::AddLegRequest { rtp, role: role.into(), caller_rings, ..Default::default() };
-        if !self.session.change_leg(EngineCommand::AddLeg(Box::new(add))) {
-            return Asked::Busy;
-        }
         self.note_guest(guest.order.to.shown(), true);
         self.guest = Some(Box::new(guest));
         self.tell_of_guest("trying", "");
@@ -211,7 +219,7 @@ impl Call {
         let Some(guest) = &mut self.guest else { return Asked::NoTarget };
         if guest.stage == Stage::Talking {
             let update = engine::UpdateLegRequest { role: role.into(), ..Default::default() };
-            if !self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))) {
+            if self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))).is_none() {
                 return Asked::Busy;
             }
         }
@@ -228,8 +236,8 @@ impl Call {
         result: Result<Box<engine::AddLegResponse>, EngineRefusal>,
         around: &mut Surroundings<'_>,
     ) {
-        self.session.handle_leg();
-        let is_its = self.guest.as_ref().is_some_and(|guest| guest.stage == Stage::Opening);
+        let number = self.session.handle_leg();
+        let is_its = self.guest.as_ref().is_some_and(|guest| number == Some(guest.adding));
         match result {
             // What nobody waits for any more is being removed already.
             _ if !is_its => {}
@@ -259,11 +267,32 @@ impl Call {
         result: &Result<(), EngineRefusal>,
         around: &mut Surroundings<'_>,
     ) {
-        self.session.handle_leg();
-        let is_its = self.guest.as_ref().is_some_and(|guest| guest.stage == Stage::Talking);
+        let number = self.session.handle_leg();
+        let is_its = self.guest.as_ref().is_some_and(|guest| number > Some(guest.adding));
         if let (Err(_), true) = (result, is_its) {
             self.let_guest_go("the media engine cannot carry it", around);
         }
+    }
+
+    /// The engine has removed the leg of a guest who has gone, or has not.
+    pub(super) fn handle_leg_removed(
+        &mut self,
+        result: Result<(), EngineRefusal>,
+        around: &mut Surroundings<'_>,
+    ) {
+        self.session.handle_leg();
+        if matches!(result, Ok(()) | Err(EngineRefusal::Gone)) {
+            self.legs_not_removed = 0;
+            return;
+        }
+        if self.life.is_ending() {
+            return;
+        }
+        self.legs_not_removed += 1;
+        if self.legs_not_removed < LEG_REMOVALS_MAX {
+            return self.session.remove_leg_again();
+        }
+        self.end(Ending::with_detail(Cause::EngineLost, "it did not remove a second leg"), around);
     }
 
     // --- the guest's dialog ---
@@ -354,7 +383,7 @@ impl Call {
             Ok(rtp) => {
                 let update =
                     engine::UpdateLegRequest { rtp: Some(rtp), role: role.into(), ..Default::default() };
-                if self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))) {
+                if self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))).is_some() {
                     self.tell_of_guest("joined", "");
                 } else {
                     self.let_guest_go("too much waits for the media engine", around);
@@ -440,7 +469,7 @@ impl Call {
         let rtp = guest.negotiation.rtp_parameters(&proposed.ok()?);
         let text = guest.negotiation.commit()?;
         let update = engine::UpdateLegRequest { rtp: Some(rtp), ..Default::default() };
-        self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))).then_some(text)
+        self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))).map(|_| text)
     }
 
     /// The ACK of our 200 to a guest's re-INVITE.
