@@ -256,10 +256,55 @@ fn operator_who_listens_in_is_a_secret_and_one_who_whispers_is_not() {
     assert_eq!(bed.operator_wants(call_id, "", LegRole::Whisper), Asked::Done);
     let roles: Vec<LegRole> = bed.roles().into_iter().map(|(role, _)| role).collect();
     assert_eq!(roles, [LegRole::Listen, LegRole::Listen, LegRole::Whisper]);
+    assert_eq!(bed.told_of_guests(), ["joined"]);
     // An agent that leaves ends such a call: the caller would hear nobody.
     bed.session(call_id, SessionEvent::AgentHangup);
     assert_eq!(bed.byes(), 2, "{:?}", bed.heard);
     assert!(bed.calls.is_empty());
+}
+
+#[test]
+fn who_listens_in_is_nobody_to_the_agent_whatever_it_wants() {
+    let mut bed = Bed::new();
+    let (_, call_id) = bed.talking(&trunk(|_| {}));
+    assert_eq!(bed.operator_wants(call_id, "+4930555", LegRole::Listen), Asked::Done);
+    for answered in [false, true] {
+        if answered {
+            bed.guest_answers();
+        }
+        for mode in [TransferMode::Conference, TransferMode::Complete, TransferMode::Cancel] {
+            bed.agent_wants(call_id, "", mode);
+        }
+    }
+    assert_eq!(bed.told_of_guests(), ["failed there is nobody"; 6]);
+    assert!(bed.roles().iter().all(|(role, _)| *role == LegRole::Listen), "{:?}", bed.roles());
+    // Nor is it in the way of a transfer.
+    bed.agent_wants(call_id, "+4930333", TransferMode::Refer);
+    assert!(bed.heard.iter().any(|heard| matches!(heard, Heard::Refer { .. })));
+    assert_eq!((bed.legs_removed(), bed.byes()), (0, 0));
+}
+
+#[test]
+fn who_listens_in_gives_way_to_whom_the_agent_brings_in_and_finds_out_why() {
+    for answered in [false, true] {
+        let mut bed = Bed::new();
+        let (_, call_id) = bed.talking(&trunk(|_| {}));
+        bed.operator_wants(call_id, "+4930555", LegRole::Listen);
+        if answered {
+            bed.guest_answers();
+        }
+        bed.agent_wants(call_id, "+4930333", TransferMode::Consult);
+        assert_eq!(bed.legs_removed(), 1);
+        assert_eq!(bed.incoming.last().unwrap().1.uri.user().unwrap(), "+4930333");
+        bed.guest_answers();
+        assert_eq!(bed.told_of_guests(), ["trying", "joined"]);
+        assert_eq!(bed.byes(), usize::from(answered), "{:?}", bed.heard);
+        let decisions = bed.calls.get("t1", call_id).unwrap().decisions;
+        let why = decisions.iter().find(|step| step.rule == "guest" && !step.passed).unwrap();
+        assert!(why.got.ends_with("the agent brings somebody in"), "{}", why.got);
+        // A supervisor is not let in on top of it.
+        assert_eq!(bed.operator_wants(call_id, "+4930555", LegRole::Listen), Asked::Busy);
+    }
 }
 
 #[test]

@@ -62,6 +62,8 @@ pub(super) struct Guest {
     order: Order,
     role: LegRole,
     asker: Asker,
+    /// The agent has been told of it.
+    is_known: bool,
     /// The AddLeg of its leg: whatever came before is not about this guest.
     adding: LegNumber,
     stage: Stage,
@@ -74,6 +76,11 @@ pub(super) struct Guest {
 }
 
 impl Guest {
+    /// An operator only listens in: the agent neither hears of it nor finds it in its way.
+    fn is_secret(&self) -> bool {
+        self.asker == Asker::Operator && self.role == LegRole::Listen && !self.is_known
+    }
+
     /// BYE or CANCEL, now or when the INVITE has left: a token that nobody knows any more is hung up.
     pub(super) fn leave(self, headers: Headers, around: &mut Surroundings<'_>) {
         if let Some(sip) = self.sip {
@@ -97,7 +104,7 @@ impl Call {
     /// An operator wants somebody brought in, or who is there given another role (`to` is empty then).
     pub fn join(&mut self, to: &str, role: LegRole, trunk: &str, around: &mut Surroundings<'_>) -> Asked {
         if to.is_empty() {
-            return self.set_guest_role(role);
+            return self.set_guest_role(role, Asker::Operator);
         }
         match self.guest_order(to, trunk, around) {
             Ok(order) => self.bring_in(order, role, Asker::Operator, around),
@@ -116,10 +123,10 @@ impl Call {
         let role = match mode {
             Mode::Bridge => LegRole::Bridge,
             Mode::Consult => LegRole::Consult,
-            Mode::Complete => return self.set_guest_role(LegRole::Bridge),
-            Mode::Conference => return self.set_guest_role(LegRole::Conference),
+            Mode::Complete => return self.set_guest_role(LegRole::Bridge, Asker::Agent),
+            Mode::Conference => return self.set_guest_role(LegRole::Conference, Asker::Agent),
             Mode::Cancel => {
-                if self.guest.is_none() {
+                if !self.has_open_guest() {
                     return Asked::NoTarget;
                 }
                 self.let_guest_go("the agent wants it so", around);
@@ -183,10 +190,14 @@ impl Call {
         if !self.has_media() {
             return Asked::Policy("the call has no media".to_owned());
         }
-        let is_busy = self.guest.is_some() || self.transfer.is_some() || self.successor.is_some();
-        if is_busy {
+        let has_guest = match asker {
+            Asker::Agent => self.has_open_guest(),
+            Asker::Operator => self.guest.is_some(),
+        };
+        if has_guest || self.transfer.is_some() || self.successor.is_some() {
             return Asked::Busy;
         }
+        self.displace_listener(around);
         let give_up = around.now + order.ring_max;
         let (leg_role, caller_rings) = role_while_ringing(role);
         // Without an address nothing is sent: the leg has a port, and that is all.
@@ -200,6 +211,7 @@ impl Call {
             order,
             role,
             asker,
+            is_known: false,
             adding,
             stage: Stage::Opening,
             token: None,
@@ -212,11 +224,26 @@ impl Call {
         Asked::Done
     }
 
-    fn set_guest_role(&mut self, role: LegRole) -> Asked {
+    /// Somebody is there of whom the agent knows: one who listens in secretly is in nobody's way.
+    pub(super) fn has_open_guest(&self) -> bool {
+        self.guest.as_deref().is_some_and(|guest| !guest.is_secret())
+    }
+
+    /// There is one second leg, and the agent wants it for somebody: who listens in secretly goes. The supervisor finds the
+    /// reason in the BYE and in the call's decision trace.
+    fn displace_listener(&mut self, around: &mut Surroundings<'_>) {
+        let Some(guest) = self.guest.as_deref() else { return };
+        let shown = format!("{}: the agent brings somebody in", guest.order.to.shown());
+        self.note_guest(&shown, false);
+        self.remove_guest(Cause::Replaced, around);
+    }
+
+    fn set_guest_role(&mut self, role: LegRole, asker: Asker) -> Asked {
         if self.agent_left && role != LegRole::Bridge {
             return Asked::Policy("the agent has left the call".to_owned());
         }
-        let Some(guest) = &mut self.guest else { return Asked::NoTarget };
+        let has_target = asker == Asker::Operator || self.has_open_guest();
+        let Some(guest) = self.guest.as_deref_mut().filter(|_| has_target) else { return Asked::NoTarget };
         if guest.stage == Stage::Talking {
             let update = engine::UpdateLegRequest { role: role.into(), ..Default::default() };
             if self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))).is_none() {
@@ -225,6 +252,10 @@ impl Call {
         }
         // One that still rings has it when it is answered.
         guest.role = role;
+        if !guest.is_known && !guest.is_secret() {
+            let status = if guest.stage == Stage::Talking { "joined" } else { "trying" };
+            self.tell_of_guest(status, "");
+        }
         Asked::Done
     }
 
@@ -539,8 +570,8 @@ impl Call {
 
     /// The agent hears of a guest, unless that one only listens: nobody is to hear of that.
     fn tell_of_guest(&mut self, status: &str, reason: &str) {
-        let is_secret = |guest: &Guest| guest.asker == Asker::Operator && guest.role == LegRole::Listen;
-        if !self.guest.as_deref().is_some_and(is_secret) {
+        if let Some(guest) = self.guest.as_deref_mut().filter(|guest| !guest.is_secret()) {
+            guest.is_known = true;
             self.tell_transfer(status, reason);
         }
     }
