@@ -56,6 +56,8 @@ pub(crate) struct Bed {
     pub(crate) updates: Result<(), EngineRefusal>,
     /// What engines say to AddLeg.
     pub(crate) legs: Result<(), EngineRefusal>,
+    /// To UpdateLeg.
+    pub(crate) leg_updates: Result<(), EngineRefusal>,
     /// And to RemoveLeg.
     pub(crate) leg_removals: Result<(), EngineRefusal>,
     pub(crate) agent: Agent,
@@ -129,6 +131,7 @@ impl Bed {
             opens: Opens::Ready,
             updates: Ok(()),
             legs: Ok(()),
+            leg_updates: Ok(()),
             leg_removals: Ok(()),
             agent: Agent::Echo,
             store_answers: true,
@@ -443,7 +446,7 @@ impl Bed {
                     ..Default::default()
                 })
             })),
-            EngineCommand::UpdateLeg(_) => EngineReply::LegUpdated(Ok(())),
+            EngineCommand::UpdateLeg(_) => EngineReply::LegUpdated(self.leg_updates.clone()),
             EngineCommand::RemoveLeg => EngineReply::LegRemoved(self.leg_removals.clone()),
             EngineCommand::Close { .. } => {
                 let stats = engine::SessionStats { rtp_sent: 50, ..Default::default() };

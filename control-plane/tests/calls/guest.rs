@@ -10,7 +10,7 @@ use control_plane::media::SessionEvent;
 use control_plane::trunk::{Trunk, Trunks};
 use tandem_api::engine::v1::tell_agent_request::What as Tell;
 use tandem_api::engine::v1::{Direction, LegRole, TransferMode};
-use tandem_sip::message::{Method, Reply};
+use tandem_sip::message::{Body, Method, Reply};
 use tandem_sip::{CallHandle, Headers};
 use uuid::Uuid;
 
@@ -331,6 +331,30 @@ fn guest_may_hold_and_refresh_and_nothing_else() {
     bed.reinvite(guest, Some(&offer("sendrecv", "18")));
     assert!(matches!(bed.heard.last(), Some(Heard::ReinviteRefused(488))), "{:?}", bed.heard.last());
     assert_eq!(bed.state(call_id), "connected");
+}
+
+#[test]
+fn change_that_the_engine_refuses_leaves_the_guest_as_it_was() {
+    let (mut bed, _, guest, call_id) = put_through();
+    bed.leg_updates = Err(EngineRefusal::Invalid("rtp.codec".into()));
+    bed.reinvite(guest, Some(&offer("sendonly", "0")));
+    assert!(matches!(bed.heard.last(), Some(Heard::ReinviteRefused(488))), "{:?}", bed.heard.last());
+    let hold = Body::sdp(offer("sendonly", "0"));
+    assert_eq!(bed.request(guest, Method::Update, Some(hold)).0, 488);
+    assert_eq!((bed.legs_removed(), bed.byes(), bed.state(call_id).as_str()), (0, 0, "connected"));
+    bed.leg_updates = Ok(());
+    bed.reinvite(guest, Some(&offer("sendonly", "0")));
+    assert!(matches!(bed.heard.last(), Some(Heard::ReinviteAnswered(sdp)) if sdp.contains("a=recvonly")));
+}
+
+#[test]
+fn update_of_a_guest_that_is_no_description_is_415_and_changes_nothing() {
+    let (mut bed, _, guest, _) = put_through();
+    let body = Body { content_type: "application/json", bytes: b"{}".to_vec() };
+    assert_eq!(bed.request(guest, Method::Update, Some(body)).0, 415);
+    // No offer of ours is open.
+    let hold = Body::sdp(offer("sendonly", "0"));
+    assert_eq!(bed.request(guest, Method::Update, Some(hold)).0, 200);
 }
 
 #[test]

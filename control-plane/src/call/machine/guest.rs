@@ -19,6 +19,7 @@ use tandem_sdp::{LocalSrtp, SessionDescription};
 use tandem_sip::message::{Body, Method, Reply, Request, Response};
 use tandem_sip::{CallHandle, EndReason, Headers, RequestHandle};
 
+use super::change::ChangeRequest;
 use super::{Asked, Call};
 use crate::call::action::{Action, EngineCommand, EngineRefusal};
 use crate::call::ending::{Cause, Ending};
@@ -71,6 +72,8 @@ pub(super) struct Guest {
     /// `None`: the INVITE has not left yet.
     sip: Option<CallHandle>,
     negotiation: Negotiation,
+    /// A change of its session that waits until the engine has answered this UpdateLeg.
+    change: Option<(LegNumber, ChangeRequest)>,
     /// When the phone has rung for too long.
     give_up: Instant,
 }
@@ -83,6 +86,9 @@ impl Guest {
 
     /// BYE or CANCEL, now or when the INVITE has left: a token that nobody knows any more is hung up.
     pub(super) fn leave(self, headers: Headers, around: &mut Surroundings<'_>) {
+        if let Some((_, ChangeRequest::Update(handle))) = self.change {
+            around.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(488))));
+        }
         if let Some(sip) = self.sip {
             if let Some(token) = self.token {
                 around.forget(token);
@@ -90,6 +96,11 @@ impl Guest {
             around.actions.push_back(Action::Sip(Verb::HangUp(sip, headers)));
         }
     }
+}
+
+/// 200 with our description, or 488.
+fn answer_change(sip: CallHandle, request: ChangeRequest, text: Option<String>, around: &mut Surroundings<'_>) {
+    around.actions.push_back(Action::Sip(request.answer(sip, text)));
 }
 
 /// What a leg is there for while its phone rings: nothing that the caller could hear, but perhaps that it rings.
@@ -216,6 +227,7 @@ impl Call {
             stage: Stage::Opening,
             token: None,
             sip: None,
+            change: None,
             give_up,
         };
         self.note_guest(guest.order.to.shown(), true);
@@ -299,9 +311,21 @@ impl Call {
         around: &mut Surroundings<'_>,
     ) {
         let number = self.session.handle_leg();
-        let is_its = self.guest.as_ref().is_some_and(|guest| number > Some(guest.adding));
-        if let (Err(_), true) = (result, is_its) {
-            self.let_guest_go("the media engine cannot carry it", around);
+        let its = self.guest.as_deref_mut().filter(|guest| number > Some(guest.adding));
+        let Some(guest) = its else { return };
+        let change = guest.change.take_if(|(of, _)| Some(*of) == number);
+        match (result, change, guest.sip) {
+            (Ok(()), Some((_, request)), Some(sip)) => {
+                let text = guest.negotiation.commit();
+                answer_change(sip, request, text, around);
+            }
+            // It goes on as it was.
+            (Err(refusal), Some((_, request)), Some(sip)) if *refusal != EngineRefusal::Gone => {
+                guest.negotiation.abandon();
+                answer_change(sip, request, None, around);
+            }
+            (Ok(()), ..) => {}
+            (Err(_), ..) => self.let_guest_go("the media engine cannot carry it", around),
         }
     }
 
@@ -460,11 +484,32 @@ impl Call {
         request: &Request,
         around: &mut Surroundings<'_>,
     ) {
-        let verb = match self.change_guest(sip, request.sdp()) {
-            Some(text) => Verb::Answer(sip, Body::sdp(text)),
-            None => Verb::Reject(sip, Reply::new(488)),
+        let guest = self.guest_mut(sip).filter(|guest| guest.stage == Stage::Talking);
+        let verb = match (guest, request.sdp()) {
+            (None, _) => Verb::Reject(sip, Reply::new(488)),
+            // An UPDATE of theirs has no answer yet.
+            (Some(guest), _) if guest.change.is_some() => Verb::Reject(sip, Reply::new(491)),
+            (Some(guest), None) => match guest.negotiation.offer_in_answer() {
+                Some(text) => Verb::Answer(sip, Body::sdp(text)),
+                None => Verb::Reject(sip, Reply::new(488)),
+            },
+            (Some(_), Some(offer)) => return self.change_guest(sip, ChangeRequest::Reinvite, offer, around),
         };
         around.actions.push_back(Action::Sip(verb));
+    }
+
+    /// A guest has taken its re-INVITE back.
+    pub fn handle_guest_reinvite_cancelled(&mut self, sip: CallHandle) {
+        let Some(guest) = self.guest_mut(sip) else { return };
+        if matches!(guest.change, Some((_, ChangeRequest::Update(_)))) {
+            return;
+        }
+        guest.negotiation.abandon();
+        let Some((_, current)) = guest.change.take().zip(guest.negotiation.current().copied()) else { return };
+        let rtp = Some(guest.negotiation.rtp_parameters(&current));
+        let update = engine::UpdateLegRequest { rtp, ..Default::default() };
+        // Full: the engine has what it took back until the guest changes again.
+        let _ = self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update)));
     }
 
     /// A request in a guest's dialog. What is not a guest's is told to wait.
@@ -475,32 +520,48 @@ impl Call {
         request: &Request,
         around: &mut Surroundings<'_>,
     ) {
-        let is_talking = self.guest_mut(sip).is_some_and(|guest| guest.stage == Stage::Talking);
-        let reply = match (is_talking, &request.method) {
-            (true, Method::Update) if request.body.is_empty() => Reply::new(200),
-            (true, Method::Update) => match self.change_guest(sip, request.sdp()) {
-                Some(text) if request.sdp().is_some() => Reply::new(200).body(Body::sdp(text)),
-                _ => Reply::new(488),
+        let guest = self.guest_mut(sip).filter(|guest| guest.stage == Stage::Talking);
+        let is_changing = guest.as_ref().is_some_and(|g| g.change.is_some() || g.negotiation.awaits_answer());
+        let status = match (guest, &request.method) {
+            (None, _) => 491,
+            (Some(_), Method::Update) => match request.sdp() {
+                None if request.body.is_empty() => 200,
+                None => 415,
+                Some(_) if is_changing => 491,
+                Some(offer) => {
+                    return self.change_guest(sip, ChangeRequest::Update(handle), offer, around);
+                }
             },
             // Keys of a guest are for those who hear them.
-            (true, Method::Info) => Reply::new(200),
-            (true, Method::Refer) => Reply::new(603),
-            _ => Reply::new(491),
+            (Some(_), Method::Info) => 200,
+            (Some(_), Method::Refer) => 603,
+            (Some(_), _) => 491,
         };
-        around.actions.push_back(Action::Sip(Verb::Reply(handle, reply)));
+        around.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(status))));
     }
 
-    /// What we answer to an offer of the guest's, or our offer where it made none.
-    fn change_guest(&mut self, sip: CallHandle, offer: Option<&[u8]>) -> Option<String> {
-        let guest = self.guest_mut(sip).filter(|guest| guest.stage == Stage::Talking)?;
-        let Some(offer) = offer else { return guest.negotiation.offer_in_answer() };
+    /// An offer of the guest's: the engine first, then our answer.
+    fn change_guest(
+        &mut self,
+        sip: CallHandle,
+        request: ChangeRequest,
+        offer: &[u8],
+        around: &mut Surroundings<'_>,
+    ) {
+        let Some(guest) = self.guest.as_deref_mut().filter(|guest| guest.sip == Some(sip)) else { return };
         let proposed = SessionDescription::parse(offer)
             .map_err(NegotiationError::from)
             .and_then(|offer| guest.negotiation.propose(&offer));
-        let rtp = guest.negotiation.rtp_parameters(&proposed.ok()?);
-        let text = guest.negotiation.commit()?;
-        let update = engine::UpdateLegRequest { rtp: Some(rtp), ..Default::default() };
-        self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))).map(|_| text)
+        let number = proposed.ok().and_then(|negotiated| {
+            let rtp = Some(guest.negotiation.rtp_parameters(&negotiated));
+            let update = engine::UpdateLegRequest { rtp, ..Default::default() };
+            self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update)))
+        });
+        guest.change = number.map(|number| (number, request));
+        if number.is_none() {
+            guest.negotiation.abandon();
+            answer_change(sip, request, None, around);
+        }
     }
 
     /// The ACK of our 200 to a guest's re-INVITE.
