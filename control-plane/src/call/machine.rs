@@ -734,7 +734,7 @@ impl Call {
             match self.negotiation.accept(ack.sdp()) {
                 Ok(_) if !self.has_media() => {}
                 Ok(negotiated) => {
-                    self.session.update(self.rtp(&negotiated));
+                    self.move_media(self.rtp(&negotiated));
                     if self.life.state() == State::Ringing {
                         self.session.start();
                     }

@@ -1,5 +1,9 @@
-//! Somebody takes the other side's place, by an INVITE with Replaces or a REFER: what becomes of the call's protection.
+//! Somebody takes the other side's place, by an INVITE with Replaces or a REFER: what becomes of the call's protection, and
+//! of an exchange of the old dialog that is under way.
 
+use std::time::Duration;
+
+use control_plane::call::action::{EngineRefusal, EngineReply};
 use control_plane::call::gate::TenantLimits;
 use control_plane::trunk::{
     DidPattern, Inbound, ReferIn, Route, SipCredential, SrtpRules, TransferPolicy, Trunk, Trunks,
@@ -7,15 +11,23 @@ use control_plane::trunk::{
 use tandem_api::engine::v1::Direction;
 use tandem_sdp::SrtpPolicy;
 use tandem_sip::header::refer::{ReferTo, Replaces};
+use tandem_sip::message::Reply;
 use tandem_sip::{Body, CallHandle, Flow, Headers, InviteRequest, NameAddr, Uri};
 
 use crate::bed::{Bed, Heard, addr, echo_uri, offer};
+use crate::place::{order, trunk};
 
 const NUMBER: &str = "sip:+493012345@192.0.2.1";
 
 impl Bed {
     /// Another phone calls to take the place of this dialog; gives what it hears.
-    pub(crate) fn replace(&mut self, call: CallHandle, uri: &str, sdp: Option<&str>) -> Heard {
+    fn replace(&mut self, call: CallHandle, uri: &str, sdp: Option<&str>) -> Heard {
+        self.invite_replacing(call, uri, sdp);
+        let is_its = |heard: &&Heard| matches!(heard, Heard::Answered(_) | Heard::Refused { .. });
+        self.heard.iter().rev().find(is_its).unwrap().clone()
+    }
+
+    fn invite_replacing(&mut self, call: CallHandle, uri: &str, sdp: Option<&str>) -> CallHandle {
         let dialog = self.caller.dialog(call).unwrap();
         let replaces = Replaces {
             call_id: dialog.call_id().into(),
@@ -28,10 +40,9 @@ impl Bed {
         let mut invite = InviteRequest::new(Uri::parse(uri).unwrap(), from, flow);
         invite.replaces = Some(replaces);
         invite.body = sdp.map(|text| Body::sdp(text.to_owned()));
-        self.caller.invite(invite, self.now).unwrap();
+        let newcomer = self.caller.invite(invite, self.now).unwrap();
         self.run();
-        let is_its = |heard: &&Heard| matches!(heard, Heard::Answered(_) | Heard::Refused { .. });
-        self.heard.iter().rev().find(is_its).unwrap().clone()
+        newcomer
     }
 }
 
@@ -154,4 +165,42 @@ fn target_of_a_refer_gets_other_keys_than_who_refers_us() {
     let offered = String::from_utf8_lossy(&bed.incoming.last().expect("an INVITE").1.body).into_owned();
     assert!(offered.contains("m=audio 20000 RTP/SAVP"), "{offered}");
     assert_ne!(key_of(&first), key_of(&offered));
+}
+
+#[test]
+fn call_whose_hold_has_no_outcome_yet_is_not_taken_over() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    bed.answers_reinvites = false;
+    bed.calls.hold("t1", call_id, true, bed.now).unwrap();
+    bed.run();
+    let heard = bed.replace(call, &echo_uri(), Some(&offer("sendrecv", "0")));
+    assert!(matches!(heard, Heard::Refused { status: 491, .. }), "{heard:?}");
+    bed.pass(Duration::from_secs(60));
+    answer(bed.replace(call, &echo_uri(), Some(&offer("sendrecv", "0"))));
+}
+
+#[test]
+fn answer_of_who_is_called_does_not_move_the_engine_back_from_who_picks_the_call_up() {
+    for engine_moves in [true, false] {
+        let mut bed = Bed::new();
+        let call_id = bed.place(order(&trunk(|_| {})));
+        bed.callee_says(180, None);
+        let callee = bed.callee();
+        bed.updates_are_answered = false;
+        let elsewhere = offer("sendrecv", "0").replace("40000", "41000");
+        let from = bed.invite_replacing(callee, &echo_uri(), Some(&elsewhere));
+        bed.caller.respond(callee, Reply::new(200).body(Body::sdp(offer("sendrecv", "0"))), bed.now).unwrap();
+        bed.run();
+        let said = match engine_moves {
+            true => Ok(()),
+            false => Err(EngineRefusal::Invalid("rtp.codec".into())),
+        };
+        bed.updates_are_answered = true;
+        bed.reply(call_id, EngineReply::Updated(said));
+        bed.pass(Duration::from_secs(1));
+        let port = if engine_moves { 41_000 } else { 40_000 };
+        assert_eq!((bed.last_update().remote_port, bed.state(call_id).as_str()), (port, "connected"));
+        assert_eq!(bed.caller.dialog(from).is_some(), engine_moves);
+    }
 }

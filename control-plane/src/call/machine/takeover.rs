@@ -10,6 +10,7 @@
 
 use std::time::{Duration, Instant};
 
+use tandem_api::engine::v1 as engine;
 use tandem_api::v1::DecisionStep;
 use tandem_sdp::SessionDescription;
 use tandem_sip::message::{Body, Reply};
@@ -93,10 +94,13 @@ impl Call {
     pub fn place_of(&self) -> Place {
         let is_up = matches!(self.life.state(), State::Connected | State::OnHold)
             || self.outbound.is_some() && self.life.state() == State::Ringing && self.life.is_before_answer();
+        // A re-INVITE without an outcome; our INVITE, which rings, may be picked up elsewhere.
+        let is_offering = !self.life.is_before_answer()
+            && (self.own_change.is_some() || self.negotiation.awaits_answer());
         Place {
             tenant_id: self.tenant_id.clone(),
             assistant_id: self.assistant_id.clone(),
-            is_busy: !is_up || self.successor.is_some() || self.change.is_some(),
+            is_busy: !is_up || self.successor.is_some() || self.change.is_some() || is_offering,
         }
     }
 
@@ -202,7 +206,10 @@ impl Call {
         let mut seat = newcomer.seat;
         match (result, seat.negotiation.commit()) {
             (Ok(()), Some(text)) => self.seat_newcomer(seat, text, around),
-            _ => self.refuse_newcomer(seat.sip, "the media engine cannot carry it", around),
+            _ => {
+                self.refuse_newcomer(seat.sip, "the media engine cannot carry it", around);
+                self.move_back();
+            }
         }
         true
     }
@@ -223,6 +230,21 @@ impl Call {
             if has_answer && self.has_media() {
                 self.session.start();
             }
+        }
+    }
+
+    /// The engine is told what the call's own dialog has agreed on. While a newcomer moves it, that waits: the old side's last
+    /// word must not bring back whom it has left.
+    pub(super) fn move_media(&mut self, rtp: engine::RtpParameters) {
+        if !self.has_newcomer() {
+            self.session.update(rtp);
+        }
+    }
+
+    /// Nothing has come of a newcomer.
+    fn move_back(&mut self) {
+        if let Some(current) = self.negotiation.current().copied() {
+            self.session.update(self.rtp(&current));
         }
     }
 
@@ -292,11 +314,7 @@ impl Call {
         match self.successor.take_if(is_its) {
             None => {}
             // It has given up; the engine goes back to where it was.
-            Some(Successor::Newcomer(..)) => {
-                if let Some(current) = self.negotiation.current().copied() {
-                    self.session.update(self.rtp(&current));
-                }
-            }
+            Some(Successor::Newcomer(..)) => self.move_back(),
             Some(Successor::Referral(referral)) => self.handle_referral_ended(*referral, why, around),
         }
     }
