@@ -267,26 +267,33 @@ impl Negotiation {
 
     fn offer_until(&mut self, answer: AnswerIn) -> Option<String> {
         let mut local = self.local.clone()?;
-        local.codecs = match &self.current {
-            // In a live dialog the codec stays: the engine need not change it twice.
-            Some(current) => vec![current.codec],
-            None if self.codecs.is_empty() && self.offers_dtls => OFFERED_TO_BROWSERS.to_vec(),
-            None if self.codecs.is_empty() => OFFERED.to_vec(),
-            None => self.codecs.clone(),
+        let Some(current) = self.current else {
+            local.codecs = match self.codecs.is_empty() {
+                true if self.offers_dtls => OFFERED_TO_BROWSERS.to_vec(),
+                true => OFFERED.to_vec(),
+                false => self.codecs.clone(),
+            };
+            return self.offered(negotiate::offer(&local), answer);
         };
-        if let Some(current) = &self.current {
-            // And so does its protection, or its want of it.
-            match current.srtp {
-                Some(keys) => {
-                    local.srtp = LocalSrtp { policy: SrtpPolicy::Required, keys: vec![keys.local] };
-                }
-                None => local.srtp = LocalSrtp::default(),
+        // In a live dialog all stays: the engine need not change it twice. And so does its protection, or its want of it.
+        match current.srtp {
+            Some(keys) => {
+                local.srtp = LocalSrtp { policy: SrtpPolicy::Required, keys: vec![keys.local] };
             }
-            if let Some(dtls) = &mut local.dtls {
-                (dtls.current, dtls.is_offered) = (current.dtls, current.dtls.is_some());
-            }
+            None => local.srtp = LocalSrtp::default(),
         }
-        let description = self.versioned(negotiate::offer(&local));
+        if let Some(dtls) = &mut local.dtls {
+            (dtls.current, dtls.is_offered) = (current.dtls, current.dtls.is_some());
+        }
+        let description = match &self.sent {
+            Some(last) => negotiate::offer_again(&local, &current, last),
+            None => negotiate::offer(&LocalMedia { codecs: vec![current.codec], ..local }),
+        };
+        self.offered(description, answer)
+    }
+
+    fn offered(&mut self, description: SessionDescription, answer: AnswerIn) -> Option<String> {
+        let description = self.versioned(description);
         let text = description.to_string();
         self.sent = Some(description.clone());
         self.proposed = None;
@@ -618,6 +625,25 @@ mod tests {
         assert_eq!(negotiation.answer(&offer).unwrap(), first, "a refresh repeats it");
         let ours = negotiation.offer().unwrap();
         assert!(ours.contains("UDP/TLS/RTP/SAVPF") && ours.contains(&told.local_ufrag), "{ours}");
+    }
+
+    #[test]
+    fn numbers_of_the_formats_and_a_browsers_names_stay_in_our_next_offer() {
+        let mut negotiation = with_browsers();
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77, Some(Fingerprint::new([0xCD; 32])));
+        let text = of_a_browser("them")
+            .to_string()
+            .replace("t=0 0\r\n", "t=0 0\r\na=group:BUNDLE v a\r\nm=video 40000 UDP/TLS/RTP/SAVPF 96\r\na=mid:v\r\n")
+            .replace("SAVPF 0\r\n", "SAVPF 111 126\r\na=mid:a\r\na=rtpmap:111 opus/48000/2\r\na=rtpmap:126 telephone-event/48000\r\n");
+        let answer = negotiation.answer(&SessionDescription::parse(text.as_bytes()).unwrap()).unwrap();
+        let ours = negotiation.offer().unwrap();
+        assert!(ours.contains("UDP/TLS/RTP/SAVPF 111 126\r\n"), "{ours}");
+        for line in
+            ["a=group:BUNDLE a", "a=mid:a", "m=video 0", "a=rtpmap:126 telephone-event/48000", "a=mid:v"]
+        {
+            assert!(ours.contains(line) && answer.contains(line), "{line}: {answer}\n{ours}");
+        }
+        assert!(ours.find("m=video") < ours.find("m=audio"), "{ours}");
     }
 
     #[test]
