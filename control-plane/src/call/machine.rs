@@ -53,7 +53,7 @@ mod transfer;
 
 use change::PendingChange;
 pub use fork::FORKS_MAX;
-use guest::Guest;
+use guest::{Departed, Guest};
 use hold::OwnChange;
 use info::Keys;
 use outbound::Outbound;
@@ -124,6 +124,8 @@ pub struct Call {
     former: Option<Former>,
     /// Somebody who is brought in beside the other side.
     guest: Option<Box<Guest>>,
+    /// Who was brought in and has gone, until the engine gives the figures of the leg.
+    departed: Option<Departed>,
     /// How often the engine has not removed the leg of one who has gone.
     legs_not_removed: u8,
     /// The agent has gone, and left the other side with the guest.
@@ -201,6 +203,7 @@ impl Call {
             successor: None,
             former: None,
             guest: None,
+            departed: None,
             legs_not_removed: 0,
             agent_left: false,
             trunk: credential.trunk().cloned(),
@@ -632,6 +635,7 @@ impl Call {
             // What only counts.
             SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
             SessionEvent::Report { stats } => self.stats = Some(*stats),
+            SessionEvent::LegReport { stats } => self.handle_leg_report(stats),
             SessionEvent::Ended { reason, stats, detail } => {
                 self.session.lose();
                 if stats.is_some() {

@@ -59,7 +59,7 @@ pub(crate) struct Bed {
     /// To UpdateLeg.
     pub(crate) leg_updates: Result<(), EngineRefusal>,
     /// And to RemoveLeg.
-    pub(crate) leg_removals: Result<(), EngineRefusal>,
+    pub(crate) leg_removals: Result<engine::SessionStats, EngineRefusal>,
     pub(crate) agent: Agent,
     /// The store does not answer by itself when false.
     pub(crate) store_answers: bool,
@@ -132,7 +132,7 @@ impl Bed {
             updates: Ok(()),
             legs: Ok(()),
             leg_updates: Ok(()),
-            leg_removals: Ok(()),
+            leg_removals: Ok(engine::SessionStats::default()),
             agent: Agent::Echo,
             store_answers: true,
             caller_is_heard: true,
@@ -447,7 +447,7 @@ impl Bed {
                 })
             })),
             EngineCommand::UpdateLeg(_) => EngineReply::LegUpdated(self.leg_updates.clone()),
-            EngineCommand::RemoveLeg => EngineReply::LegRemoved(self.leg_removals.clone()),
+            EngineCommand::RemoveLeg => EngineReply::LegRemoved(self.leg_removals.clone().map(Box::new)),
             EngineCommand::Close { .. } => {
                 let stats = engine::SessionStats { rtp_sent: 50, ..Default::default() };
                 EngineReply::Closed(self.closes.clone().map(|()| Box::new(stats)))

@@ -9,7 +9,7 @@ use control_plane::call::registry::joining::Guest;
 use control_plane::media::SessionEvent;
 use control_plane::trunk::{Trunk, Trunks};
 use tandem_api::engine::v1::tell_agent_request::What as Tell;
-use tandem_api::engine::v1::{Direction, LegRole, TransferMode};
+use tandem_api::engine::v1::{Direction, LegRole, SessionStats, TransferMode};
 use tandem_sip::message::{Body, Method, Reply};
 use tandem_sip::{CallHandle, Headers};
 use uuid::Uuid;
@@ -365,6 +365,38 @@ fn guest_whose_answer_cannot_be_used_is_hung_up() {
     bed.callee_says(200, Some(&offer("sendrecv", "18")));
     assert!(bed.told_of_guests().last().unwrap().starts_with("left"), "{:?}", bed.told_of_guests());
     assert_eq!((bed.byes(), bed.legs_removed(), bed.state(call_id).as_str()), (1, 1, "connected"));
+}
+
+#[test]
+fn calls_record_says_how_long_a_guest_talked_and_how_well_it_was_heard() {
+    let of_leg = |lost| SessionStats {
+        rtp_received: 97,
+        rtp_lost: lost,
+        jitter_ms: 2.0,
+        mos: Some(4.2),
+        ..SessionStats::default()
+    };
+    for ends_the_call in [false, true] {
+        let (mut bed, callee, guest, call_id) = put_through();
+        bed.pass(Duration::from_secs(12));
+        bed.session(call_id, SessionEvent::LegReport { stats: Box::new(of_leg(1)) });
+        bed.leg_removals = Ok(of_leg(3));
+        bed.caller.bye(if ends_the_call { callee } else { guest }, Headers::new(), bed.now).unwrap();
+        bed.run();
+        if !ends_the_call {
+            bed.caller.bye(callee, Headers::new(), bed.now).unwrap();
+            bed.run();
+        }
+        let decisions = &bed.last_record().call.decisions;
+        let last: Vec<&str> = decisions
+            .iter()
+            .filter(|step| step.field.starts_with("second leg of +4930333"))
+            .map(|step| step.got.as_str())
+            .collect();
+        // With the call goes the leg: what was reported is what is known.
+        let lost = if ends_the_call { "1 of 98" } else { "3 of 100" };
+        assert_eq!(last, [format!("12 s, {lost} lost, jitter 2.0 ms, MOS 4.2")]);
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@
 //! While a guest's phone rings the call goes on as it was, except that who is to be put through hears it ring. A call has
 //! one guest at most; what the guest's own trunk says of an offer in the 200 is not asked for: our INVITE always has one.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_api::engine::v1 as engine;
 use tandem_api::engine::v1::LegRole;
@@ -76,12 +76,32 @@ pub(super) struct Guest {
     change: Option<(LegNumber, ChangeRequest)>,
     /// When the phone has rung for too long.
     give_up: Instant,
+    /// When it was answered.
+    since: Option<Instant>,
+    /// What the engine has last said of its leg.
+    stats: Option<Box<engine::SessionStats>>,
+}
+
+/// A guest who has talked and has gone.
+#[derive(Debug)]
+pub(super) struct Departed {
+    to: String,
+    talked: Duration,
+    why: String,
+    stats: Option<Box<engine::SessionStats>>,
 }
 
 impl Guest {
     /// An operator only listens in: the agent neither hears of it nor finds it in its way.
     fn is_secret(&self) -> bool {
         self.asker == Asker::Operator && self.role == LegRole::Listen && !self.is_known
+    }
+
+    /// What is to be said of it afterwards, if it has talked.
+    fn departed(&mut self, why: &str, now: Instant) -> Option<Departed> {
+        let talked = now.duration_since(self.since?);
+        let (to, why) = (self.order.to.shown().to_owned(), why.to_owned());
+        Some(Departed { to, talked, why, stats: self.stats.take() })
     }
 
     /// BYE or CANCEL, now or when the INVITE has left: a token that nobody knows any more is hung up.
@@ -99,7 +119,12 @@ impl Guest {
 }
 
 /// 200 with our description, or 488.
-fn answer_change(sip: CallHandle, request: ChangeRequest, text: Option<String>, around: &mut Surroundings<'_>) {
+fn answer_change(
+    sip: CallHandle,
+    request: ChangeRequest,
+    text: Option<String>,
+    around: &mut Surroundings<'_>,
+) {
     around.actions.push_back(Action::Sip(request.answer(sip, text)));
 }
 
@@ -229,6 +254,8 @@ impl Call {
             sip: None,
             change: None,
             give_up,
+            since: None,
+            stats: None,
         };
         self.note_guest(guest.order.to.shown(), true);
         self.guest = Some(Box::new(guest));
@@ -247,7 +274,7 @@ impl Call {
         let Some(guest) = self.guest.as_deref() else { return };
         let shown = format!("{}: the agent brings somebody in", guest.order.to.shown());
         self.note_guest(&shown, false);
-        self.remove_guest(Cause::Replaced, around);
+        self.remove_guest(Cause::Replaced, "the agent brings somebody in", around);
     }
 
     fn set_guest_role(&mut self, role: LegRole, asker: Asker) -> Asked {
@@ -332,13 +359,13 @@ impl Call {
     /// The engine has removed the leg of a guest who has gone, or has not.
     pub(super) fn handle_leg_removed(
         &mut self,
-        result: Result<(), EngineRefusal>,
+        result: Result<Box<engine::SessionStats>, EngineRefusal>,
         around: &mut Surroundings<'_>,
     ) {
         self.session.handle_leg();
-        if matches!(result, Ok(()) | Err(EngineRefusal::Gone)) {
+        if matches!(result, Ok(_) | Err(EngineRefusal::Gone)) {
             self.legs_not_removed = 0;
-            return;
+            return self.note_departed(result.ok());
         }
         if self.life.is_ending() {
             return;
@@ -428,6 +455,7 @@ impl Call {
         let Some(guest) = self.guest_mut(sip) else { return };
         let token = guest.token.take();
         guest.stage = Stage::Talking;
+        guest.since = Some(around.now);
         let role = guest.role;
         let negotiated = guest.negotiation.accept_final(response.sdp());
         let rtp = negotiated.map(|negotiated| guest.negotiation.rtp_parameters(&negotiated));
@@ -505,7 +533,9 @@ impl Call {
             return;
         }
         guest.negotiation.abandon();
-        let Some((_, current)) = guest.change.take().zip(guest.negotiation.current().copied()) else { return };
+        let Some((_, current)) = guest.change.take().zip(guest.negotiation.current().copied()) else {
+            return;
+        };
         let rtp = Some(guest.negotiation.rtp_parameters(&current));
         let update = engine::UpdateLegRequest { rtp, ..Default::default() };
         // Full: the engine has what it took back until the guest changes again.
@@ -610,23 +640,60 @@ impl Call {
         let shown = format!("{}: {why}", guest.order.to.shown());
         self.note_guest(&shown, false);
         self.tell_of_guest("failed", why);
-        self.remove_guest(Cause::NoAnswer, around);
+        self.remove_guest(Cause::NoAnswer, why, around);
     }
 
     /// The guest goes, or has gone.
     fn let_guest_go(&mut self, why: &str, around: &mut Surroundings<'_>) {
         self.tell_of_guest("left", why);
-        self.remove_guest(Cause::OperatorHangup, around);
+        let why = if why.is_empty() { "it hung up" } else { why };
+        self.remove_guest(Cause::OperatorHangup, why, around);
         if self.agent_left {
             self.end(Ending::new(Cause::Transferred), around);
         }
     }
 
-    fn remove_guest(&mut self, cause: Cause, around: &mut Surroundings<'_>) {
-        if let Some(guest) = self.guest.take() {
+    fn remove_guest(&mut self, cause: Cause, why: &str, around: &mut Surroundings<'_>) {
+        if let Some(mut guest) = self.guest.take() {
+            if let Some(departed) = guest.departed(why, around.now) {
+                self.departed = Some(departed);
+            }
             guest.leave(Ending::new(cause).to_headers(), around);
             self.session.remove_leg();
         }
+    }
+
+    /// The call ends, and with it what a guest had of it: the session goes, and its leg with it.
+    pub(super) fn end_guest(&mut self, ending: &Ending, around: &mut Surroundings<'_>) {
+        self.note_departed(None);
+        let Some(mut guest) = self.guest.take() else { return };
+        self.departed = guest.departed("the call ended", around.now);
+        self.note_departed(None);
+        guest.leave(ending.to_headers(), around);
+    }
+
+    pub(super) fn handle_leg_report(&mut self, stats: Box<engine::SessionStats>) {
+        if let Some(guest) = self.guest.as_deref_mut().filter(|guest| guest.stage == Stage::Talking) {
+            guest.stats = Some(stats);
+        }
+    }
+
+    /// A guest has no record of its own: how long it talked and how well it was heard stands in the call's. `stats`: the last
+    /// figures of its leg, else what was reported before.
+    fn note_departed(&mut self, stats: Option<Box<engine::SessionStats>>) {
+        let Some(Departed { to, talked, why, stats: reported }) = self.departed.take() else { return };
+        let stats = stats.or(reported).unwrap_or_default();
+        let (lost, sent) = (stats.rtp_lost, stats.rtp_received + stats.rtp_lost);
+        let (seconds, jitter_ms, mos) = (talked.as_secs(), stats.jitter_ms, stats.mos);
+        tracing::info!(call_id = %self.id, seconds, why, lost, sent, jitter_ms, mos, "a guest has left");
+        let mos = mos.map_or_else(|| "none".to_owned(), |mos| format!("{mos:.1}"));
+        let got = format!("{seconds} s, {lost} of {sent} lost, jitter {jitter_ms:.1} ms, MOS {mos}");
+        self.note_takeover(
+            "guest",
+            &format!("second leg of {}", crate::call::admission::shown(&to)),
+            &got,
+            true,
+        );
     }
 
     /// The agent hears of a guest, unless that one only listens: nobody is to hear of that.

@@ -139,6 +139,7 @@ impl Call {
             successor: None,
             former: None,
             guest: None,
+            departed: None,
             legs_not_removed: 0,
             agent_left: false,
             trunk: Some(trunk.clone()),

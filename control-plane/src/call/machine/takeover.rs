@@ -95,8 +95,8 @@ impl Call {
         let is_up = matches!(self.life.state(), State::Connected | State::OnHold)
             || self.outbound.is_some() && self.life.state() == State::Ringing && self.life.is_before_answer();
         // A re-INVITE without an outcome; our INVITE, which rings, may be picked up elsewhere.
-        let is_offering = !self.life.is_before_answer()
-            && (self.own_change.is_some() || self.negotiation.awaits_answer());
+        let is_offering =
+            !self.life.is_before_answer() && (self.own_change.is_some() || self.negotiation.awaits_answer());
         Place {
             tenant_id: self.tenant_id.clone(),
             assistant_id: self.assistant_id.clone(),
@@ -344,10 +344,7 @@ impl Call {
         if let Some(former) = self.former.take() {
             around.actions.push_back(Action::Sip(Verb::HangUp(former.sip, Headers::new())));
         }
-        if let Some(guest) = self.guest.take() {
-            // The session ends, and its leg with it.
-            guest.leave(ending.to_headers(), around);
-        }
+        self.end_guest(ending, around);
         match self.successor.take() {
             None => {}
             Some(Successor::Newcomer(newcomer, _)) => {
