@@ -434,7 +434,9 @@ impl Planes {
                     open.second = None;
                     open.session.remove_second()
                 });
-                EngineReply::LegRemoved(removed.map(|_| ()).ok_or(EngineRefusal::Gone))
+                EngineReply::LegRemoved(
+                    removed.map(|stats| Box::new(contract::stats(&stats))).ok_or(EngineRefusal::Gone),
+                )
             }
             EngineCommand::Close { reason } => {
                 let closed = self.sessions.remove(&id).map(|mut open| {

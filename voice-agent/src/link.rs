@@ -34,6 +34,10 @@ const READ_OCTETS: usize = 64 * 1024;
 /// A connection on which nothing comes for so long is dead: the engine pings every 3 s.
 const SILENT_MAX: Duration = Duration::from_secs(15);
 
+/// Octets that may wait for a link: a hundred calls may each have said all that the engine takes at once ([`AGENT_WINDOW`]).
+/// A link that holds more is not read at its other end, and is closed.
+const OUT_MAX: usize = 100 * AGENT_WINDOW as usize;
+
 /// How long the last words of a link may take to leave.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
@@ -59,11 +63,23 @@ struct Out {
     buffer: Mutex<Vec<u8>>,
     filled: Notify,
     is_over: AtomicBool,
+    /// More than [`OUT_MAX`] would wait: the link is to be closed.
+    overflowed: Notify,
 }
 
 impl Out {
     fn push(&self, call: u32, message: &Message<'_>) {
-        append(&mut self.lock(), call, message);
+        self.fill(|buffer| append(buffer, call, message));
+    }
+
+    /// Adds to what waits, unless that is too much already.
+    fn fill(&self, add: impl FnOnce(&mut Vec<u8>)) {
+        let mut buffer = self.lock();
+        if buffer.len() > OUT_MAX {
+            return self.overflowed.notify_one();
+        }
+        add(&mut buffer);
+        drop(buffer);
         self.filled.notify_one();
     }
 
@@ -170,9 +186,11 @@ impl Drop for Mouth {
 
 /// The reader's view of a call.
 struct Call {
+    number: u32,
     incoming: mpsc::Sender<Incoming>,
     credit: Arc<Credit>,
     over: watch::Sender<bool>,
+    /// Frames that its session did not take.
     dropped: u64,
 }
 
@@ -209,6 +227,10 @@ pub async fn serve(
                     tracing::warn!(%error, "a link is closed");
                     break;
                 }
+            }
+            () = out.overflowed.notified() => {
+                tracing::warn!(octets = OUT_MAX, "a link is not read, and is closed");
+                break;
             }
             Some(_) = sessions.join_next() => {
                 link.calls.retain(|_, call| !call.incoming.is_closed());
@@ -265,8 +287,7 @@ impl Link {
         while let Some((first, rest)) = bytes.split_first().filter(|_| !server.is_up()) {
             let outcome = server.handle_bytes(std::slice::from_ref(first), &mut answers, |_, _| {});
             if !answers.is_empty() {
-                out.lock().append(&mut answers);
-                out.filled.notify_one();
+                out.fill(|buffer| buffer.append(&mut answers));
             }
             outcome?;
             bytes = rest;
@@ -276,7 +297,7 @@ impl Link {
             Message::Close { reason } => {
                 if let Some(known) = calls.remove(&call) {
                     known.over.send_replace(true);
-                    known.say(Incoming::Event(ToAgent::Stop { reason: reason.to_owned() }), call);
+                    known.say(Incoming::Event(ToAgent::Stop { reason: reason.to_owned() }));
                 }
             }
             Message::Credit { octets } => {
@@ -287,15 +308,14 @@ impl Link {
             message => {
                 if let Some(known) = calls.get_mut(&call)
                     && let Some(incoming) = incoming(&message)
-                    && !known.say(incoming, call)
+                    && !known.say(incoming)
                 {
                     known.dropped += 1;
                 }
             }
         });
         if !answers.is_empty() {
-            out.lock().extend_from_slice(&answers);
-            out.filled.notify_one();
+            out.fill(|buffer| buffer.extend_from_slice(&answers));
         }
         outcome
     }
@@ -303,15 +323,19 @@ impl Link {
 
 impl Call {
     /// False when the session does not listen.
-    fn say(&self, incoming: Incoming, call: u32) -> bool {
-        match self.incoming.try_send(incoming) {
-            Ok(()) => true,
-            Err(_) => {
-                if self.dropped == 0 {
-                    tracing::debug!(call, "a session does not listen to its call");
-                }
-                false
-            }
+    fn say(&self, incoming: Incoming) -> bool {
+        self.incoming.try_send(incoming).is_ok()
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if self.dropped > 0 {
+            tracing::warn!(
+                call = self.number,
+                frames = self.dropped,
+                "a session did not listen to all of its call"
+            );
         }
     }
 }
@@ -342,7 +366,7 @@ fn open(
     // First accepted, then spoken: the session may say something at once.
     out.push(call, &Message::Accepted);
     reception.receive(place, ear, mouth, sessions);
-    calls.insert(call, Call { incoming: sender, credit, over, dropped: 0 });
+    calls.insert(call, Call { number: call, incoming: sender, credit, over, dropped: 0 });
 }
 
 /// What a frame is to a session.
@@ -364,4 +388,63 @@ fn incoming(message: &Message<'_>) -> Option<Incoming> {
         Message::Malformed => Incoming::Malformed,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tandem_stream::agent::Start;
+    use tandem_stream::link::Client;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Its sessions say more than anybody reads.
+    struct Flood;
+
+    impl Reception for Flood {
+        type Place = ();
+
+        fn place(&self) -> Result<(), &'static str> {
+            Ok(())
+        }
+
+        fn receive(&self, (): (), ear: Ear, mouth: Mouth, sessions: &mut JoinSet<()>) {
+            sessions.spawn(async move {
+                while !ear.incoming.is_closed() {
+                    mouth.out.push(mouth.call, &Message::Audio(&[0; BODY_MAX]));
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn link_whose_engine_does_not_read_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut engine = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let (_stop, stopped) = watch::channel(false);
+        let serving = tokio::spawn(async move { serve(stream, Vec::new(), &Flood, stopped).await });
+        let mut client = Client::new(Vec::new(), Instant::now());
+        client.dial(Instant::now());
+        client.handle_connected(Instant::now());
+        let start = ToAgent::Start(Start::new("c1", "sip:caller@test", "sip:demo@test", "inbound")).to_json();
+        client.push(1, &Message::Open { start: &start });
+        let mut octets = vec![0; 4_096];
+        let len = client.poll_control(&mut octets);
+        engine.write_all(&octets[..len]).await.unwrap();
+        // Sooner than for its silence.
+        let closed = tokio::time::timeout(SILENT_MAX * 2 / 3, serving).await;
+        closed.expect("the link is closed").unwrap();
+    }
+
+    #[test]
+    fn what_is_too_much_is_not_kept() {
+        let out = Out::default();
+        out.lock().resize(OUT_MAX + 1, 0);
+        out.push(1, &Message::Accepted);
+        assert_eq!(out.lock().len(), OUT_MAX + 1);
+    }
 }

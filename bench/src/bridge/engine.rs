@@ -40,8 +40,23 @@ impl Engine {
     /// Opens bridge `number` between two callers, and gives where each is to speak to.
     ///
     /// # Errors
-    /// In its own words.
+    /// In its own words; nothing is left in the engine then.
     pub(super) fn open(
+        &mut self,
+        number: usize,
+        callers: [SocketAddr; 2],
+        laws: [Law; 2],
+    ) -> anyhow::Result<[SocketAddr; 2]> {
+        let opened = self.open_both(number, callers, laws);
+        if opened.is_err() {
+            // Half a bridge would hold its ports until the engine's limit. It may not have come to a session: what went wrong is
+            // the first error.
+            let _ = self.close(number);
+        }
+        opened
+    }
+
+    fn open_both(
         &mut self,
         number: usize,
         [first, second]: [SocketAddr; 2],

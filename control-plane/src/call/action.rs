@@ -96,8 +96,8 @@ pub enum EngineReply {
     LegAdded(Result<Box<engine::AddLegResponse>, EngineRefusal>),
     /// To UpdateLeg.
     LegUpdated(Result<(), EngineRefusal>),
-    /// To RemoveLeg.
-    LegRemoved(Result<(), EngineRefusal>),
+    /// To RemoveLeg; with the figures of the leg. [`EngineRefusal::Gone`]: there was none.
+    LegRemoved(Result<Box<engine::SessionStats>, EngineRefusal>),
     /// To Close; [`EngineRefusal::Gone`]: it was over already.
     Closed(Result<Box<engine::SessionStats>, EngineRefusal>),
 }

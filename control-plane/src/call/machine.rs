@@ -19,7 +19,7 @@ use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::v1 as api;
 use tandem_rtp::dtls::Fingerprint;
 use tandem_sdp::dtls::Secret;
-use tandem_sdp::{LocalSrtp, Negotiated, SessionDescription};
+use tandem_sdp::{LocalSrtp, Negotiated, SessionDescription, SrtpPolicy};
 use tandem_sip::message::{Body, Reply};
 use tandem_sip::{CallHandle, EndReason, Flow, HeaderName, Headers, Request, Uri};
 use uuid::Uuid;
@@ -53,7 +53,7 @@ mod transfer;
 
 use change::PendingChange;
 pub use fork::FORKS_MAX;
-use guest::Guest;
+use guest::{Departed, Guest};
 use hold::OwnChange;
 use info::Keys;
 use outbound::Outbound;
@@ -124,6 +124,10 @@ pub struct Call {
     former: Option<Former>,
     /// Somebody who is brought in beside the other side.
     guest: Option<Box<Guest>>,
+    /// Who was brought in and has gone, until the engine gives the figures of the leg.
+    departed: Option<Departed>,
+    /// How often the engine has not removed the leg of one who has gone.
+    legs_not_removed: u8,
     /// The agent has gone, and left the other side with the guest.
     agent_left: bool,
     /// Over which it came or goes; `None`: neither.
@@ -199,6 +203,8 @@ impl Call {
             successor: None,
             former: None,
             guest: None,
+            departed: None,
+            legs_not_removed: 0,
             agent_left: false,
             trunk: credential.trunk().cloned(),
             peer_host: request.head.from().uri.host().to_owned(),
@@ -367,6 +373,13 @@ impl Call {
             _ => self.flow.transport.is_secure(),
         };
         let policy = rules.policy(self.outbound.is_some(), is_private);
+        let (srtp, secret) = self.fresh_keys(policy, around);
+        self.negotiation.protect(srtp, secret);
+    }
+
+    /// Keys that no other dialog has, and what credentials of ICE come from.
+    fn fresh_keys(&self, policy: SrtpPolicy, around: &mut Surroundings<'_>) -> (LocalSrtp, Option<Secret>) {
+        let rules = self.trunk.as_ref().map(|trunk| trunk.srtp).unwrap_or_default();
         let mut random = |octets: &mut [u8]| {
             for eight in octets.chunks_mut(8) {
                 eight.copy_from_slice(&around.random().to_ne_bytes()[..eight.len()]);
@@ -379,7 +392,7 @@ impl Call {
             random(&mut octets);
             Secret(octets)
         });
-        self.negotiation.protect(srtp, secret);
+        (srtp, secret)
     }
 
     fn check_offer(&mut self) -> Result<(), Ending> {
@@ -497,7 +510,7 @@ impl Call {
             EngineReply::Updated(result) => self.handle_updated(result, around),
             EngineReply::LegAdded(result) => self.handle_leg_added(result, around),
             EngineReply::LegUpdated(result) => self.handle_leg_updated(&result, around),
-            EngineReply::LegRemoved(_) => self.session.handle_leg(),
+            EngineReply::LegRemoved(result) => self.handle_leg_removed(result, around),
             EngineReply::Closed(result) => {
                 match result {
                     Ok(stats) => self.stats = Some(*stats),
@@ -622,6 +635,7 @@ impl Call {
             // What only counts.
             SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
             SessionEvent::Report { stats } => self.stats = Some(*stats),
+            SessionEvent::LegReport { stats } => self.handle_leg_report(stats),
             SessionEvent::Ended { reason, stats, detail } => {
                 self.session.lose();
                 if stats.is_some() {
@@ -660,7 +674,7 @@ impl Call {
     fn answer(&mut self, around: &mut Surroundings<'_>) {
         let text = match &self.offer {
             Some(Ok(offer)) => self.negotiation.answer(offer),
-            _ => self.negotiation.offer().ok_or(NegotiationError::Missing),
+            _ => self.negotiation.offer_in_answer().ok_or(NegotiationError::Missing),
         };
         let text = match text {
             Ok(text) => text,
@@ -672,7 +686,7 @@ impl Call {
         };
         self.answer = Some(text);
         // After a delayed offer the engine starts when the ACK has brought address and codec.
-        match self.negotiation.awaits_answer() || !self.has_media() {
+        match self.negotiation.awaits_ack() || !self.has_media() {
             true => self.send_answer(around),
             false => self.session.start(),
         }
@@ -719,11 +733,12 @@ impl Call {
         if self.life.is_ending() {
             return;
         }
-        if self.negotiation.awaits_answer() {
+        // A re-INVITE of ours may wait behind this ACK: its answer comes with its own 2xx.
+        if self.negotiation.awaits_ack() {
             match self.negotiation.accept(ack.sdp()) {
                 Ok(_) if !self.has_media() => {}
                 Ok(negotiated) => {
-                    self.session.update(self.rtp(&negotiated));
+                    self.move_media(self.rtp(&negotiated));
                     if self.life.state() == State::Ringing {
                         self.session.start();
                     }

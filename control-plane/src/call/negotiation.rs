@@ -50,6 +50,16 @@ pub enum NegotiationError {
     Missing,
 }
 
+/// Which message brings the answer to an offer of ours. An ACK without one may come while a 2xx is waited for: it is that of
+/// the exchange before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AnswerIn {
+    /// We offered in an INVITE.
+    Answer,
+    /// We offered in a 2xx.
+    Ack,
+}
+
 /// The offer/answer state of one dialog.
 #[derive(Debug, Default)]
 pub struct Negotiation {
@@ -65,11 +75,13 @@ pub struct Negotiation {
     inband_dtmf: bool,
     /// How the engine trusts the source of the call's RTP.
     latching: Latching,
+    /// Of the engine's certificate for this call.
+    fingerprint: Option<Fingerprint>,
     local: Option<LocalMedia>,
     /// The description that the caller has last got from us, as sent.
     sent: Option<SessionDescription>,
-    /// An offer of ours that waits for the ACK.
-    offered: Option<SessionDescription>,
+    /// An offer of ours, and what brings its answer.
+    offered: Option<(SessionDescription, AnswerIn)>,
     current: Option<Negotiated>,
     proposed: Option<(SessionDescription, Negotiated)>,
 }
@@ -101,6 +113,7 @@ impl Negotiation {
 
     /// The engine has opened a port, and shows this certificate there. `session_id` is random, for `o=`.
     pub fn open(&mut self, address: IpAddr, port: u16, session_id: u64, fingerprint: Option<Fingerprint>) {
+        self.fingerprint = fingerprint;
         self.local = Some(self.local_media(address, port, session_id, fingerprint));
     }
 
@@ -147,19 +160,33 @@ impl Negotiation {
             Some(LocalMedia { direction, ..self.local_media(address, PORT_UNKNOWN, session_id, None) });
     }
 
-    /// For another dialog that is to have the same port: nothing is said in it yet, and nobody is held.
-    pub fn for_another_dialog(&self, has_media: bool) -> Self {
-        let mut other = Self {
-            codecs: self.codecs.clone(),
-            inband_dtmf: self.inband_dtmf,
-            latching: self.latching,
-            local: self.local.clone(),
-            ..Self::default()
-        };
-        if has_media {
-            other.hold(None);
+    /// This dialog is to have the port of another one, under its own rules and with its own keys; nothing is said in it yet,
+    /// and nobody is held.
+    pub fn take_port_of(&mut self, other: &Self, has_media: bool) {
+        let Some(of_other) = &other.local else { return };
+        self.open(of_other.address, of_other.port, of_other.session_id, other.fingerprint);
+        if let Some(local) = self.local.as_mut().filter(|_| !has_media) {
+            local.direction = of_other.direction;
         }
-        other
+    }
+
+    /// Whether the call is protected by keys in SDP.
+    pub fn srtp_policy(&self) -> SrtpPolicy {
+        self.srtp.policy
+    }
+
+    /// What holds is protected.
+    pub fn is_protected(&self) -> bool {
+        self.current.is_some_and(|current| current.is_protected())
+    }
+
+    /// What is said in the clear is refused from now on. `false`: an offer of ours would have no keys.
+    pub fn require_protection(&mut self) -> bool {
+        self.srtp.policy = SrtpPolicy::Required;
+        if let Some(local) = &mut self.local {
+            local.srtp.policy = SrtpPolicy::Required;
+        }
+        !self.srtp.keys.is_empty() || self.offers_dtls && self.dtls.is_some()
     }
 
     /// What holds now.
@@ -172,9 +199,14 @@ impl Negotiation {
         self.current.as_ref().is_some_and(Negotiated::is_held)
     }
 
-    /// Whether an offer of ours waits for its answer in the ACK.
+    /// Whether an offer of ours waits for its answer, in whichever message.
     pub fn awaits_answer(&self) -> bool {
         self.offered.is_some()
+    }
+
+    /// Whether an offer of ours, made in a 2xx, waits for its answer in the ACK.
+    pub fn awaits_ack(&self) -> bool {
+        matches!(self.offered, Some((_, AnswerIn::Ack)))
     }
 
     /// Answers the offer of the INVITE.
@@ -223,39 +255,55 @@ impl Negotiation {
         self.offered = None;
     }
 
-    /// Our offer, for an INVITE or re-INVITE without one.
+    /// Our offer, in an INVITE or re-INVITE of ours.
     pub fn offer(&mut self) -> Option<String> {
+        self.offer_until(AnswerIn::Answer)
+    }
+
+    /// Our offer, in the 2xx to an INVITE or re-INVITE without one.
+    pub fn offer_in_answer(&mut self) -> Option<String> {
+        self.offer_until(AnswerIn::Ack)
+    }
+
+    fn offer_until(&mut self, answer: AnswerIn) -> Option<String> {
         let mut local = self.local.clone()?;
-        local.codecs = match &self.current {
-            // In a live dialog the codec stays: the engine need not change it twice.
-            Some(current) => vec![current.codec],
-            None if self.codecs.is_empty() && self.offers_dtls => OFFERED_TO_BROWSERS.to_vec(),
-            None if self.codecs.is_empty() => OFFERED.to_vec(),
-            None => self.codecs.clone(),
+        let Some(current) = self.current else {
+            local.codecs = match self.codecs.is_empty() {
+                true if self.offers_dtls => OFFERED_TO_BROWSERS.to_vec(),
+                true => OFFERED.to_vec(),
+                false => self.codecs.clone(),
+            };
+            return self.offered(negotiate::offer(&local), answer);
         };
-        if let Some(current) = &self.current {
-            // And so does its protection, or its want of it.
-            match current.srtp {
-                Some(keys) => {
-                    local.srtp = LocalSrtp { policy: SrtpPolicy::Required, keys: vec![keys.local] };
-                }
-                None => local.srtp = LocalSrtp::default(),
+        // In a live dialog all stays: the engine need not change it twice. And so does its protection, or its want of it.
+        match current.srtp {
+            Some(keys) => {
+                local.srtp = LocalSrtp { policy: SrtpPolicy::Required, keys: vec![keys.local] };
             }
-            if let Some(dtls) = &mut local.dtls {
-                (dtls.current, dtls.is_offered) = (current.dtls, current.dtls.is_some());
-            }
+            None => local.srtp = LocalSrtp::default(),
         }
-        let description = self.versioned(negotiate::offer(&local));
+        if let Some(dtls) = &mut local.dtls {
+            (dtls.current, dtls.is_offered) = (current.dtls, current.dtls.is_some());
+        }
+        let description = match &self.sent {
+            Some(last) => negotiate::offer_again(&local, &current, last),
+            None => negotiate::offer(&LocalMedia { codecs: vec![current.codec], ..local }),
+        };
+        self.offered(description, answer)
+    }
+
+    fn offered(&mut self, description: SessionDescription, answer: AnswerIn) -> Option<String> {
+        let description = self.versioned(description);
         let text = description.to_string();
         self.sent = Some(description.clone());
         self.proposed = None;
-        self.offered = Some(description);
+        self.offered = Some((description, answer));
         Some(text)
     }
 
     /// An answer that came before the answer: what holds until the final one. Another fork's replaces it.
     pub fn accept_early(&mut self, answer: &[u8]) -> Result<Negotiated, NegotiationError> {
-        let offer = self.offered.as_ref().ok_or(NegotiationError::Missing)?;
+        let (offer, _) = self.offered.as_ref().ok_or(NegotiationError::Missing)?;
         let negotiated = negotiate::accept_answer(offer, &SessionDescription::parse(answer)?)?;
         self.current = Some(negotiated);
         Ok(negotiated)
@@ -292,7 +340,7 @@ impl Negotiation {
 
     /// The caller's answer to our offer.
     pub fn accept(&mut self, answer: Option<&[u8]>) -> Result<Negotiated, NegotiationError> {
-        let offer = self.offered.take().ok_or(NegotiationError::Missing)?;
+        let (offer, _) = self.offered.take().ok_or(NegotiationError::Missing)?;
         let answer = SessionDescription::parse(answer.ok_or(NegotiationError::Missing)?)?;
         let negotiated = negotiate::accept_answer(&offer, &answer)?;
         self.current = Some(negotiated);
@@ -580,6 +628,25 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_the_formats_and_a_browsers_names_stay_in_our_next_offer() {
+        let mut negotiation = with_browsers();
+        negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77, Some(Fingerprint::new([0xCD; 32])));
+        let text = of_a_browser("them")
+            .to_string()
+            .replace("t=0 0\r\n", "t=0 0\r\na=group:BUNDLE v a\r\nm=video 40000 UDP/TLS/RTP/SAVPF 96\r\na=mid:v\r\n")
+            .replace("SAVPF 0\r\n", "SAVPF 111 126\r\na=mid:a\r\na=rtpmap:111 opus/48000/2\r\na=rtpmap:126 telephone-event/48000\r\n");
+        let answer = negotiation.answer(&SessionDescription::parse(text.as_bytes()).unwrap()).unwrap();
+        let ours = negotiation.offer().unwrap();
+        assert!(ours.contains("UDP/TLS/RTP/SAVPF 111 126\r\n"), "{ours}");
+        for line in
+            ["a=group:BUNDLE a", "a=mid:a", "m=video 0", "a=rtpmap:126 telephone-event/48000", "a=mid:v"]
+        {
+            assert!(ours.contains(line) && answer.contains(line), "{line}: {answer}\n{ours}");
+        }
+        assert!(ours.find("m=video") < ours.find("m=audio"), "{ours}");
+    }
+
+    #[test]
     fn restart_of_ice_that_is_taken_back_leaves_the_credentials() {
         let mut negotiation = with_browsers();
         negotiation.open("127.0.0.1".parse().unwrap(), 20_000, 77, Some(Fingerprint::new([0xCD; 32])));
@@ -661,7 +728,8 @@ mod tests {
         let mut negotiation = negotiation();
         negotiation.answer(&description("sendrecv", "8")).unwrap();
         negotiation.hold(Some(HoldOffer::Inactive));
-        let mut other = negotiation.for_another_dialog(true);
+        let mut other = Negotiation::default();
+        other.take_port_of(&negotiation, true);
         assert!(other.current().is_none() && !other.awaits_answer());
         let offer = other.offer().unwrap();
         assert!(offer.contains("m=audio 20000 RTP/AVP 0 8") && offer.contains("a=sendrecv"), "{offer}");

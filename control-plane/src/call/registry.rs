@@ -392,6 +392,9 @@ impl Calls {
             Event::Reinvite { request, .. } => self.on_call(call_id, now, |call, _, around| {
                 call.handle_guest_reinvite(sip, &request, around);
             }),
+            Event::ReinviteCancelled { .. } => self.on_call(call_id, now, |call, _, _| {
+                call.handle_guest_reinvite_cancelled(sip);
+            }),
             _ => {}
         }
     }

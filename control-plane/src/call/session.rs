@@ -36,6 +36,10 @@ enum Phase {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UpdateNumber(u64);
 
+/// Which command about a second leg: its reply must be told from that of an earlier one, perhaps of another leg.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LegNumber(u64);
+
 /// One media session.
 #[derive(Debug)]
 pub struct Session {
@@ -56,9 +60,10 @@ pub struct Session {
     /// The Update that is under way.
     updating: Option<UpdateNumber>,
     /// About the second leg, in order.
-    leg: VecDeque<EngineCommand>,
-    /// One of them is under way.
-    is_leg_under_way: bool,
+    leg: VecDeque<(LegNumber, EngineCommand)>,
+    last_leg: LegNumber,
+    /// The one of them that is under way.
+    leg_under_way: Option<LegNumber>,
     close: Option<&'static str>,
     open: Option<Box<engine::OpenSessionRequest>>,
 }
@@ -80,7 +85,8 @@ impl Default for Session {
             last_update: UpdateNumber::default(),
             updating: None,
             leg: VecDeque::new(),
-            is_leg_under_way: false,
+            last_leg: LegNumber::default(),
+            leg_under_way: None,
             close: None,
             open: None,
         }
@@ -150,33 +156,45 @@ impl Session {
         self.last_update
     }
 
-    /// Adds a second leg, or changes it. `false`: too much waits already.
-    pub fn change_leg(&mut self, command: EngineCommand) -> bool {
+    /// Adds a second leg, or changes it; one that is to be removed first is. `None`: too much waits already.
+    pub fn change_leg(&mut self, command: EngineCommand) -> Option<LegNumber> {
         let has_room = self.leg.len() < LEG_COMMANDS_MAX && self.phase != Phase::Closed;
-        if has_room {
-            self.leg.push_back(command);
-        }
-        has_room
+        has_room.then(|| {
+            let number = self.next_leg();
+            self.leg.push_back((number, command));
+            number
+        })
     }
 
     /// Removes the second leg, also one whose adding is under way; what else waits for it is forgotten.
     pub fn remove_leg(&mut self) {
-        let waited = self.leg.iter().any(|command| matches!(command, EngineCommand::AddLeg(_)));
-        self.leg.clear();
+        let waited = self.leg.iter().any(|(_, command)| matches!(command, EngineCommand::AddLeg(_)));
+        // The removal of the leg before stays.
+        self.leg.retain(|(_, command)| *command == EngineCommand::RemoveLeg);
         // One that was never asked for needs no removing.
         if !waited && self.phase != Phase::Closed {
-            self.leg.push_back(EngineCommand::RemoveLeg);
+            let number = self.next_leg();
+            self.leg.push_back((number, EngineCommand::RemoveLeg));
         }
     }
 
-    /// Nothing is known to be left of a second leg, and nothing waits for it.
-    pub fn is_leg_at_rest(&self) -> bool {
-        self.leg.is_empty() && !self.is_leg_under_way
+    /// The second leg was not removed: it is tried again before anything else is done about a leg.
+    pub fn remove_leg_again(&mut self) {
+        if self.phase != Phase::Closed {
+            let number = self.next_leg();
+            self.leg.push_front((number, EngineCommand::RemoveLeg));
+        }
     }
 
-    /// The engine has answered a command about the second leg.
-    pub fn handle_leg(&mut self) {
-        (self.command_under_way, self.is_leg_under_way) = (false, false);
+    fn next_leg(&mut self) -> LegNumber {
+        self.last_leg.0 += 1;
+        self.last_leg
+    }
+
+    /// The engine has answered a command about the second leg: which.
+    pub fn handle_leg(&mut self) -> Option<LegNumber> {
+        self.command_under_way = false;
+        self.leg_under_way.take()
     }
 
     /// Ends it; what waits is forgotten.
@@ -272,8 +290,8 @@ impl Session {
             EngineCommand::Start
         } else if std::mem::take(&mut self.listen) {
             EngineCommand::Listen
-        } else if let Some(command) = self.leg.pop_front() {
-            self.is_leg_under_way = true;
+        } else if let Some((number, command)) = self.leg.pop_front() {
+            self.leg_under_way = Some(number);
             command
         } else if let Some(what) = self.tells.pop_front() {
             EngineCommand::Tell(what)
@@ -384,19 +402,35 @@ mod tests {
     #[test]
     fn leg_whose_adding_still_waits_is_not_asked_for_and_one_that_was_asked_for_is_removed() {
         let mut session = open_session();
-        assert!(session.change_leg(EngineCommand::AddLeg(Box::default())));
+        let added = session.change_leg(EngineCommand::AddLeg(Box::default()));
+        assert!(added.is_some());
         session.remove_leg();
-        assert!(session.is_leg_at_rest());
         assert_eq!(session.poll_command(), None);
 
-        assert!(session.change_leg(EngineCommand::AddLeg(Box::default())));
+        let added = session.change_leg(EngineCommand::AddLeg(Box::default()));
         assert!(matches!(session.poll_command(), Some(EngineCommand::AddLeg(_))));
         session.remove_leg();
-        session.handle_leg();
+        assert_eq!(session.handle_leg(), added);
         assert_eq!(session.poll_command(), Some(EngineCommand::RemoveLeg));
-        assert!(!session.is_leg_at_rest());
+        assert_eq!(session.poll_command(), None);
+        assert_ne!(session.handle_leg(), added);
+        assert_eq!(session.poll_command(), None);
+    }
+
+    #[test]
+    fn leg_waits_until_the_one_before_is_removed_and_that_is_tried_again_first() {
+        let mut session = open_session();
+        session.remove_leg();
+        session.change_leg(EngineCommand::AddLeg(Box::default()));
+        assert_eq!(session.poll_command(), Some(EngineCommand::RemoveLeg));
         session.handle_leg();
-        assert!(session.is_leg_at_rest());
+        session.remove_leg_again();
+        // The next one is taken back meanwhile: the one before is removed all the same.
+        session.remove_leg();
+        session.change_leg(EngineCommand::AddLeg(Box::default()));
+        assert_eq!(session.poll_command(), Some(EngineCommand::RemoveLeg));
+        session.handle_leg();
+        assert!(matches!(session.poll_command(), Some(EngineCommand::AddLeg(_))));
     }
 
     #[test]

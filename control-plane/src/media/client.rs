@@ -102,7 +102,13 @@ impl EngineClient {
             }
             EngineCommand::RemoveLeg => {
                 let request = engine::RemoveLegRequest { session_id };
-                EngineReply::LegRemoved(self.ask(Command::RemoveLeg(request), |_| Some(())).await)
+                EngineReply::LegRemoved(
+                    self.ask(Command::RemoveLeg(request), |outcome| match outcome {
+                        Outcome::LegRemoved(removed) => Some(Box::new(removed.stats.unwrap_or_default())),
+                        _ => None,
+                    })
+                    .await,
+                )
             }
             EngineCommand::Close { reason } => {
                 let request = engine::CloseSessionRequest { session_id, reason: reason.to_owned() };
@@ -217,7 +223,10 @@ pub fn read(event: engine::Event) -> Option<News> {
         Body::AgentHeaders(set) => SessionEvent::AgentHeaders { headers: set.headers.into_iter().collect() },
         Body::MediaStarted(started) => SessionEvent::MediaStarted { took_ms: started.took_ms },
         Body::DtmfReceived(_) => SessionEvent::Dtmf,
-        Body::SessionReport(report) => SessionEvent::Report { stats: Box::new(report.stats?) },
+        Body::SessionReport(report) => match (report.stats, report.second_leg) {
+            (Some(stats), _) => SessionEvent::Report { stats: Box::new(stats) },
+            (None, stats) => SessionEvent::LegReport { stats: Box::new(stats?) },
+        },
         // For whoever watches the engine; the life of a call does not depend on it yet.
         Body::Idle(_) => return None,
         Body::SessionEnded(ended) => {

@@ -117,6 +117,11 @@ pub enum SessionEvent {
         /// Figures until now.
         stats: Box<tandem_api::engine::v1::SessionStats>,
     },
+    /// How it goes on its second leg.
+    LegReport {
+        /// Figures until now.
+        stats: Box<tandem_api::engine::v1::SessionStats>,
+    },
     /// The engine ended the session by itself.
     Ended {
         /// Why.

@@ -46,6 +46,12 @@ impl SrtpRules {
         }
     }
 
+    /// Whether somebody who comes over this trunk may take a protected call over in the clear: only where the file says
+    /// that its calls may be so. Who says nothing has not thought of other people's calls.
+    pub fn may_lose_protection(self) -> bool {
+        matches!(self.mode, Some(SrtpPolicy::Off | SrtpPolicy::Optional))
+    }
+
     /// Whether an offer of DTLS-SRTP is answered: unless all protection is off. Its keys never stand in a message, so
     /// signalling in the clear harms less than it does to keys in SDP; and a browser speaks nothing else.
     pub fn allows_dtls(self) -> bool {
@@ -75,7 +81,7 @@ impl Default for Health {
 pub struct TransferPolicy {
     /// What a REFER from the trunk does.
     pub refer_in: ReferIn,
-    /// Whether an agent's transfer is asked of the trunk by REFER.
+    /// Whether an agent may hand its caller on over this trunk: by REFER, or by bringing in somebody who is called over it.
     pub refer_out: bool,
     /// Targets that either may name: a number prefix (`+49`) or a host (`pbx.example.com`). The trunk's own domain is
     /// always one; without prefixes every number that may be called is.

@@ -56,6 +56,10 @@ pub(crate) struct Bed {
     pub(crate) updates: Result<(), EngineRefusal>,
     /// What engines say to AddLeg.
     pub(crate) legs: Result<(), EngineRefusal>,
+    /// To UpdateLeg.
+    pub(crate) leg_updates: Result<(), EngineRefusal>,
+    /// And to RemoveLeg.
+    pub(crate) leg_removals: Result<engine::SessionStats, EngineRefusal>,
     pub(crate) agent: Agent,
     /// The store does not answer by itself when false.
     pub(crate) store_answers: bool,
@@ -127,6 +131,8 @@ impl Bed {
             opens: Opens::Ready,
             updates: Ok(()),
             legs: Ok(()),
+            leg_updates: Ok(()),
+            leg_removals: Ok(engine::SessionStats::default()),
             agent: Agent::Echo,
             store_answers: true,
             caller_is_heard: true,
@@ -440,8 +446,8 @@ impl Bed {
                     ..Default::default()
                 })
             })),
-            EngineCommand::UpdateLeg(_) => EngineReply::LegUpdated(Ok(())),
-            EngineCommand::RemoveLeg => EngineReply::LegRemoved(Ok(())),
+            EngineCommand::UpdateLeg(_) => EngineReply::LegUpdated(self.leg_updates.clone()),
+            EngineCommand::RemoveLeg => EngineReply::LegRemoved(self.leg_removals.clone().map(Box::new)),
             EngineCommand::Close { .. } => {
                 let stats = engine::SessionStats { rtp_sent: 50, ..Default::default() };
                 EngineReply::Closed(self.closes.clone().map(|()| Box::new(stats)))

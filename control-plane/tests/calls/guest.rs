@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use control_plane::call::action::{EngineCommand, EngineRefusal};
+use control_plane::call::gate::TenantLimits;
 use control_plane::call::machine::Asked;
 use control_plane::call::registry::joining::Guest;
 use control_plane::media::SessionEvent;
+use control_plane::trunk::{Trunk, Trunks};
 use tandem_api::engine::v1::tell_agent_request::What as Tell;
-use tandem_api::engine::v1::{Direction, LegRole, TransferMode};
-use tandem_sip::message::{Method, Reply};
+use tandem_api::engine::v1::{Direction, LegRole, SessionStats, TransferMode};
+use tandem_sip::message::{Body, Method, Reply};
 use tandem_sip::{CallHandle, Headers};
 use uuid::Uuid;
 
@@ -209,6 +211,41 @@ fn agent_may_only_bring_in_whom_the_trunks_targets_name() {
 }
 
 #[test]
+fn trunk_that_lets_agents_refer_nobody_lets_them_bring_in_nobody_either() {
+    let mut bed = Bed::new();
+    let (_, call_id) = bed.talking(&trunk(|trunk| trunk.transfer.refer_out = false));
+    let calls = bed.incoming.len();
+    for mode in [TransferMode::Bridge, TransferMode::Consult, TransferMode::Refer] {
+        bed.agent_wants(call_id, "+4930333", mode);
+    }
+    assert_eq!(bed.told_of_guests(), ["failed the trunk's policy allows no transfer"; 3]);
+    assert_eq!(bed.operator_wants(call_id, "+4930333", LegRole::Conference), Asked::Done, "operators may");
+    assert_eq!(bed.incoming.len(), calls + 1);
+}
+
+#[test]
+fn over_a_trunk_that_is_not_the_calls_own_only_listed_numbers_are_called() {
+    for (targets, number, is_called) in [
+        (vec![], "+4930333", false),
+        (vec!["192.0.2.9"], "+4930333", false),
+        (vec!["192.0.2.9", "+4930"], "+4930333", true),
+        (vec!["192.0.2.9", "+4930"], "+4940111", false),
+        (vec!["192.0.2.9"], "sip:desk@192.0.2.9", true),
+        (vec!["192.0.2.9"], "sip:+4930333@192.0.2.9", false),
+        (vec!["+4930"], "sip:desk@192.0.2.9", false),
+    ] {
+        let mut other = Trunk::clone(&trunk(|_| {}));
+        other.transfer.targets = targets.iter().map(|target| (*target).to_owned()).collect();
+        let mut bed = Bed::with_trunks(Trunks::new([other], []), TenantLimits::default());
+        bed.guard = None;
+        // It came with a key, and over no trunk.
+        let (_, call_id) = bed.connected();
+        bed.agent_wants(call_id, number, TransferMode::Consult);
+        assert_eq!(bed.incoming.len(), usize::from(is_called), "{targets:?} {number}: {:?}", bed.told());
+    }
+}
+
+#[test]
 fn operator_who_listens_in_is_a_secret_and_one_who_whispers_is_not() {
     let mut bed = Bed::new();
     let (_, call_id) = bed.talking(&trunk(|_| {}));
@@ -219,10 +256,55 @@ fn operator_who_listens_in_is_a_secret_and_one_who_whispers_is_not() {
     assert_eq!(bed.operator_wants(call_id, "", LegRole::Whisper), Asked::Done);
     let roles: Vec<LegRole> = bed.roles().into_iter().map(|(role, _)| role).collect();
     assert_eq!(roles, [LegRole::Listen, LegRole::Listen, LegRole::Whisper]);
+    assert_eq!(bed.told_of_guests(), ["joined"]);
     // An agent that leaves ends such a call: the caller would hear nobody.
     bed.session(call_id, SessionEvent::AgentHangup);
     assert_eq!(bed.byes(), 2, "{:?}", bed.heard);
     assert!(bed.calls.is_empty());
+}
+
+#[test]
+fn who_listens_in_is_nobody_to_the_agent_whatever_it_wants() {
+    let mut bed = Bed::new();
+    let (_, call_id) = bed.talking(&trunk(|_| {}));
+    assert_eq!(bed.operator_wants(call_id, "+4930555", LegRole::Listen), Asked::Done);
+    for answered in [false, true] {
+        if answered {
+            bed.guest_answers();
+        }
+        for mode in [TransferMode::Conference, TransferMode::Complete, TransferMode::Cancel] {
+            bed.agent_wants(call_id, "", mode);
+        }
+    }
+    assert_eq!(bed.told_of_guests(), ["failed there is nobody"; 6]);
+    assert!(bed.roles().iter().all(|(role, _)| *role == LegRole::Listen), "{:?}", bed.roles());
+    // Nor is it in the way of a transfer.
+    bed.agent_wants(call_id, "+4930333", TransferMode::Refer);
+    assert!(bed.heard.iter().any(|heard| matches!(heard, Heard::Refer { .. })));
+    assert_eq!((bed.legs_removed(), bed.byes()), (0, 0));
+}
+
+#[test]
+fn who_listens_in_gives_way_to_whom_the_agent_brings_in_and_finds_out_why() {
+    for answered in [false, true] {
+        let mut bed = Bed::new();
+        let (_, call_id) = bed.talking(&trunk(|_| {}));
+        bed.operator_wants(call_id, "+4930555", LegRole::Listen);
+        if answered {
+            bed.guest_answers();
+        }
+        bed.agent_wants(call_id, "+4930333", TransferMode::Consult);
+        assert_eq!(bed.legs_removed(), 1);
+        assert_eq!(bed.incoming.last().unwrap().1.uri.user().unwrap(), "+4930333");
+        bed.guest_answers();
+        assert_eq!(bed.told_of_guests(), ["trying", "joined"]);
+        assert_eq!(bed.byes(), usize::from(answered), "{:?}", bed.heard);
+        let decisions = bed.calls.get("t1", call_id).unwrap().decisions;
+        let why = decisions.iter().find(|step| step.rule == "guest" && !step.passed).unwrap();
+        assert!(why.got.ends_with("the agent brings somebody in"), "{}", why.got);
+        // A supervisor is not let in on top of it.
+        assert_eq!(bed.operator_wants(call_id, "+4930555", LegRole::Listen), Asked::Busy);
+    }
 }
 
 #[test]
@@ -252,6 +334,30 @@ fn guest_may_hold_and_refresh_and_nothing_else() {
 }
 
 #[test]
+fn change_that_the_engine_refuses_leaves_the_guest_as_it_was() {
+    let (mut bed, _, guest, call_id) = put_through();
+    bed.leg_updates = Err(EngineRefusal::Invalid("rtp.codec".into()));
+    bed.reinvite(guest, Some(&offer("sendonly", "0")));
+    assert!(matches!(bed.heard.last(), Some(Heard::ReinviteRefused(488))), "{:?}", bed.heard.last());
+    let hold = Body::sdp(offer("sendonly", "0"));
+    assert_eq!(bed.request(guest, Method::Update, Some(hold)).0, 488);
+    assert_eq!((bed.legs_removed(), bed.byes(), bed.state(call_id).as_str()), (0, 0, "connected"));
+    bed.leg_updates = Ok(());
+    bed.reinvite(guest, Some(&offer("sendonly", "0")));
+    assert!(matches!(bed.heard.last(), Some(Heard::ReinviteAnswered(sdp)) if sdp.contains("a=recvonly")));
+}
+
+#[test]
+fn update_of_a_guest_that_is_no_description_is_415_and_changes_nothing() {
+    let (mut bed, _, guest, _) = put_through();
+    let body = Body { content_type: "application/json", bytes: b"{}".to_vec() };
+    assert_eq!(bed.request(guest, Method::Update, Some(body)).0, 415);
+    // No offer of ours is open.
+    let hold = Body::sdp(offer("sendonly", "0"));
+    assert_eq!(bed.request(guest, Method::Update, Some(hold)).0, 200);
+}
+
+#[test]
 fn guest_whose_answer_cannot_be_used_is_hung_up() {
     let mut bed = Bed::new();
     let (_, call_id) = bed.talking(&trunk(|_| {}));
@@ -259,6 +365,55 @@ fn guest_whose_answer_cannot_be_used_is_hung_up() {
     bed.callee_says(200, Some(&offer("sendrecv", "18")));
     assert!(bed.told_of_guests().last().unwrap().starts_with("left"), "{:?}", bed.told_of_guests());
     assert_eq!((bed.byes(), bed.legs_removed(), bed.state(call_id).as_str()), (1, 1, "connected"));
+}
+
+#[test]
+fn calls_record_says_how_long_a_guest_talked_and_how_well_it_was_heard() {
+    let of_leg = |lost| SessionStats {
+        rtp_received: 97,
+        rtp_lost: lost,
+        jitter_ms: 2.0,
+        mos: Some(4.2),
+        ..SessionStats::default()
+    };
+    for ends_the_call in [false, true] {
+        let (mut bed, callee, guest, call_id) = put_through();
+        bed.pass(Duration::from_secs(12));
+        bed.session(call_id, SessionEvent::LegReport { stats: Box::new(of_leg(1)) });
+        bed.leg_removals = Ok(of_leg(3));
+        bed.caller.bye(if ends_the_call { callee } else { guest }, Headers::new(), bed.now).unwrap();
+        bed.run();
+        if !ends_the_call {
+            bed.caller.bye(callee, Headers::new(), bed.now).unwrap();
+            bed.run();
+        }
+        let decisions = &bed.last_record().call.decisions;
+        let last: Vec<&str> = decisions
+            .iter()
+            .filter(|step| step.field.starts_with("second leg of +4930333"))
+            .map(|step| step.got.as_str())
+            .collect();
+        // With the call goes the leg: what was reported is what is known.
+        let lost = if ends_the_call { "1 of 98" } else { "3 of 100" };
+        assert_eq!(last, [format!("12 s, {lost} lost, jitter 2.0 ms, MOS 4.2")]);
+    }
+}
+
+#[test]
+fn engine_that_does_not_remove_the_leg_of_one_who_has_gone_is_asked_again_and_then_given_up() {
+    let (mut bed, _, guest, call_id) = put_through();
+    bed.leg_removals = Err(EngineRefusal::Unreachable("no answer in time".into()));
+    bed.caller.bye(guest, Headers::new(), bed.now).unwrap();
+    bed.run();
+    assert_eq!(bed.legs_removed(), 3);
+    assert_eq!(bed.state(call_id), "gone");
+    assert_eq!(bed.last_record().call.ending.clone().unwrap().reason, "engine_lost");
+    // That there is none is as good.
+    let (mut bed, _, guest, call_id) = put_through();
+    bed.leg_removals = Err(EngineRefusal::Gone);
+    bed.caller.bye(guest, Headers::new(), bed.now).unwrap();
+    bed.run();
+    assert_eq!((bed.legs_removed(), bed.state(call_id).as_str()), (1, "connected"));
 }
 
 #[test]

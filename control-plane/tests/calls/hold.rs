@@ -1,5 +1,7 @@
 //! Hold, resume and refresh by re-INVITE.
 
+use std::time::Duration;
+
 use control_plane::call::action::{EngineRefusal, EngineReply};
 use tandem_api::engine::v1::tell_agent_request::What as Tell;
 use tandem_api::engine::v1::{Direction, DtmfReceived};
@@ -141,4 +143,23 @@ fn reply_to_the_update_of_a_reinvite_that_was_taken_back_answers_no_later_one() 
     bed.reply(call_id, EngineReply::Updated(Ok(())));
     assert!(answer(&bed).contains("a=inactive"));
     assert_eq!(bed.state(call_id), "on_hold");
+}
+
+#[test]
+fn ack_that_comes_while_a_hold_of_ours_waits_behind_it_is_not_taken_for_its_answer() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    bed.updates_are_answered = false;
+    bed.reinvite(call, Some(&offer("sendrecv", "0")));
+    // Our 200 arrives; its ACK is lost at first.
+    bed.caller_is_heard = false;
+    bed.reply(call_id, EngineReply::Updated(Ok(())));
+    assert!(matches!(bed.heard.last(), Some(Heard::ReinviteAnswered(_))), "{:?}", bed.heard.last());
+    bed.updates_are_answered = true;
+    bed.calls.hold("t1", call_id, true, bed.now).unwrap();
+    bed.run();
+    bed.caller_is_heard = true;
+    bed.pass(Duration::from_secs(2));
+    assert_eq!(bed.state(call_id), "on_hold", "{:?}", bed.heard);
+    assert_eq!(bed.last_update().direction(), Direction::Inactive);
 }

@@ -14,5 +14,6 @@ mod place;
 mod refusal;
 mod scanners;
 mod storm;
+mod takeover;
 mod transfer;
 mod trunks;

@@ -287,12 +287,61 @@ pub fn offer(local: &LocalMedia) -> SessionDescription {
     let has_clock = |hz: u32| local.codecs.iter().any(|codec| codec.clock_rate().hz() == hz);
     let events =
         TELEPHONE_EVENT_PAYLOAD_TYPES.into_iter().filter(|(hz, _)| local.telephone_event && has_clock(*hz));
+    let terms = offered_terms(local, None);
+    let has_noise = local.comfort_noise && local.codecs.iter().any(|codec| is_noise_beside(*codec, 8_000));
+    let noise = has_noise.then_some((8_000, STATIC_PAYLOAD_TYPE));
+    let media =
+        our_media(local, &formats, &events.collect::<Vec<_>>(), noise, local.ptime, local.direction, terms);
+    let mut description = describe(local, vec![media]);
+    if offers_dtls(local) {
+        description.attributes = dtls::session_attributes(None, None);
+    }
+    description
+}
+
+/// Offers in a live dialog what holds there, as our last description had it: the numbers of the formats stay (RFC 3264
+/// §8.3.2), so does each `m=` in its place (§8), and a browser's stream keeps its name and its group (RFC 8829 §5.2.2).
+pub fn offer_again(local: &LocalMedia, holds: &Negotiated, last: &SessionDescription) -> SessionDescription {
+    let live = last.media.iter().position(|media| media.is("audio") && media.port != 0);
+    let mid = live.and_then(|live| last.media[live].attribute("mid"));
+    let numbered = |payload_type: u8| (holds.clock.hz(), payload_type);
+    let ours = our_media(
+        local,
+        &[(holds.codec, holds.payload_type)],
+        holds.telephone_event_payload_type.map(numbered).as_slice(),
+        holds.comfort_noise_payload_type.map(numbered),
+        local.ptime,
+        local.direction,
+        offered_terms(local, mid),
+    );
+    let media = match live {
+        Some(live) => last
+            .media
+            .iter()
+            .enumerate()
+            .map(|(i, m)| if i == live { ours.clone() } else { refused(m) })
+            .collect(),
+        None => vec![ours],
+    };
+    let mut description = describe(local, media);
+    if offers_dtls(local) {
+        description.attributes = dtls::session_attributes(Some(last), mid);
+    }
+    description
+}
+
+fn offers_dtls(local: &LocalMedia) -> bool {
+    local.dtls.as_ref().is_some_and(|dtls| dtls.is_offered)
+}
+
+/// How a stream of our offers travels.
+fn offered_terms<'a>(local: &LocalMedia, mid: Option<&'a str>) -> Terms<'a> {
     let dtls = local.dtls.as_ref().filter(|dtls| dtls.is_offered);
-    let terms = Terms {
+    Terms {
         transport: dtls.map_or_else(Vec::new, |dtls| {
             dtls.attributes(&dtls.offered_ice(), None, local.address, local.port)
         }),
-        mid: None,
+        mid,
         profile: match dtls {
             Some(_) => dtls::profile(),
             None if local.srtp.policy == SrtpPolicy::Required => SECURE_PROFILE,
@@ -301,16 +350,7 @@ pub fn offer(local: &LocalMedia) -> SessionDescription {
         .to_owned(),
         cryptos: if dtls.is_some() { Vec::new() } else { local.srtp.lines() },
         rtcp_mux: true,
-    };
-    let has_noise = local.comfort_noise && local.codecs.iter().any(|codec| is_noise_beside(*codec, 8_000));
-    let noise = has_noise.then_some((8_000, STATIC_PAYLOAD_TYPE));
-    let media =
-        our_media(local, &formats, &events.collect::<Vec<_>>(), noise, local.ptime, local.direction, terms);
-    let mut description = describe(local, vec![media]);
-    if dtls.is_some() {
-        description.attributes = dtls::session_attributes(None, None);
     }
-    description
 }
 
 /// Reads the answer to an offer of ours.

@@ -7,7 +7,7 @@
 
 use tandem_sdp::SessionDescription;
 use tandem_sip::message::{Body, Reply};
-use tandem_sip::{Request, RequestHandle};
+use tandem_sip::{CallHandle, Request, RequestHandle};
 
 use super::Call;
 use crate::call::action::{Action, EngineRefusal};
@@ -24,6 +24,18 @@ const RETRY_UPDATE_S: u32 = 3;
 pub(super) enum ChangeRequest {
     Reinvite,
     Update(RequestHandle),
+}
+
+impl ChangeRequest {
+    /// 200 with our description, or 488.
+    pub(super) fn answer(self, sip: CallHandle, text: Option<String>) -> Verb {
+        match (self, text.map(Body::sdp)) {
+            (Self::Reinvite, Some(body)) => Verb::Answer(sip, body),
+            (Self::Reinvite, None) => Verb::Reject(sip, Reply::new(488)),
+            (Self::Update(handle), Some(body)) => Verb::Reply(handle, Reply::new(200).body(body)),
+            (Self::Update(handle), None) => Verb::Reply(handle, Reply::new(488)),
+        }
+    }
 }
 
 /// A change that waits until the engine has answered this Update.
@@ -45,7 +57,7 @@ impl Call {
         }
         let Some(body) = request.sdp() else {
             // It wants our offer; the answer comes with the ACK.
-            let text = self.negotiation.offer();
+            let text = self.negotiation.offer_in_answer();
             return self.ask_sip(around, |sip| match text {
                 Some(text) => Verb::Answer(sip, Body::sdp(text)),
                 None => Verb::Reject(sip, Reply::new(488)),
@@ -93,13 +105,7 @@ impl Call {
 
     /// 200 with our description, or 488.
     fn answer_change(&self, request: ChangeRequest, text: Option<String>, around: &mut Surroundings<'_>) {
-        let body = text.map(Body::sdp);
-        self.ask_sip(around, |sip| match (request, body) {
-            (ChangeRequest::Reinvite, Some(body)) => Verb::Answer(sip, body),
-            (ChangeRequest::Reinvite, None) => Verb::Reject(sip, Reply::new(488)),
-            (ChangeRequest::Update(handle), Some(body)) => Verb::Reply(handle, Reply::new(200).body(body)),
-            (ChangeRequest::Update(handle), None) => Verb::Reply(handle, Reply::new(488)),
-        });
+        self.ask_sip(around, |sip| request.answer(sip, text));
     }
 
     /// 488: the dialog is left before the engine has answered.

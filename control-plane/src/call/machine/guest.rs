@@ -11,7 +11,7 @@
 //! While a guest's phone rings the call goes on as it was, except that who is to be put through hears it ring. A call has
 //! one guest at most; what the guest's own trunk says of an offer in the 200 is not asked for: our INVITE always has one.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_api::engine::v1 as engine;
 use tandem_api::engine::v1::LegRole;
@@ -19,6 +19,7 @@ use tandem_sdp::{LocalSrtp, SessionDescription};
 use tandem_sip::message::{Body, Method, Reply, Request, Response};
 use tandem_sip::{CallHandle, EndReason, Headers, RequestHandle};
 
+use super::change::ChangeRequest;
 use super::{Asked, Call};
 use crate::call::action::{Action, EngineCommand, EngineRefusal};
 use crate::call::ending::{Cause, Ending};
@@ -27,8 +28,13 @@ use crate::call::negotiation::{Negotiation, NegotiationError};
 use crate::call::order::{Callee, Host, Order};
 use crate::call::outcome::CarrierWord;
 use crate::call::registry::Surroundings;
+use crate::call::session::LegNumber;
 use crate::call::state::State;
 use crate::sip::{NotSent, Token, Verb};
+
+/// How often the engine is asked to remove a leg: until it says that there is none, somebody who has gone may still be sent
+/// what is said.
+const LEG_REMOVALS_MAX: u8 = 3;
 
 /// Who wants a guest brought in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,18 +63,52 @@ pub(super) struct Guest {
     order: Order,
     role: LegRole,
     asker: Asker,
+    /// The agent has been told of it.
+    is_known: bool,
+    /// The AddLeg of its leg: whatever came before is not about this guest.
+    adding: LegNumber,
     stage: Stage,
     token: Option<Token>,
     /// `None`: the INVITE has not left yet.
     sip: Option<CallHandle>,
     negotiation: Negotiation,
+    /// A change of its session that waits until the engine has answered this UpdateLeg.
+    change: Option<(LegNumber, ChangeRequest)>,
     /// When the phone has rung for too long.
     give_up: Instant,
+    /// When it was answered.
+    since: Option<Instant>,
+    /// What the engine has last said of its leg.
+    stats: Option<Box<engine::SessionStats>>,
+}
+
+/// A guest who has talked and has gone.
+#[derive(Debug)]
+pub(super) struct Departed {
+    to: String,
+    talked: Duration,
+    why: String,
+    stats: Option<Box<engine::SessionStats>>,
 }
 
 impl Guest {
+    /// An operator only listens in: the agent neither hears of it nor finds it in its way.
+    fn is_secret(&self) -> bool {
+        self.asker == Asker::Operator && self.role == LegRole::Listen && !self.is_known
+    }
+
+    /// What is to be said of it afterwards, if it has talked.
+    fn departed(&mut self, why: &str, now: Instant) -> Option<Departed> {
+        let talked = now.duration_since(self.since?);
+        let (to, why) = (self.order.to.shown().to_owned(), why.to_owned());
+        Some(Departed { to, talked, why, stats: self.stats.take() })
+    }
+
     /// BYE or CANCEL, now or when the INVITE has left: a token that nobody knows any more is hung up.
     pub(super) fn leave(self, headers: Headers, around: &mut Surroundings<'_>) {
+        if let Some((_, ChangeRequest::Update(handle))) = self.change {
+            around.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(488))));
+        }
         if let Some(sip) = self.sip {
             if let Some(token) = self.token {
                 around.forget(token);
@@ -76,13 +116,23 @@ impl Guest {
             around.actions.push_back(Action::Sip(Verb::HangUp(sip, headers)));
         }
     }
+}
 
-    /// What its leg is there for while its phone rings: nothing that the caller could hear, but perhaps that it rings.
-    fn role_while_ringing(&self) -> (LegRole, bool) {
-        match self.role {
-            LegRole::Bridge => (LegRole::Consult, true),
-            _ => (LegRole::Listen, false),
-        }
+/// 200 with our description, or 488.
+fn answer_change(
+    sip: CallHandle,
+    request: ChangeRequest,
+    text: Option<String>,
+    around: &mut Surroundings<'_>,
+) {
+    around.actions.push_back(Action::Sip(request.answer(sip, text)));
+}
+
+/// What a leg is there for while its phone rings: nothing that the caller could hear, but perhaps that it rings.
+fn role_while_ringing(role: LegRole) -> (LegRole, bool) {
+    match role {
+        LegRole::Bridge => (LegRole::Consult, true),
+        _ => (LegRole::Listen, false),
     }
 }
 
@@ -90,7 +140,7 @@ impl Call {
     /// An operator wants somebody brought in, or who is there given another role (`to` is empty then).
     pub fn join(&mut self, to: &str, role: LegRole, trunk: &str, around: &mut Surroundings<'_>) -> Asked {
         if to.is_empty() {
-            return self.set_guest_role(role);
+            return self.set_guest_role(role, Asker::Operator);
         }
         match self.guest_order(to, trunk, around) {
             Ok(order) => self.bring_in(order, role, Asker::Operator, around),
@@ -109,10 +159,10 @@ impl Call {
         let role = match mode {
             Mode::Bridge => LegRole::Bridge,
             Mode::Consult => LegRole::Consult,
-            Mode::Complete => return self.set_guest_role(LegRole::Bridge),
-            Mode::Conference => return self.set_guest_role(LegRole::Conference),
+            Mode::Complete => return self.set_guest_role(LegRole::Bridge, Asker::Agent),
+            Mode::Conference => return self.set_guest_role(LegRole::Conference, Asker::Agent),
             Mode::Cancel => {
-                if self.guest.is_none() {
+                if !self.has_open_guest() {
                     return Asked::NoTarget;
                 }
                 self.let_guest_go("the agent wants it so", around);
@@ -148,14 +198,17 @@ impl Call {
     /// A language model must not be talked into dialling what costs money: over the call's own trunk the rules of a
     /// transfer hold; over another one it may name only what that one's targets list; our own phones cost nothing.
     fn check_agent_guest(&self, order: &Order) -> Result<(), String> {
-        let is_own = self.trunk.as_ref().is_some_and(|own| own.name == order.trunk.name);
-        match &order.to {
-            Callee::Phone(_) => Ok(()),
-            _ if !is_own && order.trunk.transfer.targets.is_empty() => {
-                Err(format!("trunk {} names no transfer targets", order.trunk.name))
-            }
-            Callee::Number(number) => super::transfer::check_number(&order.trunk, number),
-            Callee::Uri(uri) => super::transfer::check_number(&order.trunk, &uri.user().unwrap_or_default()),
+        let trunk = &order.trunk;
+        let (user, host) = match &order.to {
+            Callee::Phone(_) => return Ok(()),
+            Callee::Number(number) => (number.as_str().into(), None),
+            Callee::Uri(uri) => (uri.user().unwrap_or_default(), Some(uri.host())),
+        };
+        let is_own = self.trunk.as_ref().is_some_and(|own| own.name == trunk.name);
+        match is_own {
+            true if !trunk.transfer.refer_out => Err("the trunk's policy allows no transfer".to_owned()),
+            true => super::transfer::check_number(trunk, &user),
+            false => super::transfer::check_listed(trunk, &user, host),
         }
     }
 
@@ -173,47 +226,75 @@ impl Call {
         if !self.has_media() {
             return Asked::Policy("the call has no media".to_owned());
         }
-        let is_busy = self.guest.is_some() || self.transfer.is_some() || self.successor.is_some();
-        if is_busy || !self.session.is_leg_at_rest() {
+        let has_guest = match asker {
+            Asker::Agent => self.has_open_guest(),
+            Asker::Operator => self.guest.is_some(),
+        };
+        if has_guest || self.transfer.is_some() || self.successor.is_some() {
             return Asked::Busy;
         }
+        self.displace_listener(around);
         let give_up = around.now + order.ring_max;
+        let (leg_role, caller_rings) = role_while_ringing(role);
+        // Without an address nothing is sent: the leg has a port, and that is all.
+        let rtp = Some(engine::RtpParameters::default());
+        let add = engine::AddLegRequest { rtp, role: leg_role.into(), caller_rings, ..Default::default() };
+        let Some(adding) = self.session.change_leg(EngineCommand::AddLeg(Box::new(add))) else {
+            return Asked::Busy;
+        };
         let guest = Guest {
             negotiation: Negotiation::new(Some(&order.trunk)),
             order,
             role,
             asker,
+            is_known: false,
+            adding,
             stage: Stage::Opening,
             token: None,
             sip: None,
+            change: None,
             give_up,
+            since: None,
+            stats: None,
         };
-        let (role, caller_rings) = guest.role_while_ringing();
-        // Without an address nothing is sent: the leg has a port, and that is all.
-        let rtp = Some(engine::RtpParameters::default());
-        let add = engine::AddLegRequest { rtp, role: role.into(), caller_rings, ..Default::default() };
-        if !self.session.change_leg(EngineCommand::AddLeg(Box::new(add))) {
-            return Asked::Busy;
-        }
         self.note_guest(guest.order.to.shown(), true);
         self.guest = Some(Box::new(guest));
         self.tell_of_guest("trying", "");
         Asked::Done
     }
 
-    fn set_guest_role(&mut self, role: LegRole) -> Asked {
+    /// Somebody is there of whom the agent knows: one who listens in secretly is in nobody's way.
+    pub(super) fn has_open_guest(&self) -> bool {
+        self.guest.as_deref().is_some_and(|guest| !guest.is_secret())
+    }
+
+    /// There is one second leg, and the agent wants it for somebody: who listens in secretly goes. The supervisor finds the
+    /// reason in the BYE and in the call's decision trace.
+    fn displace_listener(&mut self, around: &mut Surroundings<'_>) {
+        let Some(guest) = self.guest.as_deref() else { return };
+        let shown = format!("{}: the agent brings somebody in", guest.order.to.shown());
+        self.note_guest(&shown, false);
+        self.remove_guest(Cause::Replaced, "the agent brings somebody in", around);
+    }
+
+    fn set_guest_role(&mut self, role: LegRole, asker: Asker) -> Asked {
         if self.agent_left && role != LegRole::Bridge {
             return Asked::Policy("the agent has left the call".to_owned());
         }
-        let Some(guest) = &mut self.guest else { return Asked::NoTarget };
+        let has_target = asker == Asker::Operator || self.has_open_guest();
+        let Some(guest) = self.guest.as_deref_mut().filter(|_| has_target) else { return Asked::NoTarget };
         if guest.stage == Stage::Talking {
             let update = engine::UpdateLegRequest { role: role.into(), ..Default::default() };
-            if !self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))) {
+            if self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))).is_none() {
                 return Asked::Busy;
             }
         }
         // One that still rings has it when it is answered.
         guest.role = role;
+        if !guest.is_known && !guest.is_secret() {
+            let status = if guest.stage == Stage::Talking { "joined" } else { "trying" };
+            self.tell_of_guest(status, "");
+        }
         Asked::Done
     }
 
@@ -225,8 +306,8 @@ impl Call {
         result: Result<Box<engine::AddLegResponse>, EngineRefusal>,
         around: &mut Surroundings<'_>,
     ) {
-        self.session.handle_leg();
-        let is_its = self.guest.as_ref().is_some_and(|guest| guest.stage == Stage::Opening);
+        let number = self.session.handle_leg();
+        let is_its = self.guest.as_ref().is_some_and(|guest| number == Some(guest.adding));
         match result {
             // What nobody waits for any more is being removed already.
             _ if !is_its => {}
@@ -256,11 +337,44 @@ impl Call {
         result: &Result<(), EngineRefusal>,
         around: &mut Surroundings<'_>,
     ) {
-        self.session.handle_leg();
-        let is_its = self.guest.as_ref().is_some_and(|guest| guest.stage == Stage::Talking);
-        if let (Err(_), true) = (result, is_its) {
-            self.let_guest_go("the media engine cannot carry it", around);
+        let number = self.session.handle_leg();
+        let its = self.guest.as_deref_mut().filter(|guest| number > Some(guest.adding));
+        let Some(guest) = its else { return };
+        let change = guest.change.take_if(|(of, _)| Some(*of) == number);
+        match (result, change, guest.sip) {
+            (Ok(()), Some((_, request)), Some(sip)) => {
+                let text = guest.negotiation.commit();
+                answer_change(sip, request, text, around);
+            }
+            // It goes on as it was.
+            (Err(refusal), Some((_, request)), Some(sip)) if *refusal != EngineRefusal::Gone => {
+                guest.negotiation.abandon();
+                answer_change(sip, request, None, around);
+            }
+            (Ok(()), ..) => {}
+            (Err(_), ..) => self.let_guest_go("the media engine cannot carry it", around),
         }
+    }
+
+    /// The engine has removed the leg of a guest who has gone, or has not.
+    pub(super) fn handle_leg_removed(
+        &mut self,
+        result: Result<Box<engine::SessionStats>, EngineRefusal>,
+        around: &mut Surroundings<'_>,
+    ) {
+        self.session.handle_leg();
+        if matches!(result, Ok(_) | Err(EngineRefusal::Gone)) {
+            self.legs_not_removed = 0;
+            return self.note_departed(result.ok());
+        }
+        if self.life.is_ending() {
+            return;
+        }
+        self.legs_not_removed += 1;
+        if self.legs_not_removed < LEG_REMOVALS_MAX {
+            return self.session.remove_leg_again();
+        }
+        self.end(Ending::with_detail(Cause::EngineLost, "it did not remove a second leg"), around);
     }
 
     // --- the guest's dialog ---
@@ -341,6 +455,7 @@ impl Call {
         let Some(guest) = self.guest_mut(sip) else { return };
         let token = guest.token.take();
         guest.stage = Stage::Talking;
+        guest.since = Some(around.now);
         let role = guest.role;
         let negotiated = guest.negotiation.accept_final(response.sdp());
         let rtp = negotiated.map(|negotiated| guest.negotiation.rtp_parameters(&negotiated));
@@ -351,7 +466,7 @@ impl Call {
             Ok(rtp) => {
                 let update =
                     engine::UpdateLegRequest { rtp: Some(rtp), role: role.into(), ..Default::default() };
-                if self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))) {
+                if self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))).is_some() {
                     self.tell_of_guest("joined", "");
                 } else {
                     self.let_guest_go("too much waits for the media engine", around);
@@ -397,11 +512,34 @@ impl Call {
         request: &Request,
         around: &mut Surroundings<'_>,
     ) {
-        let verb = match self.change_guest(sip, request.sdp()) {
-            Some(text) => Verb::Answer(sip, Body::sdp(text)),
-            None => Verb::Reject(sip, Reply::new(488)),
+        let guest = self.guest_mut(sip).filter(|guest| guest.stage == Stage::Talking);
+        let verb = match (guest, request.sdp()) {
+            (None, _) => Verb::Reject(sip, Reply::new(488)),
+            // An UPDATE of theirs has no answer yet.
+            (Some(guest), _) if guest.change.is_some() => Verb::Reject(sip, Reply::new(491)),
+            (Some(guest), None) => match guest.negotiation.offer_in_answer() {
+                Some(text) => Verb::Answer(sip, Body::sdp(text)),
+                None => Verb::Reject(sip, Reply::new(488)),
+            },
+            (Some(_), Some(offer)) => return self.change_guest(sip, ChangeRequest::Reinvite, offer, around),
         };
         around.actions.push_back(Action::Sip(verb));
+    }
+
+    /// A guest has taken its re-INVITE back.
+    pub fn handle_guest_reinvite_cancelled(&mut self, sip: CallHandle) {
+        let Some(guest) = self.guest_mut(sip) else { return };
+        if matches!(guest.change, Some((_, ChangeRequest::Update(_)))) {
+            return;
+        }
+        guest.negotiation.abandon();
+        let Some((_, current)) = guest.change.take().zip(guest.negotiation.current().copied()) else {
+            return;
+        };
+        let rtp = Some(guest.negotiation.rtp_parameters(&current));
+        let update = engine::UpdateLegRequest { rtp, ..Default::default() };
+        // Full: the engine has what it took back until the guest changes again.
+        let _ = self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update)));
     }
 
     /// A request in a guest's dialog. What is not a guest's is told to wait.
@@ -412,32 +550,48 @@ impl Call {
         request: &Request,
         around: &mut Surroundings<'_>,
     ) {
-        let is_talking = self.guest_mut(sip).is_some_and(|guest| guest.stage == Stage::Talking);
-        let reply = match (is_talking, &request.method) {
-            (true, Method::Update) if request.body.is_empty() => Reply::new(200),
-            (true, Method::Update) => match self.change_guest(sip, request.sdp()) {
-                Some(text) if request.sdp().is_some() => Reply::new(200).body(Body::sdp(text)),
-                _ => Reply::new(488),
+        let guest = self.guest_mut(sip).filter(|guest| guest.stage == Stage::Talking);
+        let is_changing = guest.as_ref().is_some_and(|g| g.change.is_some() || g.negotiation.awaits_answer());
+        let status = match (guest, &request.method) {
+            (None, _) => 491,
+            (Some(_), Method::Update) => match request.sdp() {
+                None if request.body.is_empty() => 200,
+                None => 415,
+                Some(_) if is_changing => 491,
+                Some(offer) => {
+                    return self.change_guest(sip, ChangeRequest::Update(handle), offer, around);
+                }
             },
             // Keys of a guest are for those who hear them.
-            (true, Method::Info) => Reply::new(200),
-            (true, Method::Refer) => Reply::new(603),
-            _ => Reply::new(491),
+            (Some(_), Method::Info) => 200,
+            (Some(_), Method::Refer) => 603,
+            (Some(_), _) => 491,
         };
-        around.actions.push_back(Action::Sip(Verb::Reply(handle, reply)));
+        around.actions.push_back(Action::Sip(Verb::Reply(handle, Reply::new(status))));
     }
 
-    /// What we answer to an offer of the guest's, or our offer where it made none.
-    fn change_guest(&mut self, sip: CallHandle, offer: Option<&[u8]>) -> Option<String> {
-        let guest = self.guest_mut(sip).filter(|guest| guest.stage == Stage::Talking)?;
-        let Some(offer) = offer else { return guest.negotiation.offer() };
+    /// An offer of the guest's: the engine first, then our answer.
+    fn change_guest(
+        &mut self,
+        sip: CallHandle,
+        request: ChangeRequest,
+        offer: &[u8],
+        around: &mut Surroundings<'_>,
+    ) {
+        let Some(guest) = self.guest.as_deref_mut().filter(|guest| guest.sip == Some(sip)) else { return };
         let proposed = SessionDescription::parse(offer)
             .map_err(NegotiationError::from)
             .and_then(|offer| guest.negotiation.propose(&offer));
-        let rtp = guest.negotiation.rtp_parameters(&proposed.ok()?);
-        let text = guest.negotiation.commit()?;
-        let update = engine::UpdateLegRequest { rtp: Some(rtp), ..Default::default() };
-        self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))).then_some(text)
+        let number = proposed.ok().and_then(|negotiated| {
+            let rtp = Some(guest.negotiation.rtp_parameters(&negotiated));
+            let update = engine::UpdateLegRequest { rtp, ..Default::default() };
+            self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update)))
+        });
+        guest.change = number.map(|number| (number, request));
+        if number.is_none() {
+            guest.negotiation.abandon();
+            answer_change(sip, request, None, around);
+        }
     }
 
     /// The ACK of our 200 to a guest's re-INVITE.
@@ -447,7 +601,7 @@ impl Call {
         ack: &Request,
         around: &mut Surroundings<'_>,
     ) {
-        let Some(guest) = self.guest_mut(sip).filter(|guest| guest.negotiation.awaits_answer()) else {
+        let Some(guest) = self.guest_mut(sip).filter(|guest| guest.negotiation.awaits_ack()) else {
             return;
         };
         let negotiated = guest.negotiation.accept(ack.sdp());
@@ -486,29 +640,66 @@ impl Call {
         let shown = format!("{}: {why}", guest.order.to.shown());
         self.note_guest(&shown, false);
         self.tell_of_guest("failed", why);
-        self.remove_guest(Cause::NoAnswer, around);
+        self.remove_guest(Cause::NoAnswer, why, around);
     }
 
     /// The guest goes, or has gone.
     fn let_guest_go(&mut self, why: &str, around: &mut Surroundings<'_>) {
         self.tell_of_guest("left", why);
-        self.remove_guest(Cause::OperatorHangup, around);
+        let why = if why.is_empty() { "it hung up" } else { why };
+        self.remove_guest(Cause::OperatorHangup, why, around);
         if self.agent_left {
             self.end(Ending::new(Cause::Transferred), around);
         }
     }
 
-    fn remove_guest(&mut self, cause: Cause, around: &mut Surroundings<'_>) {
-        if let Some(guest) = self.guest.take() {
+    fn remove_guest(&mut self, cause: Cause, why: &str, around: &mut Surroundings<'_>) {
+        if let Some(mut guest) = self.guest.take() {
+            if let Some(departed) = guest.departed(why, around.now) {
+                self.departed = Some(departed);
+            }
             guest.leave(Ending::new(cause).to_headers(), around);
             self.session.remove_leg();
         }
     }
 
+    /// The call ends, and with it what a guest had of it: the session goes, and its leg with it.
+    pub(super) fn end_guest(&mut self, ending: &Ending, around: &mut Surroundings<'_>) {
+        self.note_departed(None);
+        let Some(mut guest) = self.guest.take() else { return };
+        self.departed = guest.departed("the call ended", around.now);
+        self.note_departed(None);
+        guest.leave(ending.to_headers(), around);
+    }
+
+    pub(super) fn handle_leg_report(&mut self, stats: Box<engine::SessionStats>) {
+        if let Some(guest) = self.guest.as_deref_mut().filter(|guest| guest.stage == Stage::Talking) {
+            guest.stats = Some(stats);
+        }
+    }
+
+    /// A guest has no record of its own: how long it talked and how well it was heard stands in the call's. `stats`: the last
+    /// figures of its leg, else what was reported before.
+    fn note_departed(&mut self, stats: Option<Box<engine::SessionStats>>) {
+        let Some(Departed { to, talked, why, stats: reported }) = self.departed.take() else { return };
+        let stats = stats.or(reported).unwrap_or_default();
+        let (lost, sent) = (stats.rtp_lost, stats.rtp_received + stats.rtp_lost);
+        let (seconds, jitter_ms, mos) = (talked.as_secs(), stats.jitter_ms, stats.mos);
+        tracing::info!(call_id = %self.id, seconds, why, lost, sent, jitter_ms, mos, "a guest has left");
+        let mos = mos.map_or_else(|| "none".to_owned(), |mos| format!("{mos:.1}"));
+        let got = format!("{seconds} s, {lost} of {sent} lost, jitter {jitter_ms:.1} ms, MOS {mos}");
+        self.note_takeover(
+            "guest",
+            &format!("second leg of {}", crate::call::admission::shown(&to)),
+            &got,
+            true,
+        );
+    }
+
     /// The agent hears of a guest, unless that one only listens: nobody is to hear of that.
     fn tell_of_guest(&mut self, status: &str, reason: &str) {
-        let is_secret = |guest: &Guest| guest.asker == Asker::Operator && guest.role == LegRole::Listen;
-        if !self.guest.as_deref().is_some_and(is_secret) {
+        if let Some(guest) = self.guest.as_deref_mut().filter(|guest| !guest.is_secret()) {
+            guest.is_known = true;
             self.tell_transfer(status, reason);
         }
     }

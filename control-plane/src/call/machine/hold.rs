@@ -70,7 +70,7 @@ impl Call {
         match self.negotiation.accept(response.sdp()) {
             Ok(negotiated) => {
                 self.is_holding = change.is_held;
-                self.session.update(self.rtp(&negotiated));
+                self.move_media(self.rtp(&negotiated));
                 self.life.hold(self.is_held());
             }
             Err(error) => self.end(Ending::with_detail(Cause::BadAnswer, error.to_string()), around),

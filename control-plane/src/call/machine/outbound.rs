@@ -139,6 +139,8 @@ impl Call {
             successor: None,
             former: None,
             guest: None,
+            departed: None,
+            legs_not_removed: 0,
             agent_left: false,
             trunk: Some(trunk.clone()),
             peer_host: String::new(),
@@ -301,7 +303,7 @@ impl Call {
         }
         // What cannot be read now may be said better in the 200.
         if let (Some(Ok(negotiated)), true) = (early, is_wanted) {
-            self.session.update(self.negotiation.rtp_parameters(&negotiated));
+            self.move_media(self.negotiation.rtp_parameters(&negotiated));
             self.session.listen();
         }
     }
@@ -323,7 +325,7 @@ impl Call {
         };
         match negotiated.map(|negotiated| self.negotiation.rtp_parameters(&negotiated)) {
             Ok(rtp) => {
-                self.session.update(rtp);
+                self.move_media(rtp);
                 self.session.start();
                 self.life.acknowledge();
                 self.life.hold(self.is_held());

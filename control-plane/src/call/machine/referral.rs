@@ -86,7 +86,7 @@ impl Call {
             let status = if self.life.is_ending() || self.sip_is_over { 481 } else { 491 };
             return Err((status, format!("the call is {}", state.word())));
         }
-        if self.successor.is_some() || self.transfer.is_some() || self.guest.is_some() {
+        if self.successor.is_some() || self.transfer.is_some() || self.has_open_guest() {
             return Err((491, "a transfer is under way already".to_owned()));
         }
         let text = refer.header(HeaderName::ReferTo).unwrap_or_default();
@@ -140,7 +140,11 @@ impl Call {
         to: ReferTo,
         around: &mut Surroundings<'_>,
     ) {
-        let mut negotiation = self.negotiation.for_another_dialog(self.has_media());
+        // Who refers us knows the keys of this dialog: the target gets others.
+        let mut negotiation = Negotiation::new(self.trunk.as_deref());
+        let (srtp, dtls) = self.fresh_keys(self.negotiation.srtp_policy(), around);
+        negotiation.protect(srtp, dtls);
+        negotiation.take_port_of(&self.negotiation, self.has_media());
         let offer = negotiation.offer().map(Body::sdp);
         let target = to.target.uri;
         let invite = invite::invite(&order, &order.trunk, Some(target.clone()), offer);

@@ -10,6 +10,7 @@
 
 use std::time::{Duration, Instant};
 
+use tandem_api::engine::v1 as engine;
 use tandem_api::v1::DecisionStep;
 use tandem_sdp::SessionDescription;
 use tandem_sip::message::{Body, Reply};
@@ -20,7 +21,7 @@ use super::{Call, DialogId, fork};
 use crate::call::action::{Action, EngineRefusal};
 use crate::call::admission::{self, Credential, refused_by};
 use crate::call::ending::{Cause, Ending};
-use crate::call::negotiation::Negotiation;
+use crate::call::negotiation::{Negotiation, NegotiationError};
 use crate::call::registry::Surroundings;
 use crate::call::session::UpdateNumber;
 use crate::call::state::State;
@@ -93,10 +94,13 @@ impl Call {
     pub fn place_of(&self) -> Place {
         let is_up = matches!(self.life.state(), State::Connected | State::OnHold)
             || self.outbound.is_some() && self.life.state() == State::Ringing && self.life.is_before_answer();
+        // A re-INVITE without an outcome; our INVITE, which rings, may be picked up elsewhere.
+        let is_offering =
+            !self.life.is_before_answer() && (self.own_change.is_some() || self.negotiation.awaits_answer());
         Place {
             tenant_id: self.tenant_id.clone(),
             assistant_id: self.assistant_id.clone(),
-            is_busy: !is_up || self.successor.is_some() || self.change.is_some(),
+            is_busy: !is_up || self.successor.is_some() || self.change.is_some() || is_offering,
         }
     }
 
@@ -113,7 +117,7 @@ impl Call {
         if self.life.is_ending() {
             return None;
         }
-        match self.check_replacing(credential, found, place) {
+        match self.check_replacing(credential, found, place, around) {
             Ok(newcomer) => Some(newcomer),
             Err(ending) => {
                 self.end(ending, around);
@@ -127,6 +131,7 @@ impl Call {
         credential: &Credential,
         found: Result<&Found, &String>,
         place: &Place,
+        around: &mut Surroundings<'_>,
     ) -> Result<Newcomer, Ending> {
         let found = found.map_err(|error| {
             self.trace.push(refused_by("store", "database", "an answer", "none"));
@@ -142,11 +147,13 @@ impl Call {
             self.trace.push(refused_by("replaces", "Replaces", "a call at rest", "one that is changing"));
             return Err(Ending::new(Cause::CallChanging));
         }
+        // By the rules of where it comes from, and with keys of its own.
+        self.protect(around);
         self.check_offer()?;
         let Some(sip) = self.sip else { return Err(Ending::new(Cause::DialogLost)) };
         let seat = Seat {
             sip,
-            negotiation: Negotiation::default(),
+            negotiation: std::mem::take(&mut self.negotiation),
             trunk: self.trunk.clone(),
             peer_host: std::mem::take(&mut self.peer_host),
             contact: self.contact.take(),
@@ -161,23 +168,28 @@ impl Call {
     /// An admitted INVITE takes the place of this call's dialog.
     pub fn handle_newcomer(&mut self, mut newcomer: Newcomer, around: &mut Surroundings<'_>) {
         let sip = newcomer.sip();
-        newcomer.seat.negotiation = self.negotiation.for_another_dialog(self.has_media());
+        let rules = newcomer.seat.trunk.as_ref().map(|trunk| trunk.srtp).unwrap_or_default();
         let negotiation = &mut newcomer.seat.negotiation;
+        negotiation.take_port_of(&self.negotiation, self.has_media());
+        // What was protected stays so, unless the newcomer's own trunk says that it need not.
+        let must_protect = self.negotiation.is_protected() && !rules.may_lose_protection();
+        let may_offer = !must_protect || negotiation.require_protection();
         let text = match newcomer.offer.take() {
             Some(offer) => match negotiation.propose(&offer) {
                 Ok(negotiated) if self.has_media() => {
-                    let update = self.session.update(self.negotiation.rtp_parameters(&negotiated));
+                    let update = self.session.update(negotiation.rtp_parameters(&negotiated));
                     self.successor = Some(Successor::Newcomer(Box::new(newcomer), update));
                     return;
                 }
-                Ok(_) => negotiation.commit(),
-                Err(_) => None,
+                Ok(_) => negotiation.commit().ok_or_else(|| NegotiationError::Missing.to_string()),
+                Err(error) => Err(error.to_string()),
             },
-            None => negotiation.offer(),
+            None if !may_offer => Err("a protected call, and nothing to protect it with".to_owned()),
+            None => negotiation.offer_in_answer().ok_or_else(|| NegotiationError::Missing.to_string()),
         };
         match text {
-            Some(text) => self.seat_newcomer(newcomer.seat, text, around),
-            None => self.refuse_newcomer(sip, "no agreement on media", around),
+            Ok(text) => self.seat_newcomer(newcomer.seat, text, around),
+            Err(why) => self.refuse_newcomer(sip, &why, around),
         }
     }
 
@@ -194,7 +206,10 @@ impl Call {
         let mut seat = newcomer.seat;
         match (result, seat.negotiation.commit()) {
             (Ok(()), Some(text)) => self.seat_newcomer(seat, text, around),
-            _ => self.refuse_newcomer(seat.sip, "the media engine cannot carry it", around),
+            _ => {
+                self.refuse_newcomer(seat.sip, "the media engine cannot carry it", around);
+                self.move_back();
+            }
         }
         true
     }
@@ -215,6 +230,21 @@ impl Call {
             if has_answer && self.has_media() {
                 self.session.start();
             }
+        }
+    }
+
+    /// The engine is told what the call's own dialog has agreed on. While a newcomer moves it, that waits: the old side's last
+    /// word must not bring back whom it has left.
+    pub(super) fn move_media(&mut self, rtp: engine::RtpParameters) {
+        if !self.has_newcomer() {
+            self.session.update(rtp);
+        }
+    }
+
+    /// Nothing has come of a newcomer.
+    fn move_back(&mut self) {
+        if let Some(current) = self.negotiation.current().copied() {
+            self.session.update(self.rtp(&current));
         }
     }
 
@@ -284,11 +314,7 @@ impl Call {
         match self.successor.take_if(is_its) {
             None => {}
             // It has given up; the engine goes back to where it was.
-            Some(Successor::Newcomer(..)) => {
-                if let Some(current) = self.negotiation.current().copied() {
-                    self.session.update(self.rtp(&current));
-                }
-            }
+            Some(Successor::Newcomer(..)) => self.move_back(),
             Some(Successor::Referral(referral)) => self.handle_referral_ended(*referral, why, around),
         }
     }
@@ -318,10 +344,7 @@ impl Call {
         if let Some(former) = self.former.take() {
             around.actions.push_back(Action::Sip(Verb::HangUp(former.sip, Headers::new())));
         }
-        if let Some(guest) = self.guest.take() {
-            // The session ends, and its leg with it.
-            guest.leave(ending.to_headers(), around);
-        }
+        self.end_guest(ending, around);
         match self.successor.take() {
             None => {}
             Some(Successor::Newcomer(newcomer, _)) => {

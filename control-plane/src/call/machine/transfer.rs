@@ -22,8 +22,8 @@ use crate::call::order;
 use crate::call::registry::Surroundings;
 use crate::call::state::State;
 use crate::sip::Verb;
-use crate::trunk::Trunk;
 use crate::trunk::credential::escape_user;
+use crate::trunk::{Trunk, inbound};
 
 /// How long a transfer may take where no trunk says otherwise.
 const TRANSFER_MAX: Duration = Duration::from_secs(60);
@@ -114,7 +114,7 @@ impl Call {
         if !matches!(state, State::Connected | State::OnHold) {
             return Asked::State(state);
         }
-        if self.transfer.is_some() || self.guest.is_some() {
+        if self.transfer.is_some() || self.has_open_guest() {
             return Asked::Busy;
         }
         let target = match self.target(&to) {
@@ -273,15 +273,30 @@ impl Call {
 
 /// A number must be one that the trunk's transfer targets name, if they name numbers, and that it may call.
 pub(super) fn check_number(trunk: &Trunk, number: &str) -> Result<(), String> {
-    let prefixes: Vec<&String> = trunk.transfer.targets.iter().filter(|target| is_number(target)).collect();
-    let begins = |prefix: &&String| {
-        crate::trunk::inbound::normal(number, None).starts_with(&crate::trunk::inbound::normal_prefix(prefix))
-    };
-    let is_listed = prefixes.is_empty() || prefixes.iter().any(begins);
+    let is_listed = !trunk.transfer.targets.iter().any(|target| is_number(target)) || lists(trunk, number);
+    allowed(trunk, number, is_listed)
+}
+
+/// Over a trunk that is not the call's own only what its transfer targets name: a number by one of their prefixes, a name at
+/// a host by that host.
+pub(super) fn check_listed(trunk: &Trunk, user: &str, host: Option<&str>) -> Result<(), String> {
+    let is_name = user.starts_with(char::is_alphabetic);
+    let is_at_host = is_name && host.is_some_and(|host| names_host(&trunk.transfer.targets, host));
+    allowed(trunk, user, is_at_host || lists(trunk, user))
+}
+
+fn allowed(trunk: &Trunk, number: &str, is_listed: bool) -> Result<(), String> {
     match is_listed && trunk.outbound.allows_number(number) {
         true => Ok(()),
-        false => Err("the number is not among the transfer targets of the trunk".to_owned()),
+        false => Err(format!("the number is not among the transfer targets of trunk {}", trunk.name)),
     }
+}
+
+/// Whether one of the prefixes among the targets is the number's.
+fn lists(trunk: &Trunk, number: &str) -> bool {
+    let number = inbound::normal(number, None);
+    let mut prefixes = trunk.transfer.targets.iter().filter(|target| is_number(target));
+    prefixes.any(|prefix| number.starts_with(&inbound::normal_prefix(prefix)))
 }
 
 /// `+49`, not `pbx.example.com`.
