@@ -539,11 +539,16 @@ impl Session {
         }
     }
 
+    /// What the caller says is taken: the call is up, and not on hold.
+    fn is_listening(&self) -> bool {
+        self.started.is_some() && !self.on_hold && self.rtp.direction().accepts()
+    }
+
     /// Runs a method of the RTP leg and lets the agent hear what comes of it.
     fn hear<T>(&mut self, now: Instant, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>)) -> T) -> T {
+        let listening = self.is_listening();
         let Self { rtp, agent, bridge, playout, second, speech: attention, .. } = self;
         let mut gate = attention.as_mut().and_then(|speech| speech.gate_mut());
-        let listening = self.started.is_some() && !self.on_hold && rtp.direction().accepts();
         let is_deaf = matches!(agent, Agent::Tone(_) | Agent::File { .. });
         let mut speech = None;
         let outcome = run(rtp, &mut |heard| {
@@ -551,18 +556,8 @@ impl Session {
             if is_deaf && second.is_none() {
                 return;
             }
-            let change = bridge.up(heard, |samples| match second.as_deref_mut() {
-                None => tell_agent(agent, playout, gate.as_deref_mut(), samples),
-                Some(second) => {
-                    second.push(Party::Caller, samples);
-                    if second.role().hears(Party::Agent, Party::Caller) {
-                        let mut frame = [0; MAX_PACKET_SAMPLES];
-                        let frame = &mut frame[..samples.len()];
-                        frame.copy_from_slice(samples);
-                        second.mix_into(Party::Agent, frame);
-                        tell_agent(agent, playout, None, frame);
-                    }
-                }
+            let change = bridge.up(heard, |samples| {
+                tell_of_caller(agent, playout, second.as_deref_mut(), gate.as_deref_mut(), samples);
             });
             speech = change.or(speech);
         });
@@ -592,13 +587,16 @@ impl Session {
     /// Runs a method of the second leg. What it says waits for the caller's next packet to be mixed with; an agent that
     /// hears the second leg alone, because the caller is silent or not heard, hears it at once.
     fn hear_second(&mut self, now: Instant, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>))) {
-        let Self { rtp, agent, playout, second, started, on_hold, .. } = self;
+        let is_listening = self.is_listening();
+        let Self { rtp, agent, bridge, playout, second, .. } = self;
         let Some(second) = second else { return };
         second.hear(run);
         let role = second.role();
-        let speaks =
-            |at: Instant| now.saturating_duration_since(at) < CALLER_DRIVES && started.is_some() && !*on_hold;
-        if role.hears(Party::Agent, Party::Caller) && rtp.last_arrival().is_some_and(speaks) {
+        let speaks = |at: Instant| now.saturating_duration_since(at) < CALLER_DRIVES;
+        // While he pauses, the clock does in his place.
+        let pauses = bridge.as_ref().is_some_and(Bridge::is_paused);
+        let drives = is_listening && (pauses || rtp.last_arrival().is_some_and(speaks));
+        if drives && role.hears(Party::Agent, Party::Caller) {
             return;
         }
         let mut frame = [0; MAX_PACKET_SAMPLES];
@@ -620,12 +618,14 @@ impl Session {
 
     /// A packet time has passed, and the caller may have said that he pauses: the agent hears comfort noise.
     fn hear_pause(&mut self, now: Instant) {
-        if self.on_hold || !self.rtp.direction().accepts() {
+        if !self.is_listening() {
             return;
         }
-        let Self { agent, bridge: Some(bridge), playout, speech, .. } = self else { return };
+        let Self { agent, bridge: Some(bridge), playout, second, speech, .. } = self else { return };
         let mut gate = speech.as_mut().and_then(|speech| speech.gate_mut());
-        let change = bridge.up_pause(|samples| tell_agent(agent, playout, gate.as_deref_mut(), samples));
+        let change = bridge.up_pause(|samples| {
+            tell_of_caller(agent, playout, second.as_deref_mut(), gate.as_deref_mut(), samples);
+        });
         if let Some(change) = change {
             self.handle_speech(change, now);
         }
@@ -1125,6 +1125,26 @@ fn tell_agent(agent: &mut Agent, playout: &mut Playout, gate: Option<&mut Gate>,
         (Agent::Stream(stream), Some(gate)) => gate.pass(samples, |samples| stream.hear(samples)),
         (Agent::Stream(stream), None) => stream.hear(samples),
         (Agent::Tone(_) | Agent::File { .. }, _) => {}
+    }
+}
+
+/// The caller said this, or pauses so long: the second leg hears it as its role says, and the agent hears it with what
+/// the second leg has said meanwhile.
+fn tell_of_caller(
+    agent: &mut Agent,
+    playout: &mut Playout,
+    second: Option<&mut SecondLeg>,
+    gate: Option<&mut Gate>,
+    samples: &[i16],
+) {
+    let Some(second) = second else { return tell_agent(agent, playout, gate, samples) };
+    second.push(Party::Caller, samples);
+    if second.role().hears(Party::Agent, Party::Caller) {
+        let mut frame = [0; MAX_PACKET_SAMPLES];
+        let frame = &mut frame[..samples.len()];
+        frame.copy_from_slice(samples);
+        second.mix_into(Party::Agent, frame);
+        tell_agent(agent, playout, None, frame);
     }
 }
 

@@ -214,3 +214,59 @@ fn legs_of_different_codecs_and_ptimes_are_bridged_for_a_minute_without_a_hole()
     assert_eq!(silent, 0, "holes");
     assert!(desk.heard.iter().all(|payload| payload.len() == 240));
 }
+
+/// Milliseconds of sound that the bot got.
+fn bot_hears_ms(bot: &mut Bot, call: &mut Call) -> usize {
+    let octets = bot.hears(call).into_iter().map(|message| match message {
+        Message::Binary(octets) => octets.len(),
+        _ => 0,
+    });
+    octets.sum::<usize>() / 32
+}
+
+/// A caller who has said by comfort noise that he pauses.
+fn pausing(agent: AgentParameters, role: LegRole) -> (Call, Bot, Desk) {
+    let mut parameters = with(agent);
+    parameters.rtp.sound.comfort_noise_payload_type = PayloadType::new(13);
+    let mut call = Call::started(parameters);
+    let bot = Bot::meets(&mut call);
+    let mut desk = Desk::joins(&mut call, role);
+    talk(&mut call, &mut desk, Some(LOUD), None, 5);
+    let noise = call.packet(13, &[40]);
+    call.session.handle_datagram(at(PHONE), &noise, call.now);
+    talk(&mut call, &mut desk, None, None, 5);
+    (call, bot, desk)
+}
+
+#[test]
+fn noise_of_a_caller_who_pauses_is_for_those_who_hear_him() {
+    let (mut call, mut bot, mut desk) = pausing(websocket(Dialect::Pcm), LegRole::Bridge);
+    bot.hears(&mut call);
+    desk.heard.clear();
+    talk(&mut call, &mut desk, None, None, 10);
+    assert_eq!(bot_hears_ms(&mut bot, &mut call), 0, "the agent does not hear the caller");
+    let silent = desk.heard.iter().filter(|payload| payload.iter().all(|code| *code == 0xFF)).count();
+    assert_eq!((silent, desk.heard.len()), (0, 10), "the guest does");
+}
+
+#[test]
+fn guest_is_mixed_into_the_noise_of_a_caller_who_pauses() {
+    let (mut call, mut bot, mut desk) = pausing(websocket(Dialect::Pcm), LegRole::Conference);
+    bot.hears(&mut call);
+    talk(&mut call, &mut desk, None, Some(HALF), 50);
+    let heard = bot_hears_ms(&mut bot, &mut call);
+    assert!((960..=1_040).contains(&heard), "{heard} ms in a second");
+}
+
+#[test]
+fn guest_is_heard_by_the_agent_while_nothing_is_accepted_of_the_caller() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let mut bot = Bot::meets(&mut call);
+    let mut desk = Desk::joins(&mut call, LegRole::Conference);
+    let deaf = RtpParameters { direction: Direction::SendOnly, ..rtp() };
+    call.session.update(deaf, call.now, call.now);
+    bot.hears(&mut call);
+    talk(&mut call, &mut desk, Some(LOUD), Some(HALF), 50);
+    let heard = bot_hears_ms(&mut bot, &mut call);
+    assert!((960..=1_040).contains(&heard), "{heard} ms in a second");
+}
