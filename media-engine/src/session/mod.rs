@@ -592,6 +592,12 @@ impl Session {
         let Some(second) = second else { return };
         second.hear(run);
         let role = second.role();
+        // Also those of a leg that the agent does not hear: they must not wait for a role in which it does.
+        while let Some((digit, duration_ms)) = second.poll_digit() {
+            if let (true, Some(stream)) = (role.hears(Party::Agent, Party::Second), agent.stream_mut()) {
+                stream.tell(&Tell::Dtmf { digit, duration_ms });
+            }
+        }
         let speaks = |at: Instant| now.saturating_duration_since(at) < CALLER_DRIVES;
         // While he pauses, the clock does in his place.
         let pauses = bridge.as_ref().is_some_and(Bridge::is_paused);
@@ -608,11 +614,6 @@ impl Session {
                 break;
             }
             tell_agent(agent, playout, None, &frame[..len]);
-        }
-        while let Some((digit, duration_ms)) = second.poll_digit() {
-            if let (true, Some(stream)) = (role.hears(Party::Agent, Party::Second), agent.stream_mut()) {
-                stream.tell(&Tell::Dtmf { digit, duration_ms });
-            }
         }
     }
 

@@ -12,6 +12,7 @@ const HALF: u8 = 0x9F;
 /// The phone of the second leg.
 struct Desk {
     sequence: u16,
+    timestamp: u32,
     heard: Vec<Vec<u8>>,
 }
 
@@ -19,20 +20,36 @@ impl Desk {
     fn joins(call: &mut Call, role: LegRole) -> Self {
         let parameters = RtpParameters { remote: Some(at(DESK)), ..rtp() };
         assert!(call.session.add_second(parameters, role, [77, 0, 0], call.now + 3 * MS));
-        Self { sequence: 0, heard: Vec::new() }
+        Self { sequence: 0, timestamp: 0, heard: Vec::new() }
     }
 
     fn says(&mut self, call: &mut Call, code: u8) {
+        self.sends(call, PayloadType::PCMU, &[code; 160]);
+    }
+
+    fn presses(&mut self, call: &mut Call, key: u8) {
+        for n in 1..=6u16 {
+            let [high, low] = (160 * n).to_be_bytes();
+            let end = if n > 3 { 0x80 } else { 0 };
+            self.sends(call, PayloadType::new(101).unwrap(), &[key, end | 10, high, low]);
+        }
+        self.timestamp += 1_600;
+    }
+
+    fn sends(&mut self, call: &mut Call, payload_type: PayloadType, payload: &[u8]) {
         let header = Header {
             marker: false,
-            payload_type: PayloadType::PCMU,
+            payload_type,
             sequence: SequenceNumber(self.sequence),
-            timestamp: Timestamp(u32::from(self.sequence) * 160),
+            timestamp: Timestamp(self.timestamp),
             ssrc: Ssrc(1_000),
         };
         self.sequence += 1;
+        if payload_type == PayloadType::PCMU {
+            self.timestamp += 160;
+        }
         let mut packet = header.to_octets().to_vec();
-        packet.extend_from_slice(&[code; 160]);
+        packet.extend_from_slice(payload);
         call.session.handle_second_datagram(at(DESK), &packet, call.now);
     }
 }
@@ -269,4 +286,30 @@ fn guest_is_heard_by_the_agent_while_nothing_is_accepted_of_the_caller() {
     talk(&mut call, &mut desk, Some(LOUD), Some(HALF), 50);
     let heard = bot_hears_ms(&mut bot, &mut call);
     assert!((960..=1_040).contains(&heard), "{heard} ms in a second");
+}
+
+#[test]
+fn keys_of_the_second_leg_are_told_to_an_agent_that_hears_it_while_the_caller_speaks() {
+    for (role, told) in [(LegRole::Conference, 1), (LegRole::Whisper, 1), (LegRole::Listen, 0)] {
+        let mut call = Call::started(with(websocket(Dialect::Pcm)));
+        let mut bot = Bot::meets(&mut call);
+        let mut desk = Desk::joins(&mut call, role);
+        talk(&mut call, &mut desk, Some(LOUD), Some(LOUD), 3);
+        call.says(LOUD);
+        desk.presses(&mut call, 5);
+        let keys = bot.texts(&mut call).into_iter().filter(|text| text.contains("dtmf")).count();
+        assert_eq!(keys, told, "{role:?}");
+    }
+}
+
+#[test]
+fn key_that_was_pressed_in_another_role_is_not_told() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let mut bot = Bot::meets(&mut call);
+    let mut desk = Desk::joins(&mut call, LegRole::Bridge);
+    talk(&mut call, &mut desk, Some(LOUD), Some(LOUD), 3);
+    desk.presses(&mut call, 5);
+    assert!(call.session.update_second(None, Some(LegRole::Conference), call.now));
+    talk(&mut call, &mut desk, Some(LOUD), Some(LOUD), 20);
+    assert!(bot.texts(&mut call).iter().all(|text| !text.contains("dtmf")));
 }
