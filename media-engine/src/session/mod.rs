@@ -190,6 +190,8 @@ pub struct Session {
     /// The call was placed by us: the agent is told of its answer.
     is_outbound: bool,
     digits: Digits,
+    /// The agent knows that the caller speaks.
+    speech_told: bool,
     media_timeout: Duration,
     /// The caller's silence counts from here at the earliest: opened, started, or updated.
     silence_from: Instant,
@@ -247,6 +249,7 @@ impl Session {
             is_early: false,
             is_outbound,
             digits: Digits::default(),
+            speech_told: false,
             media_timeout,
             silence_from: now,
             media_deadline: now + UNSTARTED_MAX,
@@ -451,7 +454,7 @@ impl Session {
         let leg =
             SecondLeg::new(parameters, identity, role, self.playout.rate(), seed, self.wall, first_packet);
         self.second = Some(Box::new(leg));
-        self.set_ringing();
+        self.handle_second_change();
         true
     }
 
@@ -474,14 +477,14 @@ impl Session {
         if let Some(role) = role {
             second.set_role(role);
         }
-        self.set_ringing();
+        self.handle_second_change();
         true
     }
 
     /// Removes the second leg; caller and agent talk as before.
     pub fn remove_second(&mut self) -> Option<Stats> {
         let second = self.second.take()?;
-        self.ringing = None;
+        self.handle_second_change();
         Some(second.stats())
     }
 
@@ -634,12 +637,11 @@ impl Session {
 
     /// The caller began or ceased to speak.
     fn handle_speech(&mut self, change: VadEvent, now: Instant) {
-        let Self { agent, playout, speech, is_early, hangup_when_dry, .. } = self;
         let began = change == VadEvent::SpeechStarted;
-        let mut stream = agent.stream_mut();
-        if let Some(stream) = &mut stream {
-            stream.tell(&Tell::Speech { active: began });
-        }
+        let is_heard = self.hears_caller();
+        self.tell_speech(began);
+        let Self { agent, playout, speech, is_early, hangup_when_dry, .. } = self;
+        let stream = agent.stream_mut();
         let Some(speech) = speech else { return };
         if !began {
             speech.handle_end(now);
@@ -648,10 +650,10 @@ impl Session {
             }
             return;
         }
-        // Last words are to be heard, and what waits for an answer is no interruption.
-        let is_interrupted = !playout.is_still() && !*is_early && !*hangup_when_dry;
+        // Last words are to be heard; what waits for an answer, or for a second leg to go, is no interruption.
+        let is_interrupted = is_heard && !playout.is_still() && !*is_early && !*hangup_when_dry;
         let barge_in = speech.handle_onset(is_interrupted, now);
-        let Some(stream) = stream else { return };
+        let Some(stream) = stream.filter(|_| is_heard) else { return };
         if let Some(gate) = speech.gate_mut()
             && let Some((missing_ms, kept)) = gate.open()
         {
@@ -670,6 +672,32 @@ impl Session {
                 tell_cleared(stream, &names, playout.heard_ms());
             }
         }
+    }
+
+    /// The agent hears the caller: nobody else is there, or it does in the second leg's role.
+    fn hears_caller(&self) -> bool {
+        self.second.as_ref().is_none_or(|second| second.role().hears(Party::Agent, Party::Caller))
+    }
+
+    /// The caller speaks or is silent: the agent is told, as far as it hears him.
+    fn tell_speech(&mut self, speaks: bool) {
+        let active = speaks && self.hears_caller();
+        if active != std::mem::replace(&mut self.speech_told, active)
+            && let Some(stream) = self.agent.stream_mut()
+        {
+            stream.tell(&Tell::Speech { active });
+        }
+    }
+
+    /// The second leg came, has another role, or went: the agent may hear the caller no more, or again.
+    fn handle_second_change(&mut self) {
+        let speaks = self.bridge.as_ref().and_then(Bridge::is_speech).unwrap_or_default();
+        self.tell_speech(speaks);
+        if let Some(gate) = self.speech.as_mut().and_then(|speech| speech.gate_mut()) {
+            // What was kept is older than what the agent hears next.
+            gate.begin_anew(speaks);
+        }
+        self.set_ringing();
     }
 
     /// Silence counts.
