@@ -35,6 +35,7 @@ use tandem_audio::noise::Sid;
 use tandem_audio::tone::{Cadence, ProgressTone};
 use tandem_audio::vad::VadEvent;
 use tandem_rtp::dtls::Identity;
+use tandem_rtp::event::{EventSender, MAX_QUEUED_DIGITS};
 use tandem_rtp::report::WallClock;
 use tandem_stream::link;
 
@@ -64,6 +65,15 @@ pub const UNSTARTED_MAX: Duration = Duration::from_mins(5);
 /// While a call is on hold nobody owes us RTP; one of which neither caller nor control plane has been heard for so long
 /// is over all the same.
 pub const HELD_MAX: Duration = Duration::from_hours(1);
+
+/// An agent that hangs up when all was played does so at the latest when all that waits could have been, and so long after:
+/// the queue stands still while the caller is on hold or talks with a second leg, and an agent may go on filling it.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(5);
+
+/// Keys that an agent has pressed before it hangs up take so long at most.
+const KEYS_MAX: Duration = Duration::from_millis(
+    MAX_QUEUED_DIGITS as u64 * (EventSender::DEFAULT_KEY_MS + EventSender::DEFAULT_PAUSE_MS) as u64,
+);
 
 /// While the caller has said something in so long, his packets drive what the agent hears of the second leg.
 const CALLER_DRIVES: Duration = Duration::from_millis(60);
@@ -198,7 +208,8 @@ pub struct Session {
     /// When the caller's silence is looked at again.
     media_deadline: Instant,
     end: Option<Instant>,
-    hangup_when_dry: bool,
+    /// The agent wants to hang up when all was played, or then at the latest.
+    hangup_when_dry: Option<Instant>,
     /// The control plane was told; it is told once.
     hung_up: bool,
     /// Why it could not be reached, or its stream broke.
@@ -254,7 +265,7 @@ impl Session {
             silence_from: now,
             media_deadline: now + UNSTARTED_MAX,
             end: max_session.map(|limit| now + limit),
-            hangup_when_dry: false,
+            hangup_when_dry: None,
             hung_up: false,
             agent_gone: None,
             on_hold: false,
@@ -651,7 +662,7 @@ impl Session {
             return;
         }
         // Last words are to be heard; what waits for an answer, or for a second leg to go, is no interruption.
-        let is_interrupted = is_heard && !playout.is_still() && !*is_early && !*hangup_when_dry;
+        let is_interrupted = is_heard && !playout.is_still() && !*is_early && hangup_when_dry.is_none();
         let barge_in = speech.handle_onset(is_interrupted, now);
         let Some(stream) = stream.filter(|_| is_heard) else { return };
         if let Some(gate) = speech.gate_mut()
@@ -806,7 +817,7 @@ impl Session {
             Said::Request(Request::Clear) => {
                 let mut names = cleared.take().unwrap_or_else(Vec::new);
                 playout.clear(|name| names.push(name));
-                *hangup_when_dry = false;
+                *hangup_when_dry = None;
                 has_decided = true;
                 cleared = Some(names);
             }
@@ -838,7 +849,7 @@ impl Session {
             Said::Request(Request::Hangup { after_drain: true }) => {
                 // Last words are to be heard, not held.
                 playout.resume();
-                *hangup_when_dry = true;
+                hangup_when_dry.get_or_insert_with(|| drained_by(playout, rtp, now));
             }
             Said::Request(Request::Hangup { after_drain: false }) => {
                 if !std::mem::replace(hung_up, true) {
@@ -865,7 +876,7 @@ impl Session {
             stream.tell(&Tell::Mark { name, heard_ms: playout.heard_ms() });
         }
         self.handle_played();
-        self.handle_loss();
+        self.handle_loss(now);
     }
 
     /// The agent cannot even be dialled.
@@ -877,32 +888,32 @@ impl Session {
     }
 
     /// The TCP connection to the agent ended, or could not be made.
-    pub fn handle_ended(&mut self, error: Option<&std::io::Error>) {
+    pub fn handle_ended(&mut self, error: Option<&std::io::Error>, now: Instant) {
         if let Some(stream) = self.agent.stream_mut() {
             stream.handle_ended(error);
         }
-        self.handle_loss();
+        self.handle_loss(now);
     }
 
     /// The link that carries this call is lost.
-    pub fn handle_link_lost(&mut self, reason: &str) {
+    pub fn handle_link_lost(&mut self, reason: &str, now: Instant) {
         if let Some(stream) = self.agent.stream_mut() {
             stream.handle_link_lost(reason);
         }
-        self.handle_loss();
+        self.handle_loss(now);
     }
 
     /// The agent's stream may be lost. One that asked to hang up is not missed, and its last words are still played. In the
     /// Twilio dialect, which has no word for it, closing is how an agent hangs up.
-    fn handle_loss(&mut self) {
+    fn handle_loss(&mut self, now: Instant) {
         let Some(stream) = self.agent.stream_mut() else { return };
         let Some(loss) = stream.poll_loss() else { return };
         let is_hangup = loss.is_normal && stream.hangs_up_by_closing() && self.started.is_some();
-        if self.ended || self.hung_up || self.hangup_when_dry {
+        if self.ended || self.hung_up || self.hangup_when_dry.is_some() {
             return;
         }
         if is_hangup {
-            self.hangup_when_dry = true;
+            self.hangup_when_dry = Some(drained_by(&self.playout, &self.rtp, now));
             self.handle_played();
         } else {
             self.lose_agent(loss.reason);
@@ -927,11 +938,15 @@ impl Session {
             }
             stream.handle_waiting(self.playout.waiting_ms());
         }
-        if self.hangup_when_dry && self.playout.is_empty() && !self.rtp.is_pressing() {
-            self.hangup_when_dry = false;
-            if !std::mem::replace(&mut self.hung_up, true) {
-                self.push_event(Event::AgentHangup { after_drain: true });
-            }
+        if self.hangup_when_dry.is_some() && self.playout.is_empty() && !self.rtp.is_pressing() {
+            self.hang_up_dry();
+        }
+    }
+
+    /// The agent has been heard out, or cannot be.
+    fn hang_up_dry(&mut self) {
+        if self.hangup_when_dry.take().is_some() && !std::mem::replace(&mut self.hung_up, true) {
+            self.push_event(Event::AgentHangup { after_drain: true });
         }
     }
 
@@ -953,9 +968,12 @@ impl Session {
         }
         if let Some(stream) = self.agent.stream_mut() {
             stream.handle_timeout(now);
-            self.handle_loss();
+            self.handle_loss(now);
         }
         self.handle_speech_timeout(now);
+        if self.hangup_when_dry.is_some_and(|at| at <= now) {
+            self.hang_up_dry();
+        }
         if self.media_deadline <= now {
             self.media_deadline = self.next_media_deadline();
             if self.media_deadline <= now {
@@ -1107,10 +1125,9 @@ impl Session {
         let report = self.rtp.poll_report_timeout();
         let second = self.second.as_ref().map(|second| second.poll_timeout());
         let speech = self.speech.as_ref().and_then(|speech| speech.poll_timeout(self.is_watched()));
-        [clock, report, self.rtp.poll_timeout(), agent, second, speech, Some(self.media_deadline), self.end]
-            .into_iter()
-            .flatten()
-            .min()
+        let (transport, hangup, media) =
+            (self.rtp.poll_timeout(), self.hangup_when_dry, Some(self.media_deadline));
+        [clock, report, transport, agent, second, speech, hangup, media, self.end].into_iter().flatten().min()
     }
 
     /// What the control plane should know, oldest first.
@@ -1137,6 +1154,12 @@ impl Session {
     fn push_event(&mut self, event: Event) {
         push(&mut self.events, &mut self.budget, event);
     }
+}
+
+/// When what the agent has said and pressed will be over at the latest.
+fn drained_by(playout: &Playout, rtp: &RtpLeg, now: Instant) -> Instant {
+    let keys = if rtp.is_pressing() { KEYS_MAX } else { Duration::ZERO };
+    now + Duration::from_millis(playout.waiting_ms()) + keys + DRAIN_GRACE
 }
 
 /// From which port a leg's reports go.

@@ -242,7 +242,7 @@ fn an_agent_that_leaves_is_reported_once_and_its_last_words_are_played() {
     call.events();
     bot.speaks(&mut call, 40);
     bot.says(&mut call, Opcode::Close, &[0x03, 0xE8]);
-    call.session.handle_ended(None);
+    call.session.handle_ended(None, call.now);
     let events = call.events();
     assert!(matches!(&events[..], [Event::AgentFailed { reason }] if reason.contains("1000")), "{events:?}");
     call.pass(45);
@@ -310,7 +310,7 @@ fn an_agent_that_hangs_up_after_drain_and_closes_is_heard_out() {
         bot.speaks(&mut call, 100);
         bot.asks(&mut call, r#"{"event":"hangup","after":"drain"}"#);
         bot.says(&mut call, Opcode::Close, close);
-        call.session.handle_ended(None);
+        call.session.handle_ended(None, call.now);
         assert_eq!(call.events(), [], "{close:?}");
         call.pass(200);
         let heard = call.sent.iter().filter(|sent| sent.payload.iter().any(|code| is_sound(*code)));
@@ -323,7 +323,7 @@ fn an_agent_that_hangs_up_after_drain_and_closes_is_heard_out() {
     call.events();
     bot.speaks(&mut call, 20);
     bot.asks(&mut call, r#"{"event":"hangup","after":"drain"}"#);
-    call.session.handle_ended(Some(&std::io::ErrorKind::ConnectionReset.into()));
+    call.session.handle_ended(Some(&std::io::ErrorKind::ConnectionReset.into()), call.now);
     call.pass(50);
     assert_eq!(call.events(), [Event::AgentHangup { after_drain: true }]);
 }
@@ -339,7 +339,7 @@ fn a_twilio_agent_hangs_up_by_closing_and_its_last_words_are_played() {
         call.events();
         bot.asks(&mut call, &media);
         bot.says(&mut call, Opcode::Close, close);
-        call.session.handle_ended(None);
+        call.session.handle_ended(None, call.now);
         let events = call.events();
         assert_eq!(matches!(&events[..], [Event::AgentFailed { .. }]), !hangs_up, "{close:?} {events:?}");
         call.pass(100);
@@ -351,7 +351,7 @@ fn a_twilio_agent_hangs_up_by_closing_and_its_last_words_are_played() {
     let mut call = Call::started(with(websocket(Dialect::Twilio)));
     Bot::meets(&mut call);
     call.events();
-    call.session.handle_ended(None);
+    call.session.handle_ended(None, call.now);
     assert!(matches!(call.events()[..], [Event::AgentFailed { .. }]));
     // Nor is one that is closed before the call is answered.
     let mut call = Call::new(with(websocket(Dialect::Twilio)));

@@ -147,7 +147,7 @@ fn the_engine_grants_what_the_caller_has_heard() {
 fn a_lost_link_ends_the_call_as_a_broken_websocket_does() {
     let mut call = accepted();
     speaks(&mut call, 60);
-    call.session.handle_link_lost("closed the link");
+    call.session.handle_link_lost("closed the link", call.now);
     assert!(
         matches!(&call.events()[..], [Event::AgentFailed { reason }] if reason == "agent closed the link")
     );
