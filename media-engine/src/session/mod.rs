@@ -992,6 +992,8 @@ impl Session {
         }
         let direction = self.rtp.direction();
         let patience = match direction.sends() && direction.accepts() {
+            // Who rings has announced sound, and owes none yet.
+            true if self.is_early => self.media_timeout.max(UNSTARTED_MAX),
             true => self.media_timeout,
             false => self.media_timeout.max(HELD_MAX),
         };

@@ -91,3 +91,21 @@ fn agent_that_goes_on_after_its_last_words_is_cut_off() {
     call.pass(200 + DRAIN_GRACE.as_millis() as u32);
     assert_eq!(call.events(), [Event::AgentHangup { after_drain: true }]);
 }
+
+#[test]
+fn callee_that_rings_with_early_media_may_be_silent_until_it_answers() {
+    let mut call = Call::new(with(AgentParameters::Echo));
+    call.session.listen(call.now + 5 * MS, call.now);
+    call.says(0x80);
+    call.pass(UNSTARTED_MAX.as_millis() as u32 - 1);
+    assert!(!call.session.is_ended());
+    call.session.start(call.now, call.now);
+    call.pass(59_999);
+    assert!(!call.session.is_ended(), "from its answer on it has the usual time");
+    call.pass(1);
+    assert!(ends_by_silence(&mut call));
+    let mut call = Call::new(with(AgentParameters::Echo));
+    call.session.listen(call.now + 5 * MS, call.now);
+    call.pass(UNSTARTED_MAX.as_millis() as u32);
+    assert!(ends_by_silence(&mut call));
+}
