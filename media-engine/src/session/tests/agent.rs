@@ -412,3 +412,31 @@ fn a_mark_that_is_refused_is_answered_at_once() {
     let oddities = call.session.poll_oddities();
     assert_eq!((oddities.marks_refused, oddities.malformed), (1, 2));
 }
+
+#[test]
+fn keys_and_a_hold_before_the_agent_is_there_are_told_when_it_is() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    for _ in 0..40 {
+        call.presses(5);
+        call.timestamp += 1_600;
+        call.pass(100);
+    }
+    let held = RtpParameters { direction: Direction::Inactive, ..rtp() };
+    call.session.update(held, call.now, call.now);
+    let mut bot = Bot::meets(&mut call);
+    let texts = bot.texts(&mut call);
+    assert!(texts[0].contains("start") && texts[1].contains("hold"), "{texts:?}");
+    assert_eq!(texts[2..].iter().filter(|text| text.contains(r#""digit":"5""#)).count(), 32);
+    call.session.update(rtp(), call.now, call.now);
+    assert_eq!(bot.texts(&mut call), [r#"{"event":"resume"}"#], "nothing is told twice");
+}
+
+#[test]
+fn hold_that_is_over_before_the_agent_is_there_is_not_told() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let held = RtpParameters { direction: Direction::Inactive, ..rtp() };
+    call.session.update(held, call.now, call.now);
+    call.session.update(rtp(), call.now, call.now);
+    let mut bot = Bot::meets(&mut call);
+    assert_eq!(bot.texts(&mut call).len(), 1, "its start frame");
+}

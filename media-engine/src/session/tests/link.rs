@@ -232,3 +232,14 @@ fn a_frame_is_never_cut_by_the_end_of_the_buffer() {
     assert_eq!(call.session.poll_stream(&mut out[..mark.len() + 100]), mark.len());
     assert_eq!(call.session.poll_stream(&mut out), 648);
 }
+
+#[test]
+fn key_before_the_agent_has_accepted_is_told_then() {
+    let mut call = Call::started(with(link()));
+    call.session.link_mut().unwrap().set_call(CALL);
+    call.presses(7);
+    call.session.handle_connected(call.now);
+    assert_eq!(heard(&mut call).len(), 1, "the start");
+    says(&mut call, &Message::Accepted);
+    assert!(matches!(&heard(&mut call)[..], [key] if key.starts_with("Dtmf { digit: 55")));
+}
