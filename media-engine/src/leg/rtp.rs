@@ -283,6 +283,10 @@ impl RtpLeg {
         } else if parameters.remote != self.parameters.remote {
             self.receiver.rearm(parameters.codec.unwrap_or(Codec::Pcmu).clock_rate());
         }
+        if parameters.event_payload_type.is_none() && !self.keys.is_idle() {
+            // Nothing carries them any more, and an agent that hangs up after them would wait for ever.
+            self.keys = EventSender::new(parameters.codec.unwrap_or(Codec::Pcmu).clock_rate());
+        }
         if parameters.secure != self.parameters.secure {
             self.secure_anew(&parameters);
         } else if parameters.srtp != self.parameters.srtp {

@@ -314,3 +314,15 @@ fn a_key_in_the_sound_is_told_if_it_is_looked_for_and_only_once() {
         .collect();
     assert_eq!(keys, ['7']);
 }
+
+#[test]
+fn keys_that_nothing_carries_any_more_do_not_keep_the_agent_from_hanging_up() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let bot = Bot::meets(&mut call);
+    bot.asks(&mut call, r#"{"event":"dtmf","digits":"123"}"#);
+    call.pass(30);
+    call.session.update(RtpParameters { event_payload_type: None, ..rtp() }, call.now, call.now);
+    call.events();
+    bot.asks(&mut call, r#"{"event":"hangup","after":"drain"}"#);
+    assert_eq!(call.events(), [Event::AgentHangup { after_drain: true }]);
+}
