@@ -376,7 +376,7 @@ impl Session {
         self.clock = Some(PtimeClock::new(first_packet, self.rtp.ptime()));
         self.silence_from = now;
         self.media_deadline = self.next_media_deadline();
-        self.rtp.begin_reports(now);
+        self.rtp.begin(now);
     }
 
     /// The other side may be heard before it answers: silence goes out, and what the agent says waits for
@@ -388,7 +388,7 @@ impl Session {
             self.clock = Some(PtimeClock::new(first_packet, self.rtp.ptime()));
             self.silence_from = now;
             self.media_deadline = self.next_media_deadline();
-            self.rtp.begin_reports(now);
+            self.rtp.begin(now);
         }
     }
 
@@ -446,7 +446,7 @@ impl Session {
         if self.started.is_some() {
             self.silence_from = now;
             self.media_deadline = self.next_media_deadline();
-            self.rtp.begin_reports(now);
+            self.rtp.begin(now);
         }
     }
 

@@ -113,7 +113,7 @@ impl SecondLeg {
             to_agent: Paced::new(rate),
         };
         this.build_bridge();
-        this.rtp.begin_reports(first_packet);
+        this.rtp.begin(first_packet);
         this
     }
 
@@ -155,7 +155,7 @@ impl SecondLeg {
         let before = *self.rtp.parameters();
         self.rtp.update(parameters);
         if (before.rtcp, before.codec) != (parameters.rtcp, parameters.codec) {
-            self.rtp.begin_reports(first_packet);
+            self.rtp.begin(first_packet);
         }
         if before.ptime != parameters.ptime {
             self.clock = PtimeClock::new(first_packet, parameters.ptime);
