@@ -27,9 +27,11 @@ pub const CONSENT_MAX: Duration = Duration::from_secs(30);
 /// A browser that has nominated an address of its own has shaken hands within this time: longer than a handshake may take,
 /// which it may be the browser's part to begin.
 pub const KEYS_MAX: Duration = Duration::from_secs(30);
-/// Answers to checks that wait for the next tick: a browser has a few addresses and checks from each. Further checks are counted
-/// and come again.
+/// Answers to checks that wait for the next tick: a browser has a few addresses and checks from each. Further checks count, but
+/// are not answered; they come again.
 const ANSWERS_MAX: usize = 8;
+/// Of them those to checks that are nobody's we know: a flood of these must not keep the peer from being answered.
+const REFUSALS_MAX: usize = 2;
 /// Datagrams of the handshake that wait for the next tick; a flight has two or three. Further ones are lost, and sent again.
 const FLIGHT_MAX: usize = 16;
 
@@ -159,14 +161,15 @@ impl SecureTransport {
     }
 
     fn handle_check(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) -> bool {
-        if self.answers.len() >= ANSWERS_MAX {
-            self.rejected += 1;
-            return false;
-        }
         let mut octets = [0; ANSWER_LEN_MAX];
         let Ok(checked) = self.ice.handle_datagram(bytes, source, now, &mut octets) else { return false };
-        self.answers.push_back(Answer { to: source, octets, len: checked.answer_len });
-        self.pending.get_or_insert(now);
+        let room = if checked.is_authentic { ANSWERS_MAX } else { REFUSALS_MAX };
+        if self.answers.len() < room {
+            self.answers.push_back(Answer { to: source, octets, len: checked.answer_len });
+            self.pending.get_or_insert(now);
+        } else if checked.is_authentic {
+            self.rejected += 1;
+        }
         if checked.is_authentic && self.pair() == Some(source) && !self.has_keys() {
             self.keys_owed_since.get_or_insert(now);
             // Not only with the nomination: another certificate is another handshake with the pair that there is.

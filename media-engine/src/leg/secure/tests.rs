@@ -209,3 +209,19 @@ fn peer_that_checks_and_never_shakes_hands_is_given_up() {
     assert_eq!(transport.failure(), Some(TransportFailure::Dtls(DtlsError::Handshake)));
     assert_eq!(browser.now - began, KEYS_MAX);
 }
+
+#[test]
+fn checks_of_strangers_do_not_keep_the_peers_from_being_answered() {
+    let (mut transport, browser) = pair(Setup::Passive, None);
+    let forged = Credentials::from_random(&[66; 32]);
+    let mut out = [0; 256];
+    for n in 0..100 {
+        let len = write_check(&mut out, [n; 12], (&forged, theirs()), true).unwrap();
+        transport.handle_datagram(Kind::Stun, at(STRANGER), &out[..len], browser.now);
+    }
+    assert_eq!(transport.answers.len(), REFUSALS_MAX);
+    let len = write_check(&mut out, [1; 12], (&ours(), theirs()), true).unwrap();
+    assert!(transport.handle_datagram(Kind::Stun, at(HERE), &out[..len], browser.now));
+    assert!(transport.answers.iter().any(|answer| answer.to == at(HERE)));
+    assert_eq!(transport.rejected(), 100);
+}
