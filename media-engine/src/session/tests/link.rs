@@ -243,3 +243,19 @@ fn key_before_the_agent_has_accepted_is_told_then() {
     says(&mut call, &Message::Accepted);
     assert!(matches!(&heard(&mut call)[..], [key] if key.starts_with("Dtmf { digit: 55")));
 }
+
+#[test]
+fn agent_that_does_not_read_its_calls_is_told_that_this_one_is_over() {
+    let mut call = accepted();
+    let name = "m".repeat(200);
+    let mut marks = 0;
+    while call.session.agent_gone().is_none() {
+        says(&mut call, &Message::Mark { heard_ms: 0, name: &name });
+        call.session.handle_timeout(call.now);
+        call.pass(20);
+        marks += 1;
+        assert!(marks < 1_000, "it must end");
+    }
+    assert_eq!(call.session.agent_gone(), Some("agent does not read its calls"));
+    assert_eq!(heard(&mut call), [r#"Close { reason: "error" }"#]);
+}
