@@ -42,7 +42,7 @@ use tandem_stream::link;
 use crate::leg::agent::{Agent, AgentParameters, CallInfo};
 use crate::leg::event::{EndReason, Event, Heard, Request, Stats};
 use crate::leg::link::LinkStream;
-use crate::leg::rtp::{Rtcp, RtpLeg, RtpParameters};
+use crate::leg::rtp::{Direction, Rtcp, RtpLeg, RtpParameters};
 use crate::leg::stream::{Said, Stream, Tell};
 use bridge::Bridge;
 use digits::{Digits, Source};
@@ -461,10 +461,13 @@ impl Session {
         if self.second.is_some() || self.ended {
             return false;
         }
-        let identity = self.identity.clone();
-        let leg =
-            SecondLeg::new(parameters, identity, role, self.playout.rate(), seed, self.wall, first_packet);
-        self.second = Some(Box::new(leg));
+        let common = second::Common {
+            identity: self.identity.clone(),
+            wall: self.wall,
+            rate: self.playout.rate(),
+            media_timeout: self.media_timeout,
+        };
+        self.second = Some(Box::new(SecondLeg::new(parameters, role, common, seed, first_packet)));
         self.handle_second_change();
         true
     }
@@ -966,6 +969,9 @@ impl Session {
         {
             self.hear_second(now, |rtp, hear| rtp.handle_timeout(now, hear));
         }
+        if let Some(reason) = self.second.as_mut().and_then(|second| second.poll_loss(now)) {
+            self.push_event(Event::SecondLost { reason });
+        }
         if let Some(stream) = self.agent.stream_mut() {
             stream.handle_timeout(now);
             self.handle_loss(now);
@@ -990,13 +996,11 @@ impl Session {
         if self.started.is_none() {
             return self.opened + UNSTARTED_MAX;
         }
-        let direction = self.rtp.direction();
-        let patience = match direction.sends() && direction.accepts() {
+        let mut patience = media_patience(self.rtp.direction(), self.media_timeout);
+        if self.is_early {
             // Who rings has announced sound, and owes none yet.
-            true if self.is_early => self.media_timeout.max(UNSTARTED_MAX),
-            true => self.media_timeout,
-            false => self.media_timeout.max(HELD_MAX),
-        };
+            patience = patience.max(UNSTARTED_MAX);
+        }
         self.rtp.last_arrival().map_or(self.silence_from, |last| last.max(self.silence_from)) + patience
     }
 
@@ -1155,6 +1159,14 @@ impl Session {
 
     fn push_event(&mut self, event: Event) {
         push(&mut self.events, &mut self.budget, event);
+    }
+}
+
+/// How long a peer may send nothing.
+fn media_patience(direction: Direction, media_timeout: Duration) -> Duration {
+    match direction.sends() && direction.accepts() {
+        true => media_timeout,
+        false => media_timeout.max(HELD_MAX),
     }
 }
 

@@ -313,3 +313,56 @@ fn key_that_was_pressed_in_another_role_is_not_told() {
     talk(&mut call, &mut desk, Some(LOUD), Some(LOUD), 20);
     assert!(bot.texts(&mut call).iter().all(|text| !text.contains("dtmf")));
 }
+
+fn losses(call: &mut Call) -> usize {
+    let lost = |event: &Event| matches!(event, Event::SecondLost { reason: EndReason::MediaTimeout });
+    call.events().iter().filter(|event| lost(event)).count()
+}
+
+/// The caller speaks on, a packet in half a minute, so that only the second leg is silent.
+fn caller_alone(call: &mut Call, seconds: u32) {
+    for _ in 0..seconds / 30 {
+        call.says(LOUD);
+        call.pass(30_000);
+    }
+}
+
+#[test]
+fn second_leg_that_vanishes_is_told_of_after_the_media_timeout_and_again_until_it_is_removed() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let mut desk = Desk::joins(&mut call, LegRole::Bridge);
+    talk(&mut call, &mut desk, Some(LOUD), Some(LOUD), 50);
+    call.says(LOUD);
+    call.pass(58_000);
+    call.says(LOUD);
+    assert_eq!(losses(&mut call), 0);
+    call.pass(2_000);
+    assert_eq!(losses(&mut call), 1);
+    caller_alone(&mut call, 120);
+    assert_eq!(losses(&mut call), 2);
+    call.session.remove_second();
+    caller_alone(&mut call, 120);
+    assert_eq!(losses(&mut call), 0);
+    assert!(!call.session.is_ended());
+}
+
+#[test]
+fn second_leg_that_rings_or_is_on_hold_owes_no_sound() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let ringing = RtpParameters { remote: None, codec: None, ..rtp() };
+    assert!(call.session.add_second(ringing, LegRole::Listen, [77, 0, 0], call.now));
+    caller_alone(&mut call, 300);
+    assert_eq!(losses(&mut call), 0, "it rings");
+    let held = RtpParameters { remote: Some(at(DESK)), direction: Direction::Inactive, ..rtp() };
+    assert!(call.session.update_second(Some(held), None, call.now));
+    caller_alone(&mut call, 3_000);
+    assert_eq!(losses(&mut call), 0, "it holds");
+    let talking = RtpParameters { remote: Some(at(DESK)), ..rtp() };
+    assert!(call.session.update_second(Some(talking), None, call.now));
+    call.pass(29_000);
+    call.says(LOUD);
+    call.pass(30_999);
+    assert_eq!(losses(&mut call), 0, "it has its whole media timeout");
+    call.pass(1);
+    assert_eq!(losses(&mut call), 1);
+}
