@@ -4,7 +4,7 @@ use tandem_audio::g711;
 
 use super::*;
 use crate::session::second::Role as LegRole;
-use crate::session::speech::{DECIDE_WITHIN, NOISE_LEVEL};
+use crate::session::speech::{BargeIn, DECIDE_WITHIN, NOISE_LEVEL};
 
 fn with_speech(speech: SpeechParameters) -> SessionParameters {
     SessionParameters { speech, ..with(websocket(Dialect::Pcm)) }
