@@ -497,6 +497,20 @@ fn transfer_mode(mode: TransferMode) -> proto::TransferMode {
     }
 }
 
+/// Why, and in words where the reason has several causes.
+fn end_reason(reason: EndReason) -> (proto::session_ended::Reason, String) {
+    use proto::session_ended::Reason;
+    let told = match reason {
+        EndReason::MediaTimeout => Reason::MediaTimeout,
+        EndReason::MaxSession => Reason::MaxSession,
+        EndReason::Orphaned => Reason::Orphaned,
+        EndReason::EngineFault => Reason::EngineFault,
+        EndReason::Shutdown => Reason::Shutdown,
+        EndReason::Transport(failure) => return (Reason::Transport, failure.to_string()),
+    };
+    (told, String::new())
+}
+
 /// An event as it is told.
 pub fn event(event: &Event) -> proto::event::Event {
     use proto::event::Event as Told;
@@ -531,20 +545,12 @@ pub fn event(event: &Event) -> proto::event::Event {
         Event::SecondReport { stats: counters } => {
             Told::SessionReport(proto::SessionReport { stats: None, second_leg: Some(stats(counters)) })
         }
+        Event::SecondLost { reason } => {
+            let (reason, detail) = end_reason(*reason);
+            Told::LegLost(proto::LegLost { reason: reason.into(), detail })
+        }
         Event::Ended { reason, stats: counters } => {
-            use proto::session_ended::Reason;
-            let detail = match reason {
-                EndReason::Transport(failure) => failure.to_string(),
-                _ => String::new(),
-            };
-            let reason = match reason {
-                EndReason::MediaTimeout => Reason::MediaTimeout,
-                EndReason::MaxSession => Reason::MaxSession,
-                EndReason::Orphaned => Reason::Orphaned,
-                EndReason::EngineFault => Reason::EngineFault,
-                EndReason::Shutdown => Reason::Shutdown,
-                EndReason::Transport(_) => Reason::Transport,
-            };
+            let (reason, detail) = end_reason(*reason);
             let stats = Some(stats(counters));
             Told::SessionEnded(proto::SessionEnded { reason: reason.into(), stats, detail })
         }

@@ -814,7 +814,7 @@ impl Worker {
                 if leg == Leg::Link {
                     self.handle_link_ended(key, error.as_ref(), now);
                 } else if let Some(slot) = self.slot(owner) {
-                    slot.session.handle_ended(error.as_ref());
+                    slot.session.handle_ended(error.as_ref(), now);
                     if let Some(stream) = slot.stream.take() {
                         self.ring.close(stream);
                     }

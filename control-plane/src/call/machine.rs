@@ -632,6 +632,7 @@ impl Call {
             SessionEvent::AgentDtmf { digits } => self.press(&digits, around),
             SessionEvent::AgentHeaders { headers } => self.set_agent_headers(&headers),
             SessionEvent::AgentAnswer => self.answer_after_early_media(around),
+            SessionEvent::LegLost { reason, detail } => self.handle_guest_lost(reason, &detail, around),
             // What only counts.
             SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
             SessionEvent::Report { stats } => self.stats = Some(*stats),

@@ -227,6 +227,7 @@ pub fn read(event: engine::Event) -> Option<News> {
             (Some(stats), _) => SessionEvent::Report { stats: Box::new(stats) },
             (None, stats) => SessionEvent::LegReport { stats: Box::new(stats?) },
         },
+        Body::LegLost(lost) => SessionEvent::LegLost { reason: lost.reason(), detail: lost.detail },
         // For whoever watches the engine; the life of a call does not depend on it yet.
         Body::Idle(_) => return None,
         Body::SessionEnded(ended) => {
@@ -238,6 +239,8 @@ pub fn read(event: engine::Event) -> Option<News> {
 
 #[cfg(test)]
 mod tests {
+    use tandem_api::engine::v1::session_ended::Reason;
+
     use super::*;
 
     #[test]
@@ -260,6 +263,15 @@ mod tests {
     fn address_that_the_engine_cannot_reach_is_told_from_other_faults() {
         let status = Status::invalid_argument("rtp.remote_address: ::1 cannot be reached from 127.0.0.1");
         assert!(matches!(refusal(&status), EngineRefusal::Address(why) if why.contains("::1")));
+    }
+
+    #[test]
+    fn loss_of_a_second_leg_is_told_with_its_reason() {
+        let lost = engine::LegLost { reason: Reason::MediaTimeout.into(), detail: "d".into() };
+        let session_id = Uuid::from_u128(7).to_string();
+        let event = engine::Event { sequence: 1, session_id, event: Some(Body::LegLost(lost)) };
+        let Some(News::Session { event, .. }) = read(event) else { panic!("an event of a session") };
+        assert_eq!(event, SessionEvent::LegLost { reason: Reason::MediaTimeout, detail: "d".into() });
     }
 
     #[test]

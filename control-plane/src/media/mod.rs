@@ -122,6 +122,13 @@ pub enum SessionEvent {
         /// Figures until now.
         stats: Box<tandem_api::engine::v1::SessionStats>,
     },
+    /// Nothing comes from the second leg any more, or there is no way to it.
+    LegLost {
+        /// Which of the two.
+        reason: tandem_api::engine::v1::session_ended::Reason,
+        /// What the engine adds, in words; mostly empty.
+        detail: String,
+    },
     /// The engine ended the session by itself.
     Ended {
         /// Why.

@@ -8,6 +8,7 @@ use control_plane::call::machine::Asked;
 use control_plane::call::registry::joining::Guest;
 use control_plane::media::SessionEvent;
 use control_plane::trunk::{Trunk, Trunks};
+use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::engine::v1::tell_agent_request::What as Tell;
 use tandem_api::engine::v1::{Direction, LegRole, SessionStats, TransferMode};
 use tandem_sip::message::{Body, Method, Reply};
@@ -136,6 +137,24 @@ fn agent_may_leave_those_who_are_put_through_and_then_either_ends_the_call() {
         assert!(bed.calls.is_empty());
         assert_eq!(bed.last_record().call.ending.clone().unwrap().reason, "transferred");
     }
+}
+
+#[test]
+fn guest_whose_phone_vanishes_is_let_go_as_if_it_had_hung_up() {
+    let lost = || SessionEvent::LegLost { reason: Reason::MediaTimeout, detail: String::new() };
+    let (mut bed, _, _, call_id) = put_through();
+    bed.session(call_id, lost());
+    assert_eq!(bed.told_of_guests().last().unwrap(), "left nothing was heard of it for too long");
+    assert_eq!((bed.byes(), bed.legs_removed(), bed.state(call_id).as_str()), (1, 1, "connected"));
+    bed.session(call_id, lost());
+    assert_eq!(bed.legs_removed(), 1, "nobody is there");
+
+    let (mut bed, _, _, call_id) = put_through();
+    bed.session(call_id, SessionEvent::AgentHangup);
+    bed.session(call_id, lost());
+    assert_eq!(bed.byes(), 2, "to the guest and the callee: {:?}", bed.heard);
+    assert!(bed.calls.is_empty());
+    assert_eq!(bed.last_record().call.ending.clone().unwrap().reason, "transferred");
 }
 
 #[test]

@@ -184,6 +184,7 @@ fn log(session_id: &str, event: &Event) {
         Event::AgentDtmf { .. } | Event::AgentHeaders { .. } => {}
         Event::MediaStarted { took_ms, .. } => tracing::info!(session_id, took_ms, "media started"),
         Event::Dtmf { .. } | Event::Report { .. } | Event::SecondReport { .. } => {}
+        Event::SecondLost { reason } => tracing::info!(session_id, ?reason, "second leg is lost"),
         Event::Idle { idle_ms } => tracing::info!(session_id, idle_ms, "nobody speaks"),
         Event::Ended { reason, stats } => tracing::info!(
             session_id,

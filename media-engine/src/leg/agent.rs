@@ -19,7 +19,7 @@ use super::audiosocket::AudioSocketStream;
 use super::dialect::WebSocketStream;
 use super::grpc::GrpcStream;
 use super::link::LinkStream;
-use super::stream::Stream;
+use super::stream::{Kind, Stream};
 
 /// The tone's peak: −9 dB below full scale, loud but not at the limit of G.711.
 const TONE_PEAK: i16 = 11_600;
@@ -205,16 +205,16 @@ impl Agent {
             AgentParameters::File(recording) => Self::File { recording, at: 0 },
             AgentParameters::WebSocket(parameters) => {
                 let stream = WebSocketStream::new(*parameters, call, seed, now)?;
-                Self::Stream(Box::new(Stream::WebSocket(stream)))
+                Self::Stream(Box::new(Stream::new(Kind::WebSocket(stream))))
             }
             AgentParameters::Link(parameters) => {
-                Self::Stream(Box::new(Stream::Link(LinkStream::new(*parameters, call, now))))
+                Self::Stream(Box::new(Stream::new(Kind::Link(LinkStream::new(*parameters, call, now)))))
             }
-            AgentParameters::AudioSocket(parameters) => {
-                Self::Stream(Box::new(Stream::AudioSocket(AudioSocketStream::new(parameters, now))))
-            }
+            AgentParameters::AudioSocket(parameters) => Self::Stream(Box::new(Stream::new(
+                Kind::AudioSocket(AudioSocketStream::new(parameters, now)),
+            ))),
             AgentParameters::Grpc(parameters) => {
-                Self::Stream(Box::new(Stream::Grpc(GrpcStream::new(*parameters, call, now)?)))
+                Self::Stream(Box::new(Stream::new(Kind::Grpc(GrpcStream::new(*parameters, call, now)?))))
             }
         })
     }

@@ -144,6 +144,11 @@ pub enum Event {
         /// Its counters then.
         stats: Stats,
     },
+    /// Nothing comes from the second leg any more, or there is no way to it. It stays until it is removed.
+    SecondLost {
+        /// [`EndReason::MediaTimeout`] or [`EndReason::Transport`].
+        reason: EndReason,
+    },
     /// The engine ended the session by itself.
     Ended {
         /// Why.

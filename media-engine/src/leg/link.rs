@@ -120,8 +120,16 @@ impl LinkStream {
     fn push(&mut self, message: &Message<'_>) {
         append(&mut self.control, self.call, message);
         if self.control.len() - self.written > CONTROL_OCTETS_MAX {
-            self.fail("agent does not read its calls".into());
+            self.give_up("agent does not read its calls", "error");
         }
+    }
+
+    /// We fail the call, and the agent may hold it yet: it must know that nobody is there. The frames that wait are whole, so those
+    /// of other calls are not harmed by their loss.
+    fn give_up(&mut self, reason: &str, to_agent: &str) {
+        self.fail(reason.to_owned());
+        self.state = State::Closing;
+        append(&mut self.control, self.call, &Message::Close { reason: to_agent });
     }
 
     // --- from network and clock ---
@@ -146,12 +154,7 @@ impl LinkStream {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             match self.state {
                 State::Waiting => self.fail("agent could not be connected in time".into()),
-                State::Opening => {
-                    self.fail("agent did not accept the call in time".into());
-                    // It may do so yet: it must know that nobody waits.
-                    self.state = State::Closing;
-                    append(&mut self.control, self.call, &Message::Close { reason: "timeout" });
-                }
+                State::Opening => self.give_up("agent did not accept the call in time", "timeout"),
                 _ => self.deadline = None,
             }
         }

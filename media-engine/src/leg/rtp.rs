@@ -227,7 +227,7 @@ impl RtpLeg {
         let codec = parameters.codec.unwrap_or(Codec::Pcmu);
         let srtp = parameters.srtp.as_ref().map(Srtp::new);
         Self {
-            latch: SourceLatch::new(latching, remote),
+            latch: SourceLatch::closed(latching, remote),
             receiver: Receiver::new(codec.clock_rate()),
             reorder: ReorderBuffer::new(codec.octets(Ptime::MS_60)),
             digits: Box::new(EventDetector::new(codec.clock_rate())),
@@ -282,6 +282,10 @@ impl RtpLeg {
             self.keys = EventSender::new(codec.clock_rate());
         } else if parameters.remote != self.parameters.remote {
             self.receiver.rearm(parameters.codec.unwrap_or(Codec::Pcmu).clock_rate());
+        }
+        if parameters.event_payload_type.is_none() && !self.keys.is_idle() {
+            // Nothing carries them any more, and an agent that hangs up after them would wait for ever.
+            self.keys = EventSender::new(parameters.codec.unwrap_or(Codec::Pcmu).clock_rate());
         }
         if parameters.secure != self.parameters.secure {
             self.secure_anew(&parameters);
@@ -562,9 +566,11 @@ impl RtpLeg {
         }
     }
 
-    /// Reports are sent from now on, if they were negotiated; before that and after the end none is due. And checks are
-    /// owed, if ICE was.
-    pub fn begin_reports(&mut self, now: Instant) {
+    /// The call is up, or the other side may be heard before: it may be heard from another address than it signalled, and
+    /// checks are owed, if ICE was negotiated. Reports are sent from now on, if they were; before that and after the end none
+    /// is due.
+    pub fn begin(&mut self, now: Instant) {
+        self.latch.open();
         if let Some(secure) = &mut self.secure {
             secure.begin(now);
         }

@@ -24,9 +24,14 @@ use super::rtp::SrtpKeys;
 
 /// A browser that is there has checked within this time (RFC 7675 §5.1).
 pub const CONSENT_MAX: Duration = Duration::from_secs(30);
-/// Answers to checks that wait for the next tick: a browser has a few addresses and checks from each. Further checks are counted
-/// and come again.
+/// A browser that has nominated an address of its own has shaken hands within this time: longer than a handshake may take,
+/// which it may be the browser's part to begin.
+pub const KEYS_MAX: Duration = Duration::from_secs(30);
+/// Answers to checks that wait for the next tick: a browser has a few addresses and checks from each. Further checks count, but
+/// are not answered; they come again.
 const ANSWERS_MAX: usize = 8;
+/// Of them those to checks that are nobody's we know: a flood of these must not keep the peer from being answered.
+const REFUSALS_MAX: usize = 2;
 /// Datagrams of the handshake that wait for the next tick; a flight has two or three. Further ones are lost, and sent again.
 const FLIGHT_MAX: usize = 16;
 
@@ -77,6 +82,8 @@ pub struct SecureTransport {
     pending: Option<Instant>,
     /// Checks are owed since then.
     owed_since: Option<Instant>,
+    /// There is a pair and no key since then.
+    keys_owed_since: Option<Instant>,
     failure: Option<TransportFailure>,
     /// Nobody has been told of it since then.
     failed: Option<Instant>,
@@ -95,6 +102,7 @@ impl SecureTransport {
             flight: VecDeque::new(),
             pending: None,
             owed_since: None,
+            keys_owed_since: None,
             failure: None,
             failed: None,
             rejected: 0,
@@ -112,6 +120,7 @@ impl SecureTransport {
         if is_another {
             self.dtls = None;
             self.flight.clear();
+            self.keys_owed_since = None;
         }
         is_another
     }
@@ -152,18 +161,27 @@ impl SecureTransport {
     }
 
     fn handle_check(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) -> bool {
-        if self.answers.len() >= ANSWERS_MAX {
-            self.rejected += 1;
-            return false;
-        }
         let mut octets = [0; ANSWER_LEN_MAX];
         let Ok(checked) = self.ice.handle_datagram(bytes, source, now, &mut octets) else { return false };
-        self.answers.push_back(Answer { to: source, octets, len: checked.answer_len });
-        self.pending.get_or_insert(now);
-        if checked.is_nominated && self.dtls.is_none() && self.parameters.setup == Setup::Active {
-            self.shake(now, |_| ());
+        let room = if checked.is_authentic { ANSWERS_MAX } else { REFUSALS_MAX };
+        if self.answers.len() < room {
+            self.answers.push_back(Answer { to: source, octets, len: checked.answer_len });
+            self.pending.get_or_insert(now);
+        } else if checked.is_authentic {
+            self.rejected += 1;
+        }
+        if checked.is_authentic && self.pair() == Some(source) && !self.has_keys() {
+            self.keys_owed_since.get_or_insert(now);
+            // Not only with the nomination: another certificate is another handshake with the pair that there is.
+            if self.dtls.is_none() && self.parameters.setup == Setup::Active {
+                self.shake(now, |_| ());
+            }
         }
         checked.is_nominated
+    }
+
+    fn has_keys(&self) -> bool {
+        self.dtls.as_ref().is_some_and(DtlsSrtp::is_done)
     }
 
     /// Lets the handshake, which begins now if it has not, do something, and takes what it says.
@@ -205,7 +223,14 @@ impl SecureTransport {
     /// When there is something to send or to give up.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let dtls = self.dtls.as_ref().and_then(DtlsSrtp::poll_timeout);
-        [self.pending, self.failed, dtls, self.consent_ends()].into_iter().flatten().min()
+        [self.pending, self.failed, dtls, self.consent_ends(), self.keys_end()].into_iter().flatten().min()
+    }
+
+    /// When it has taken too long from the pair to the keys.
+    fn keys_end(&self) -> Option<Instant> {
+        let (Some(up), Some(pair)) = (self.owed_since, self.keys_owed_since) else { return None };
+        let is_owed = self.failure.is_none() && !self.has_keys();
+        is_owed.then(|| up.max(pair) + KEYS_MAX)
     }
 
     fn consent_ends(&self) -> Option<Instant> {
@@ -227,6 +252,10 @@ impl SecureTransport {
                 },
                 now,
             );
+            self.failed = None;
+        }
+        if self.keys_end().is_some_and(|end| end <= now) {
+            self.fail(TransportFailure::Dtls(DtlsError::Handshake), now);
             self.failed = None;
         }
     }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A stream writes caller audio straight into the buffer that leaves. Only while that buffer is not to be had, frames wait
-//! ([`super::backlog`]).
+//! ([`super::backlog`]). What the caller does before the agent is there is told when it is.
 
 use std::time::Instant;
 
@@ -27,6 +27,9 @@ pub const FRAME_MS: u32 = pcm_dialect::FRAME_MS;
 
 /// Samples read or written at a time.
 pub(super) const PIECE: usize = 480;
+
+/// Keys that are kept for an agent that is not there yet, the first ones: more than any number or PIN that is dialled ahead.
+const EARLY_KEYS_MAX: usize = 32;
 
 /// What an agent says on its stream.
 #[derive(Debug)]
@@ -91,9 +94,9 @@ pub enum Tell<'a> {
     },
 }
 
-/// See the module.
+/// How it is dialled.
 #[derive(Debug)]
-pub enum Stream {
+pub(super) enum Kind {
     /// A WebSocket of its own.
     WebSocket(WebSocketStream),
     /// A call on the core's link.
@@ -107,157 +110,196 @@ pub enum Stream {
 macro_rules! each {
     ($self:expr, $stream:ident => $body:expr) => {
         match $self {
-            Stream::WebSocket($stream) => $body,
-            Stream::Link($stream) => $body,
-            Stream::AudioSocket($stream) => $body,
-            Stream::Grpc($stream) => $body,
+            Kind::WebSocket($stream) => $body,
+            Kind::Link($stream) => $body,
+            Kind::AudioSocket($stream) => $body,
+            Kind::Grpc($stream) => $body,
         }
     };
 }
 
+/// See the module.
+#[derive(Debug)]
+pub struct Stream {
+    kind: Kind,
+    early: Early,
+}
+
+/// What is to be told to an agent that is not there yet: the keys of a caller who does not wait, and that he put us on hold.
+#[derive(Debug, Default)]
+struct Early {
+    /// Oldest first.
+    keys: Vec<(char, u32)>,
+    on_hold: bool,
+}
+
+impl Early {
+    /// Keeps it for later; false: it is of no use then.
+    fn keep(&mut self, what: &Tell<'_>) -> bool {
+        match what {
+            Tell::Dtmf { digit, duration_ms } if self.keys.len() < EARLY_KEYS_MAX => {
+                self.keys.push((*digit, *duration_ms));
+            }
+            Tell::Dtmf { .. } => {}
+            Tell::Hold => self.on_hold = true,
+            Tell::Resume => self.on_hold = false,
+            _ => return false,
+        }
+        true
+    }
+}
+
 impl Stream {
+    pub(super) fn new(kind: Kind) -> Self {
+        Self { kind, early: Early::default() }
+    }
+
     // --- getters ---
 
     /// Rate of its sound, both ways.
     pub fn rate(&self) -> SampleRate {
-        match self {
-            Self::WebSocket(stream) => stream.rate(),
-            Self::Link(_) | Self::Grpc(_) => SampleRate::Hz16000,
-            Self::AudioSocket(stream) => stream.rate(),
+        match &self.kind {
+            Kind::WebSocket(stream) => stream.rate(),
+            Kind::Link(_) | Kind::Grpc(_) => SampleRate::Hz16000,
+            Kind::AudioSocket(stream) => stream.rate(),
         }
     }
 
     /// It has words for the caller's speech, so it is worth looking for.
     pub fn wants_speech(&self) -> bool {
-        match self {
-            Self::WebSocket(stream) => stream.dialect() == Dialect::Pcm,
-            Self::Link(_) | Self::Grpc(_) => true,
-            Self::AudioSocket(_) => false,
+        match &self.kind {
+            Kind::WebSocket(stream) => stream.dialect() == Dialect::Pcm,
+            Kind::Link(_) | Kind::Grpc(_) => true,
+            Kind::AudioSocket(_) => false,
         }
     }
 
     /// It has no word for hanging up: an orderly end is one.
     pub fn hangs_up_by_closing(&self) -> bool {
-        match self {
-            Self::WebSocket(stream) => stream.dialect() == Dialect::Twilio,
-            Self::Link(_) | Self::Grpc(_) => false,
-            Self::AudioSocket(_) => true,
+        match &self.kind {
+            Kind::WebSocket(stream) => stream.dialect() == Dialect::Twilio,
+            Kind::Link(_) | Kind::Grpc(_) => false,
+            Kind::AudioSocket(_) => true,
         }
     }
 
     /// Marks of what was cleared are given back one by one.
     pub fn gives_cleared_marks_back(&self) -> bool {
-        matches!(self, Self::WebSocket(stream) if stream.dialect() == Dialect::Twilio)
+        matches!(&self.kind, Kind::WebSocket(stream) if stream.dialect() == Dialect::Twilio)
     }
 
     /// The agent is there.
     pub fn is_open(&self) -> bool {
-        each!(self, stream => stream.is_open())
+        each!(&self.kind, stream => stream.is_open())
     }
 
     /// Nothing more will come of it.
     pub fn has_failed(&self) -> bool {
-        each!(self, stream => stream.has_failed())
+        each!(&self.kind, stream => stream.has_failed())
     }
 
     /// Frames that came, frames that went, milliseconds it did not read in time.
     pub fn counters(&self) -> (u64, u64, u64) {
-        each!(self, stream => stream.counters())
+        each!(&self.kind, stream => stream.counters())
     }
 
     /// Messages that were none of the dialect.
     pub fn malformed(&self) -> u64 {
-        each!(self, stream => stream.malformed())
+        each!(&self.kind, stream => stream.malformed())
     }
 
     /// When the agent must be there.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        each!(self, stream => stream.poll_timeout())
+        each!(&self.kind, stream => stream.poll_timeout())
     }
 
     /// Whether [`Stream::poll_stream`] has something.
     pub fn has_output(&self) -> bool {
-        each!(self, stream => stream.has_output())
+        each!(&self.kind, stream => stream.has_output())
     }
 
     // --- from network and clock ---
 
     /// The TCP connection is up; for a call on a link: the link is.
     pub fn handle_connected(&mut self) {
-        each!(self, stream => stream.handle_connected());
+        each!(&mut self.kind, stream => stream.handle_connected());
+        self.tell_early();
     }
 
     /// The TCP connection ended, or could not be made. A link says so by [`Stream::handle_link_lost`].
     pub fn handle_ended(&mut self, error: Option<&std::io::Error>) {
-        match self {
-            Self::WebSocket(stream) => stream.handle_ended(error),
-            Self::AudioSocket(stream) => stream.handle_ended(error),
-            Self::Grpc(stream) => stream.handle_ended(error),
-            Self::Link(_) => {}
+        match &mut self.kind {
+            Kind::WebSocket(stream) => stream.handle_ended(error),
+            Kind::AudioSocket(stream) => stream.handle_ended(error),
+            Kind::Grpc(stream) => stream.handle_ended(error),
+            Kind::Link(_) => {}
         }
     }
 
     /// Whether the agent is there since this was last asked; for streams that say so without a message of the agent.
     pub fn take_ready(&mut self) -> bool {
-        match self {
-            Self::AudioSocket(stream) => stream.take_ready(),
-            Self::WebSocket(_) | Self::Link(_) | Self::Grpc(_) => false,
+        match &mut self.kind {
+            Kind::AudioSocket(stream) => stream.take_ready(),
+            Kind::WebSocket(_) | Kind::Link(_) | Kind::Grpc(_) => false,
         }
     }
 
     /// The link is lost, and why.
     pub fn handle_link_lost(&mut self, reason: &str) {
-        if let Self::Link(stream) = self {
+        if let Kind::Link(stream) = &mut self.kind {
             stream.handle_lost(reason);
         }
     }
 
     /// The deadline has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        each!(self, stream => stream.handle_timeout(now));
+        each!(&mut self.kind, stream => stream.handle_timeout(now));
     }
 
     /// Takes octets of the stream and hands what the agent says to `take`.
     pub fn handle_bytes(&mut self, bytes: &[u8], take: &mut dyn FnMut(Said<'_>)) {
-        match self {
-            Self::WebSocket(stream) => stream.handle_bytes(bytes, take),
-            Self::AudioSocket(stream) => stream.handle_bytes(bytes, take),
-            Self::Grpc(stream) => stream.handle_bytes(bytes, take),
-            Self::Link(_) => {}
+        match &mut self.kind {
+            Kind::WebSocket(stream) => stream.handle_bytes(bytes, take),
+            Kind::AudioSocket(stream) => stream.handle_bytes(bytes, take),
+            Kind::Grpc(stream) => stream.handle_bytes(bytes, take),
+            Kind::Link(_) => {}
         }
+        self.tell_early();
     }
 
     /// A TLS handshake waits for its turn.
     pub fn wants_handshake(&self) -> bool {
-        match self {
-            Self::WebSocket(stream) => stream.wants_handshake(),
-            Self::Grpc(stream) => stream.wants_handshake(),
-            Self::Link(_) | Self::AudioSocket(_) => false,
+        match &self.kind {
+            Kind::WebSocket(stream) => stream.wants_handshake(),
+            Kind::Grpc(stream) => stream.wants_handshake(),
+            Kind::Link(_) | Kind::AudioSocket(_) => false,
         }
     }
 
     /// Goes on with it.
     pub fn handle_handshake(&mut self, take: &mut dyn FnMut(Said<'_>)) {
-        match self {
-            Self::WebSocket(stream) => stream.handle_handshake(take),
-            Self::Grpc(stream) => stream.handle_handshake(take),
-            Self::Link(_) | Self::AudioSocket(_) => {}
+        match &mut self.kind {
+            Kind::WebSocket(stream) => stream.handle_handshake(take),
+            Kind::Grpc(stream) => stream.handle_handshake(take),
+            Kind::Link(_) | Kind::AudioSocket(_) => {}
         }
+        self.tell_early();
     }
 
     /// Takes a frame of the link.
     pub fn handle_frame(&mut self, message: &link::Message<'_>, take: &mut dyn FnMut(Said<'_>)) {
-        if let Self::Link(stream) = self {
+        if let Kind::Link(stream) = &mut self.kind {
             stream.handle_frame(message, take);
         }
+        self.tell_early();
     }
 
     /// So many milliseconds of the agent's sound wait: what was used may be granted again.
     pub fn handle_waiting(&mut self, ms: u64) {
-        match self {
-            Self::Link(stream) => stream.handle_waiting(ms),
-            Self::Grpc(stream) => stream.handle_waiting(ms),
-            Self::WebSocket(_) | Self::AudioSocket(_) => {}
+        match &mut self.kind {
+            Kind::Link(stream) => stream.handle_waiting(ms),
+            Kind::Grpc(stream) => stream.handle_waiting(ms),
+            Kind::WebSocket(_) | Kind::AudioSocket(_) => {}
         }
     }
 
@@ -265,42 +307,59 @@ impl Stream {
 
     /// The call on a link, if it is one.
     pub fn link_mut(&mut self) -> Option<&mut LinkStream> {
-        match self {
-            Self::Link(stream) => Some(stream),
-            Self::WebSocket(_) | Self::AudioSocket(_) | Self::Grpc(_) => None,
+        match &mut self.kind {
+            Kind::Link(stream) => Some(stream),
+            Kind::WebSocket(_) | Kind::AudioSocket(_) | Kind::Grpc(_) => None,
         }
     }
 
     /// Hears the caller: samples at [`Stream::rate`], in order.
     pub fn hear(&mut self, samples: &[i16]) {
-        each!(self, stream => stream.hear(samples));
+        each!(&mut self.kind, stream => stream.hear(samples));
     }
 
     /// Tells the agent what its dialect has words for.
     pub fn tell(&mut self, what: &Tell<'_>) {
-        each!(self, stream => stream.tell(what));
+        if !self.is_open() && self.early.keep(what) {
+            return;
+        }
+        each!(&mut self.kind, stream => stream.tell(what));
+    }
+
+    /// The agent may have come: it is told what happened before.
+    fn tell_early(&mut self) {
+        if !self.is_open() || (self.early.keys.is_empty() && !self.early.on_hold) {
+            return;
+        }
+        let Early { keys, on_hold } = std::mem::take(&mut self.early);
+        if on_hold {
+            self.tell(&Tell::Hold);
+        }
+        for (digit, duration_ms) in keys {
+            self.tell(&Tell::Dtmf { digit, duration_ms });
+        }
     }
 
     /// The call is over: says why, and good-bye.
     pub fn stop(&mut self, reason: &str) {
-        each!(self, stream => stream.stop(reason));
+        each!(&mut self.kind, stream => stream.stop(reason));
     }
 
     /// It was never dialled.
     pub fn abandon(&mut self) {
-        each!(self, stream => stream.abandon());
+        each!(&mut self.kind, stream => stream.abandon());
     }
 
     // --- what must leave ---
 
     /// Writes what is to go into `out`: control octets first, then whole audio frames. Says how many octets.
     pub fn poll_stream(&mut self, out: &mut [u8]) -> usize {
-        each!(self, stream => stream.poll_stream(out))
+        each!(&mut self.kind, stream => stream.poll_stream(out))
     }
 
     /// How the stream was lost, once.
     pub fn poll_loss(&mut self) -> Option<Loss> {
-        each!(self, stream => stream.poll_loss())
+        each!(&mut self.kind, stream => stream.poll_loss())
     }
 }
 

@@ -205,6 +205,11 @@ impl Bridge {
         self.ear.vad.as_ref().map(|vad| vad.is_speech())
     }
 
+    /// The caller pauses: [`Bridge::up_pause`] has something.
+    pub const fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
     /// The agent's rate.
     pub fn rate(&self) -> SampleRate {
         self.decoder.rate()

@@ -16,9 +16,16 @@
 //!
 //! Upstream is immediate: what the caller says goes to the agent in the call that brought it. Downstream is paced: the
 //! agent's sound waits in the playout queue and leaves one frame a ptime.
+//!
+//! Here is what a session is, and its deadlines. What is done with it has a file each: [`control`] for the verbs, [`listen`]
+//! for what comes from the RTP legs, [`agent`] for what comes from the agent, [`output`] for what must leave.
 
+mod agent;
 pub mod bridge;
+mod control;
 pub mod digits;
+mod listen;
+mod output;
 pub mod paced;
 pub mod playout;
 pub mod second;
@@ -30,24 +37,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tandem_audio::format::{Codec, MAX_PACKET_SAMPLES, Ptime, SampleRate};
-use tandem_audio::noise::Sid;
-use tandem_audio::tone::{Cadence, ProgressTone};
-use tandem_audio::vad::VadEvent;
+use tandem_audio::format::{Codec, SampleRate};
+use tandem_audio::tone::ProgressTone;
 use tandem_rtp::dtls::Identity;
 use tandem_rtp::report::WallClock;
-use tandem_stream::link;
 
 use crate::leg::agent::{Agent, AgentParameters, CallInfo};
-use crate::leg::event::{EndReason, Event, Heard, Request, Stats};
-use crate::leg::link::LinkStream;
-use crate::leg::rtp::{Rtcp, RtpLeg, RtpParameters};
-use crate::leg::stream::{Said, Stream, Tell};
+use crate::leg::event::{EndReason, Event, Stats};
+use crate::leg::rtp::{Direction, RtpLeg, RtpParameters};
+use crate::leg::stream::Stream;
 use bridge::Bridge;
-use digits::{Digits, Source};
+use digits::Digits;
 use playout::{Playout, Policy, PtimeClock};
-use second::{Party, Role, SecondLeg};
-use speech::{BargeIn, Due, Gate, NOISE_LEVEL, Speech, SpeechParameters};
+use second::SecondLeg;
+use speech::{Speech, SpeechParameters};
 
 /// Events that wait between two drains. An agent that asks for more at once is not listened to.
 pub const EVENTS_MAX: usize = 64;
@@ -65,8 +68,9 @@ pub const UNSTARTED_MAX: Duration = Duration::from_mins(5);
 /// is over all the same.
 pub const HELD_MAX: Duration = Duration::from_hours(1);
 
-/// While the caller has said something in so long, his packets drive what the agent hears of the second leg.
-const CALLER_DRIVES: Duration = Duration::from_millis(60);
+/// An agent that hangs up when all was played does so at the latest when all that waits could have been, and so long after:
+/// the queue stands still while the caller is on hold or talks with a second leg, and an agent may go on filling it.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
 /// Everything needed to open a session.
 #[derive(Debug, Clone)]
@@ -190,13 +194,16 @@ pub struct Session {
     /// The call was placed by us: the agent is told of its answer.
     is_outbound: bool,
     digits: Digits,
+    /// The agent knows that the caller speaks.
+    speech_told: bool,
     media_timeout: Duration,
     /// The caller's silence counts from here at the earliest: opened, started, or updated.
     silence_from: Instant,
     /// When the caller's silence is looked at again.
     media_deadline: Instant,
     end: Option<Instant>,
-    hangup_when_dry: bool,
+    /// The agent wants to hang up when all was played, or then at the latest.
+    hangup_when_dry: Option<Instant>,
     /// The control plane was told; it is told once.
     hung_up: bool,
     /// Why it could not be reached, or its stream broke.
@@ -247,11 +254,12 @@ impl Session {
             is_early: false,
             is_outbound,
             digits: Digits::default(),
+            speech_told: false,
             media_timeout,
             silence_from: now,
             media_deadline: now + UNSTARTED_MAX,
             end: max_session.map(|limit| now + limit),
-            hangup_when_dry: false,
+            hangup_when_dry: None,
             hung_up: false,
             agent_gone: None,
             on_hold: false,
@@ -341,572 +349,7 @@ impl Session {
         stats
     }
 
-    // --- what the control plane wants ---
-
-    /// The call is answered; the first packet leaves at `first_packet`. Doing it again changes nothing.
-    pub fn start(&mut self, first_packet: Instant, now: Instant) {
-        if self.ended || (self.started.is_some() && !self.is_early) {
-            return;
-        }
-        self.tell_answered();
-        if let Some(speech) = &mut self.speech {
-            speech.attend(now);
-        }
-        if std::mem::take(&mut self.is_early) {
-            // The clock runs already; who answers has a right to a moment of silence.
-            self.silence_from = now;
-            self.media_deadline = self.next_media_deadline();
-            return;
-        }
-        self.started = Some(now);
-        self.clock = Some(PtimeClock::new(first_packet, self.rtp.ptime()));
-        self.silence_from = now;
-        self.media_deadline = self.next_media_deadline();
-        self.rtp.begin_reports(now);
-    }
-
-    /// The other side may be heard before it answers: silence goes out, and what the agent says waits for
-    /// [`Session::start`].
-    pub fn listen(&mut self, first_packet: Instant, now: Instant) {
-        if self.started.is_none() && !self.ended {
-            self.is_early = true;
-            self.started = Some(now);
-            self.clock = Some(PtimeClock::new(first_packet, self.rtp.ptime()));
-            self.silence_from = now;
-            self.media_deadline = self.next_media_deadline();
-            self.rtp.begin_reports(now);
-        }
-    }
-
-    /// An agent whose stream comes up after the answer is told then.
-    fn tell_answered(&mut self) {
-        if let (true, Some(stream)) = (self.is_outbound, self.agent.stream_mut()) {
-            stream.tell(&Tell::Answered);
-        }
-    }
-
-    /// The control plane has something for the agent.
-    pub fn tell(&mut self, notice: &Notice, now: Instant) {
-        if let Notice::Dtmf { digit, .. } = notice
-            && !self.digits.is_new(*digit, Source::Info, now)
-        {
-            return;
-        }
-        let Some(stream) = self.agent.stream_mut() else { return };
-        match notice {
-            Notice::Dtmf { digit, duration_ms } => {
-                stream.tell(&Tell::Dtmf { digit: *digit, duration_ms: *duration_ms });
-            }
-            Notice::Transfer { status, reason } => stream.tell(&Tell::Transfer { status, reason }),
-        }
-    }
-
-    /// A re-INVITE. `first_packet` is when the next packet leaves if the ptime is another; see [`Session::rtp`].
-    pub fn update(&mut self, parameters: RtpParameters, first_packet: Instant, now: Instant) {
-        let before = *self.rtp.parameters();
-        self.rtp.update(parameters);
-        if before.ptime != parameters.ptime && self.clock.is_some() {
-            self.clock = Some(PtimeClock::new(first_packet, parameters.ptime));
-        }
-        if before.codec != parameters.codec
-            || before.ptime != parameters.ptime
-            || before.sound != parameters.sound
-        {
-            self.build_bridge();
-        }
-        // Only the echo follows the carrier's rate.
-        self.playout.set_rate(playout_rate(&self.agent, parameters.codec));
-        if let Some(second) = &mut self.second {
-            second.set_rate(self.playout.rate());
-        }
-        self.set_ringing();
-        let on_hold = !parameters.direction.sends();
-        if on_hold != std::mem::replace(&mut self.on_hold, on_hold) {
-            if let Some(stream) = self.agent.stream_mut() {
-                stream.tell(if on_hold { &Tell::Hold } else { &Tell::Resume });
-            }
-            if let Some(speech) = &mut self.speech {
-                speech.attend(now);
-            }
-        }
-        if self.started.is_some() {
-            self.silence_from = now;
-            self.media_deadline = self.next_media_deadline();
-            self.rtp.begin_reports(now);
-        }
-    }
-
-    /// Adds a second leg, whose first packet leaves at `first_packet`. False: there is one already, or the call is over.
-    pub fn add_second(
-        &mut self,
-        parameters: RtpParameters,
-        role: Role,
-        seed: [u32; 3],
-        first_packet: Instant,
-    ) -> bool {
-        if self.second.is_some() || self.ended {
-            return false;
-        }
-        let identity = self.identity.clone();
-        let leg =
-            SecondLeg::new(parameters, identity, role, self.playout.rate(), seed, self.wall, first_packet);
-        self.second = Some(Box::new(leg));
-        self.set_ringing();
-        true
-    }
-
-    /// The second leg, if there is one. (That of a session that is over has only to say good-bye.)
-    pub fn second(&self) -> Option<&SecondLeg> {
-        self.second.as_deref().filter(|_| !self.ended)
-    }
-
-    /// A re-INVITE of the second leg, or another role for it. False: there is none.
-    pub fn update_second(
-        &mut self,
-        parameters: Option<RtpParameters>,
-        role: Option<Role>,
-        first_packet: Instant,
-    ) -> bool {
-        let Some(second) = &mut self.second else { return false };
-        if let Some(parameters) = parameters {
-            second.update(parameters, first_packet);
-        }
-        if let Some(role) = role {
-            second.set_role(role);
-        }
-        self.set_ringing();
-        true
-    }
-
-    /// Removes the second leg; caller and agent talk as before.
-    pub fn remove_second(&mut self) -> Option<Stats> {
-        let second = self.second.take()?;
-        self.ringing = None;
-        Some(second.stats())
-    }
-
-    fn set_ringing(&mut self) {
-        let rings = matches!(self.second(), Some(second) if second.role() == Role::Consult { rings: true });
-        let rate = self.playout.rate();
-        self.ringing = rings.then(|| Box::new(ProgressTone::new(Cadence::RINGBACK_US, rate)));
-    }
-
-    /// The call is over: tells the agent, sends no more RTP. Only [`Session::poll_stream`] may have something left.
-    pub fn close(&mut self, reason: &str) {
-        if std::mem::replace(&mut self.ended, true) {
-            return;
-        }
-        self.clock = None;
-        if let Some(stream) = self.agent.stream_mut() {
-            stream.stop(reason);
-        }
-    }
-
-    /// The engine ends the session by itself.
-    pub fn end(&mut self, reason: EndReason, now: Instant) {
-        if self.ended {
-            return;
-        }
-        let stats = self.stats(now);
-        self.close(match reason {
-            EndReason::MediaTimeout | EndReason::MaxSession | EndReason::Transport(_) => "timeout",
-            EndReason::Orphaned | EndReason::EngineFault => "error",
-            EndReason::Shutdown => "shutdown",
-        });
-        // The last event must not be lost to a full queue.
-        self.events.push_back(Event::Ended { reason, stats });
-    }
-
-    // --- from network and clock ---
-
-    /// A datagram came on the carrier leg's port.
-    pub fn handle_datagram(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) {
-        if self.ended {
-            return;
-        }
-        let first = self.hear(now, |rtp, hear| rtp.handle_datagram(source, bytes, now, hear));
-        if first {
-            let took_ms = self.age(now).as_millis() as u32;
-            self.push_event(Event::MediaStarted { remote: source, took_ms });
-        }
-        self.handle_digits(now);
-    }
-
-    /// A datagram came on the odd port beside it.
-    pub fn handle_report(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) {
-        if !self.ended {
-            self.rtp.handle_report(source, bytes, true, now);
-        }
-    }
-
-    /// Runs a method of the RTP leg and lets the agent hear what comes of it.
-    fn hear<T>(&mut self, now: Instant, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>)) -> T) -> T {
-        self.playout.set_time(now);
-        let Self { rtp, agent, bridge, playout, second, speech: attention, .. } = self;
-        let mut gate = attention.as_mut().and_then(|speech| speech.gate_mut());
-        let listening = self.started.is_some() && !self.on_hold && rtp.direction().accepts();
-        let is_deaf = matches!(agent, Agent::Tone(_) | Agent::File { .. });
-        let mut speech = None;
-        let outcome = run(rtp, &mut |heard| {
-            let (true, Some(bridge)) = (listening, bridge.as_mut()) else { return };
-            if is_deaf && second.is_none() {
-                return;
-            }
-            let change = bridge.up(heard, |samples| match second.as_deref_mut() {
-                None => tell_agent(agent, playout, gate.as_deref_mut(), samples),
-                Some(second) => {
-                    second.push(Party::Caller, samples);
-                    if second.role().hears(Party::Agent, Party::Caller) {
-                        let mut frame = [0; MAX_PACKET_SAMPLES];
-                        let frame = &mut frame[..samples.len()];
-                        frame.copy_from_slice(samples);
-                        second.mix_into(Party::Agent, frame);
-                        tell_agent(agent, playout, None, frame);
-                    }
-                }
-            });
-            speech = change.or(speech);
-        });
-        if let Some(change) = speech {
-            self.handle_speech(change, now);
-        }
-        outcome
-    }
-
-    /// A datagram came on the second leg's port.
-    pub fn handle_second_datagram(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) {
-        if self.ended {
-            return;
-        }
-        self.hear_second(now, |rtp, hear| {
-            let _ = rtp.handle_datagram(source, bytes, now, hear);
-        });
-    }
-
-    /// A datagram came on the odd port beside it.
-    pub fn handle_second_report(&mut self, source: SocketAddr, bytes: &[u8], now: Instant) {
-        if let (false, Some(second)) = (self.ended, &mut self.second) {
-            second.handle_report(source, bytes, now);
-        }
-    }
-
-    /// Runs a method of the second leg. What it says waits for the caller's next packet to be mixed with; an agent that
-    /// hears the second leg alone, because the caller is silent or not heard, hears it at once.
-    fn hear_second(&mut self, now: Instant, run: impl FnOnce(&mut RtpLeg, &mut dyn FnMut(Heard<'_>))) {
-        let Self { rtp, agent, playout, second, started, on_hold, .. } = self;
-        let Some(second) = second else { return };
-        second.hear(run);
-        let role = second.role();
-        let speaks =
-            |at: Instant| now.saturating_duration_since(at) < CALLER_DRIVES && started.is_some() && !*on_hold;
-        if role.hears(Party::Agent, Party::Caller) && rtp.last_arrival().is_some_and(speaks) {
-            return;
-        }
-        let mut frame = [0; MAX_PACKET_SAMPLES];
-        let frame = &mut frame[..playout.rate().samples(Ptime::MS_20)];
-        loop {
-            frame.fill(0);
-            let len = second.mix_into(Party::Agent, frame);
-            if len == 0 {
-                break;
-            }
-            tell_agent(agent, playout, None, &frame[..len]);
-        }
-        while let Some((digit, duration_ms)) = second.poll_digit() {
-            if let (true, Some(stream)) = (role.hears(Party::Agent, Party::Second), agent.stream_mut()) {
-                stream.tell(&Tell::Dtmf { digit, duration_ms });
-            }
-        }
-    }
-
-    /// A packet time has passed, and the caller may have said that he pauses: the agent hears comfort noise.
-    fn hear_pause(&mut self, now: Instant) {
-        if self.on_hold || !self.rtp.direction().accepts() {
-            return;
-        }
-        let Self { agent, bridge: Some(bridge), playout, speech, .. } = self else { return };
-        let mut gate = speech.as_mut().and_then(|speech| speech.gate_mut());
-        let change = bridge.up_pause(|samples| tell_agent(agent, playout, gate.as_deref_mut(), samples));
-        if let Some(change) = change {
-            self.handle_speech(change, now);
-        }
-    }
-
-    /// The caller began or ceased to speak.
-    fn handle_speech(&mut self, change: VadEvent, now: Instant) {
-        let Self { agent, playout, speech, is_early, hangup_when_dry, .. } = self;
-        let began = change == VadEvent::SpeechStarted;
-        let mut stream = agent.stream_mut();
-        if let Some(stream) = &mut stream {
-            stream.tell(&Tell::Speech { active: began });
-        }
-        let Some(speech) = speech else { return };
-        if !began {
-            speech.handle_end(now);
-            if let Some(gate) = speech.gate_mut() {
-                gate.close();
-            }
-            return;
-        }
-        // Last words are to be heard, and what waits for an answer is no interruption.
-        let is_interrupted = !playout.is_still() && !*is_early && !*hangup_when_dry;
-        let barge_in = speech.handle_onset(is_interrupted, now);
-        let Some(stream) = stream else { return };
-        if let Some(gate) = speech.gate_mut()
-            && let Some((missing_ms, kept)) = gate.open()
-        {
-            if missing_ms > 0 {
-                stream.tell(&Tell::Gap { ms: missing_ms });
-            }
-            kept.into_iter().for_each(|samples| stream.hear(samples));
-            gate.clear();
-        }
-        match barge_in {
-            BargeIn::Off => {}
-            BargeIn::Pause => playout.pause(),
-            BargeIn::Clear => {
-                let mut names = Vec::new();
-                playout.clear(|name| names.push(name));
-                tell_cleared(stream, &names, playout.heard_ms());
-            }
-        }
-    }
-
-    /// Silence counts.
-    fn is_watched(&self) -> bool {
-        self.started.is_some() && !self.is_early && !self.on_hold && !self.ended
-    }
-
-    fn handle_speech_timeout(&mut self, now: Instant) {
-        let is_watched = self.is_watched();
-        let Some(speech) = &mut self.speech else { return };
-        match speech.handle_timeout(is_watched, now) {
-            Some(Due::Resume) => self.playout.resume(),
-            Some(Due::Idle(idle)) => self.push_event(Event::Idle { idle_ms: idle.as_millis() as u64 }),
-            None => {}
-        }
-    }
-
-    /// While the agent says nothing, and noise was asked for and negotiated: the packet that is due, which is a description of it or
-    /// none at all. `None`: sound is due.
-    fn make_noise(&mut self, now: Instant, out: &mut [u8]) -> Option<Option<usize>> {
-        let speech = self.speech.as_mut()?;
-        let is_still = self.playout.is_still()
-            && self.second.is_none()
-            && !self.is_early
-            && matches!(self.agent, Agent::Stream(_))
-            && self.rtp.takes_noise();
-        let is_due = speech.poll_noise(is_still, now)?;
-        if !is_due {
-            self.rtp.skip();
-            return Some(None);
-        }
-        Some(self.rtp.write_noise(&Sid::white(NOISE_LEVEL), out))
-    }
-
-    /// A key that was pressed and released, once, and which way it came.
-    fn poll_digit(&mut self) -> Option<(char, u32, Source)> {
-        if let Some((digit, duration_ms)) = self.rtp.poll_digit() {
-            return Some((digit, duration_ms, Source::Rtp));
-        }
-        let key = self.bridge.as_mut()?.poll_key()?;
-        Some((key.digit, key.duration_ms, Source::Inband))
-    }
-
-    fn handle_digits(&mut self, now: Instant) {
-        while let Some((digit, duration_ms, source)) = self.poll_digit() {
-            if !self.digits.is_new(digit, source, now) {
-                continue;
-            }
-            if let Some(stream) = self.agent.stream_mut() {
-                stream.tell(&Tell::Dtmf { digit, duration_ms });
-            }
-            if self.budget.take(now) {
-                self.push_event(Event::Dtmf { digit, duration_ms });
-            }
-        }
-    }
-
-    /// The TCP connection to the agent is up, or the link that carries this call.
-    pub fn handle_connected(&mut self, now: Instant) {
-        let Some(stream) = self.agent.stream_mut() else { return };
-        stream.handle_connected();
-        if stream.take_ready() {
-            let took_ms = self.age(now).as_millis() as u32;
-            self.push_event(Event::AgentConnected { took_ms });
-        }
-    }
-
-    /// Octets came from the agent.
-    pub fn handle_bytes(&mut self, bytes: &[u8], now: Instant) {
-        self.heed(now, |stream, take| stream.handle_bytes(bytes, take));
-    }
-
-    /// A TLS handshake waits for its turn.
-    pub fn wants_handshake(&self) -> bool {
-        self.agent.stream().is_some_and(Stream::wants_handshake)
-    }
-
-    /// Its turn has come.
-    pub fn handle_handshake(&mut self, now: Instant) {
-        self.heed(now, |stream, take| stream.handle_handshake(take));
-    }
-
-    /// A frame of the call came on its link.
-    pub fn handle_frame(&mut self, message: &link::Message<'_>, now: Instant) {
-        self.heed(now, |stream, take| stream.handle_frame(message, take));
-    }
-
-    /// Lets the stream read and does what the agent says.
-    fn heed(&mut self, now: Instant, read: impl FnOnce(&mut Stream, &mut dyn FnMut(Said<'_>))) {
-        let took_ms = self.age(now).as_millis() as u32;
-        self.playout.set_time(now);
-        let Self { agent, playout, events, budget, rtp, hangup_when_dry, hung_up, ended, .. } = self;
-        let Agent::Stream(stream) = agent else { return };
-        if *ended {
-            return;
-        }
-        // Answers are written after the stream is done reading: it cannot do both at once.
-        let mut cleared = None;
-        let mut refused = Vec::new();
-        let (mut is_ready, mut has_decided) = (false, false);
-        read(stream, &mut |said| match said {
-            Said::Ready => {
-                is_ready = true;
-                push(events, budget, Event::AgentConnected { took_ms });
-            }
-            Said::Sound(samples) => playout.push(samples),
-            Said::Request(Request::Clear) => {
-                let mut names = cleared.take().unwrap_or_else(Vec::new);
-                playout.clear(|name| names.push(name));
-                *hangup_when_dry = false;
-                has_decided = true;
-                cleared = Some(names);
-            }
-            Said::Request(Request::Mark { name }) => refused.extend(playout.mark(name).err()),
-            Said::Request(Request::Pause) => {
-                playout.pause();
-                has_decided = true;
-            }
-            Said::Request(Request::Resume) => {
-                playout.resume();
-                has_decided = true;
-            }
-            Said::Request(Request::Dtmf { digits }) if rtp.parameters().event_payload_type.is_none() => {
-                if budget.take(now) {
-                    push(events, budget, Event::AgentDtmf { digits });
-                }
-            }
-            Said::Request(Request::Dtmf { digits }) => drop(rtp.press(&digits)),
-            Said::Request(Request::Answer) => {
-                if budget.take(now) {
-                    push(events, budget, Event::AgentAnswer);
-                }
-            }
-            Said::Request(Request::Headers { headers }) => {
-                if budget.take(now) {
-                    push(events, budget, Event::AgentHeaders { headers });
-                }
-            }
-            Said::Request(Request::Hangup { after_drain: true }) => {
-                // Last words are to be heard, not held.
-                playout.resume();
-                *hangup_when_dry = true;
-            }
-            Said::Request(Request::Hangup { after_drain: false }) => {
-                if !std::mem::replace(hung_up, true) {
-                    push(events, budget, Event::AgentHangup { after_drain: false });
-                }
-            }
-            Said::Request(Request::Transfer { to, mode }) => {
-                if budget.take(now) {
-                    push(events, budget, Event::AgentTransfer { to, mode });
-                }
-            }
-        });
-        if is_ready && self.is_outbound && self.started.is_some() && !self.is_early {
-            stream.tell(&Tell::Answered);
-        }
-        if let (true, Some(speech)) = (has_decided, &mut self.speech) {
-            speech.decide();
-        }
-        if let Some(names) = cleared {
-            tell_cleared(stream, &names, playout.heard_ms());
-        }
-        // A mark that nobody will see reached is answered now: an agent must not wait for ever.
-        for name in &refused {
-            stream.tell(&Tell::Mark { name, heard_ms: playout.heard_ms() });
-        }
-        self.handle_played();
-        self.handle_loss();
-    }
-
-    /// The agent cannot even be dialled.
-    pub fn handle_undiallable(&mut self, reason: &str) {
-        if let Some(stream) = self.agent.stream_mut() {
-            stream.abandon();
-            self.lose_agent(reason.to_owned());
-        }
-    }
-
-    /// The TCP connection to the agent ended, or could not be made.
-    pub fn handle_ended(&mut self, error: Option<&std::io::Error>) {
-        if let Some(stream) = self.agent.stream_mut() {
-            stream.handle_ended(error);
-        }
-        self.handle_loss();
-    }
-
-    /// The link that carries this call is lost.
-    pub fn handle_link_lost(&mut self, reason: &str) {
-        if let Some(stream) = self.agent.stream_mut() {
-            stream.handle_link_lost(reason);
-        }
-        self.handle_loss();
-    }
-
-    /// The agent's stream may be lost. One that asked to hang up is not missed, and its last words are still played. In the
-    /// Twilio dialect, which has no word for it, closing is how an agent hangs up.
-    fn handle_loss(&mut self) {
-        let Some(stream) = self.agent.stream_mut() else { return };
-        let Some(loss) = stream.poll_loss() else { return };
-        let is_hangup = loss.is_normal && stream.hangs_up_by_closing() && self.started.is_some();
-        if self.ended || self.hung_up || self.hangup_when_dry {
-            return;
-        }
-        if is_hangup {
-            self.hangup_when_dry = true;
-            self.handle_played();
-        } else {
-            self.lose_agent(loss.reason);
-        }
-    }
-
-    fn lose_agent(&mut self, reason: String) {
-        self.agent_gone = Some(reason.clone());
-        self.push_event(Event::AgentFailed { reason });
-    }
-
-    /// What was played may have reached marks, or the end.
-    fn handle_played(&mut self) {
-        while let Some(played) = self.playout.poll_mark() {
-            if let Some(stream) = self.agent.stream_mut() {
-                stream.tell(&Tell::Mark { name: &played.name, heard_ms: played.heard_ms });
-            }
-        }
-        if let Some(stream) = self.agent.stream_mut() {
-            if let Some(heard_ms) = self.playout.poll_paused() {
-                stream.tell(&Tell::Paused { heard_ms });
-            }
-            stream.handle_waiting(self.playout.waiting_ms());
-        }
-        if self.hangup_when_dry && self.playout.is_empty() && !self.rtp.is_pressing() {
-            self.hangup_when_dry = false;
-            if !std::mem::replace(&mut self.hung_up, true) {
-                self.push_event(Event::AgentHangup { after_drain: true });
-            }
-        }
-    }
+    // --- from the clock ---
 
     /// A deadline of [`Session::poll_timeout`] has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
@@ -924,11 +367,17 @@ impl Session {
         {
             self.hear_second(now, |rtp, hear| rtp.handle_timeout(now, hear));
         }
+        if let Some(reason) = self.second.as_mut().and_then(|second| second.poll_loss(now)) {
+            self.push_event(Event::SecondLost { reason });
+        }
         if let Some(stream) = self.agent.stream_mut() {
             stream.handle_timeout(now);
-            self.handle_loss();
+            self.handle_loss(now);
         }
         self.handle_speech_timeout(now);
+        if self.hangup_when_dry.is_some_and(|at| at <= now) {
+            self.hang_up_dry();
+        }
         if self.media_deadline <= now {
             self.media_deadline = self.next_media_deadline();
             if self.media_deadline <= now {
@@ -945,239 +394,20 @@ impl Session {
         if self.started.is_none() {
             return self.opened + UNSTARTED_MAX;
         }
-        let direction = self.rtp.direction();
-        let patience = match direction.sends() && direction.accepts() {
-            true => self.media_timeout,
-            false => self.media_timeout.max(HELD_MAX),
-        };
+        let mut patience = media_patience(self.rtp.direction(), self.media_timeout);
+        if self.is_early {
+            // Who rings has announced sound, and owes none yet.
+            patience = patience.max(UNSTARTED_MAX);
+        }
         self.rtp.last_arrival().map_or(self.silence_from, |last| last.max(self.silence_from)) + patience
     }
-
-    /// The call on a link, if the agent is reached by one.
-    pub fn link_mut(&mut self) -> Option<&mut LinkStream> {
-        self.agent.stream_mut().and_then(Stream::link_mut)
-    }
-
-    // --- what must leave ---
-
-    /// Writes the datagram that is due into `out` (room for 1 472 octets), or `None` when none is due.
-    pub fn poll_transmit(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
-        if self.ended {
-            return None;
-        }
-        self.poll_packet(now, out).or_else(|| self.poll_secure(out)).or_else(|| {
-            let next_packet = self.clock.as_ref().map(PtimeClock::next);
-            let (to, len) = self.rtp.poll_report(now, next_packet, out)?;
-            let stats = self.stats(now);
-            self.push_event(Event::Report { stats });
-            Some(Transmit { from: self.report_port(), to, len })
-        })
-    }
-
-    fn poll_secure(&mut self, out: &mut [u8]) -> Option<Transmit> {
-        let (to, len) = self.rtp.poll_secure(out)?;
-        Some(Transmit { from: Port::Rtp, to, len })
-    }
-
-    /// Writes the leave that RTCP takes when the session is over; once.
-    pub fn poll_goodbye(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
-        let (to, len) = self.rtp.poll_goodbye(now, out)?;
-        Some(Transmit { from: self.report_port(), to, len })
-    }
-
-    fn report_port(&self) -> Port {
-        report_port(&self.rtp)
-    }
-
-    fn poll_packet(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
-        loop {
-            let lost = self.clock.as_mut()?.poll_due(now)?;
-            self.playout.set_time(now);
-            for _ in 0..lost {
-                self.rtp.skip();
-            }
-            self.hear_pause(now);
-            if let Some(len) = self.make_noise(now, out) {
-                self.handle_played();
-                let Some(len) = len else { continue };
-                let Some(to) = self.rtp.destination() else { continue };
-                return Some(Transmit { from: Port::Rtp, to, len });
-            }
-            let ptime = self.rtp.ptime();
-            let Self { agent, playout, second, ringing, is_early, bridge, rtp, speech, .. } = self;
-            let mut voice = |frame: &mut [i16]| {
-                if *is_early {
-                    return 0;
-                }
-                let len = say(agent, playout, second.as_deref_mut(), ringing.as_deref_mut(), frame);
-                if let Some(speech) = speech {
-                    speech.hear_agent(&frame[..len], now);
-                }
-                len
-            };
-            let (Some(to), Some(bridge)) = (rtp.destination(), bridge.as_mut()) else {
-                rtp.skip();
-                // The caller is on hold; whom the agent consults hears it all the same.
-                if matches!(self.second(), Some(second) if second.role().hears(Party::Second, Party::Agent)) {
-                    let samples = self.playout.rate().samples(ptime).min(MAX_PACKET_SAMPLES);
-                    let mut frame = [0; MAX_PACKET_SAMPLES];
-                    let Self { agent, playout, second, .. } = self;
-                    say(agent, playout, second.as_deref_mut(), None, &mut frame[..samples]);
-                    self.handle_played();
-                }
-                continue;
-            };
-            let written = rtp.write_packet(out, |_, payload| bridge.down(payload, &mut voice));
-            self.handle_played();
-            if let Some(len) = written {
-                return Some(Transmit { from: Port::Rtp, to, len });
-            }
-        }
-    }
-
-    /// The same for the second leg.
-    pub fn poll_second(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
-        let second = self.second.as_mut().filter(|_| !self.ended)?;
-        if let Some((to, len)) = second.poll_transmit(now, out) {
-            return Some(Transmit { from: Port::Rtp, to, len });
-        }
-        let (to, len) = second.poll_report(now, out)?;
-        let (from, stats) = (report_port(second.rtp()), second.stats());
-        self.push_event(Event::SecondReport { stats });
-        Some(Transmit { from, to, len })
-    }
-
-    /// Writes the leave that RTCP takes on the second leg, before that is removed or the session is over; once.
-    pub fn poll_second_goodbye(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
-        let second = self.second.as_mut()?;
-        let (to, len) = second.poll_goodbye(now, out)?;
-        Some(Transmit { from: report_port(second.rtp()), to, len })
-    }
-
-    /// Whether [`Session::poll_stream`] has something.
-    pub fn has_stream_output(&self) -> bool {
-        self.agent.stream().is_some_and(|stream| stream.has_output())
-    }
-
-    /// Writes octets for the agent's TCP stream into `out` and says how many.
-    pub fn poll_stream(&mut self, out: &mut [u8]) -> usize {
-        self.agent.stream_mut().map_or(0, |stream| stream.poll_stream(out))
-    }
-
-    /// True once the agent's stream is of no more use: lost, or closed by us and all of it written.
-    pub fn is_stream_over(&self) -> bool {
-        self.agent.stream().is_none_or(|stream| {
-            stream.has_failed() || (!stream.is_open() && self.ended && !stream.has_output())
-        })
-    }
-
-    /// When to come back: for [`Session::poll_transmit`] or [`Session::handle_timeout`].
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.ended {
-            return None;
-        }
-        let agent = self.agent.stream().and_then(Stream::poll_timeout);
-        let clock = self.clock.as_ref().map(PtimeClock::next);
-        let report = self.rtp.poll_report_timeout();
-        let second = self.second.as_ref().map(|second| second.poll_timeout());
-        let speech = self.speech.as_ref().and_then(|speech| speech.poll_timeout(self.is_watched()));
-        [clock, report, self.rtp.poll_timeout(), agent, second, speech, Some(self.media_deadline), self.end]
-            .into_iter()
-            .flatten()
-            .min()
-    }
-
-    /// What the control plane should know, oldest first.
-    pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
-    }
-
-    /// What was asked for and not done since the last time, for the counters of the core.
-    pub fn poll_oddities(&mut self) -> Oddities {
-        let all = Oddities {
-            events_refused: self.budget.refused,
-            marks_refused: self.playout.marks_refused(),
-            malformed: self.agent.stream().map_or(0, Stream::malformed),
-        };
-        let told = std::mem::replace(&mut self.told, all);
-        Oddities {
-            events_refused: all.events_refused - told.events_refused,
-            // Another codec begins the echo's queue anew, and its count too.
-            marks_refused: all.marks_refused.saturating_sub(told.marks_refused),
-            malformed: all.malformed - told.malformed,
-        }
-    }
-
-    fn push_event(&mut self, event: Event) {
-        push(&mut self.events, &mut self.budget, event);
-    }
 }
 
-/// From which port a leg's reports go.
-fn report_port(rtp: &RtpLeg) -> Port {
-    match rtp.parameters().rtcp {
-        Rtcp::Separate { .. } => Port::Rtcp,
-        Rtcp::Off | Rtcp::Mux => Port::Rtp,
-    }
-}
-
-/// The agent hears this.
-fn tell_agent(agent: &mut Agent, playout: &mut Playout, gate: Option<&mut Gate>, samples: &[i16]) {
-    match (agent, gate) {
-        (Agent::Echo, _) => playout.push(samples),
-        (Agent::Stream(stream), Some(gate)) => gate.pass(samples, |samples| stream.hear(samples)),
-        (Agent::Stream(stream), None) => stream.hear(samples),
-        (Agent::Tone(_) | Agent::File { .. }, _) => {}
-    }
-}
-
-/// What the caller hears next, and how many samples of it: the agent, and the second leg as its role says, which
-/// gets the agent's words at the same time.
-fn say(
-    agent: &mut Agent,
-    playout: &mut Playout,
-    second: Option<&mut SecondLeg>,
-    ringing: Option<&mut ProgressTone>,
-    frame: &mut [i16],
-) -> usize {
-    let mut from_agent = |frame: &mut [i16]| match agent.make_frame(frame) {
-        true => frame.len(),
-        false => playout.take(frame),
-    };
-    let Some(second) = second else { return from_agent(frame) };
-    let role = second.role();
-    let (caller_hears, second_hears) =
-        (role.hears(Party::Caller, Party::Agent), role.hears(Party::Second, Party::Agent));
-    let mut len = if caller_hears || second_hears { from_agent(frame) } else { 0 };
-    frame[len..].fill(0);
-    second.push(Party::Agent, &frame[..len]);
-    if !caller_hears {
-        frame[..len].fill(0);
-        len = 0;
-        if let Some(ringing) = ringing {
-            ringing.fill(frame);
-            len = frame.len();
-        }
-    }
-    len.max(second.mix_into(Party::Caller, frame))
-}
-
-/// The queue was emptied of what these marks stood behind. The Twilio dialect echoes them; ours says once how much was heard.
-fn tell_cleared(stream: &mut Stream, names: &[String], heard_ms: u64) {
-    if stream.gives_cleared_marks_back() {
-        for name in names {
-            stream.tell(&Tell::Mark { name, heard_ms });
-        }
-    }
-    stream.tell(&Tell::Cleared { heard_ms });
-}
-
-/// Queues an event, or counts it when too many wait.
-fn push(events: &mut VecDeque<Event>, budget: &mut EventBudget, event: Event) {
-    if events.len() < EVENTS_MAX {
-        events.push_back(event);
-    } else {
-        budget.refused += 1;
+/// How long a peer may send nothing.
+fn media_patience(direction: Direction, media_timeout: Duration) -> Duration {
+    match direction.sends() && direction.accepts() {
+        true => media_timeout,
+        false => media_timeout.max(HELD_MAX),
     }
 }
 

@@ -14,16 +14,17 @@
 //! from it waits in one for the caller and one for the agent, whose frames are driven by the caller's packets.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tandem_audio::format::SampleRate;
 use tandem_rtp::dtls::Identity;
 use tandem_rtp::report::WallClock;
 
 use super::bridge::Bridge;
+use super::media_patience;
 use super::paced::Paced;
 use super::playout::PtimeClock;
-use crate::leg::event::{Heard, Stats};
+use crate::leg::event::{EndReason, Heard, Stats};
 use crate::leg::rtp::{RtpLeg, RtpParameters};
 
 /// What the second leg is there for.
@@ -88,19 +89,38 @@ pub struct SecondLeg {
     /// From this leg.
     to_caller: Paced,
     to_agent: Paced,
+    /// No RTP for so long is a loss.
+    media_timeout: Duration,
+    /// Its silence counts from here at the earliest: answered, or updated. `None`: it rings.
+    silence_from: Option<Instant>,
+    /// When its silence is looked at again.
+    media_deadline: Option<Instant>,
+    failure_told: bool,
+}
+
+/// What it has in common with its session.
+#[derive(Debug)]
+pub struct Common {
+    /// For a handshake.
+    pub identity: Option<Arc<Identity>>,
+    /// For reports.
+    pub wall: WallClock,
+    /// Of the session's agent: the sound is mixed at it.
+    pub rate: SampleRate,
+    /// As for the caller.
+    pub media_timeout: Duration,
 }
 
 impl SecondLeg {
-    /// A leg that sends its first packet at `first_packet`. Its sound is mixed at `rate`, that of the session's agent.
+    /// A leg that sends its first packet at `first_packet`.
     pub fn new(
         parameters: RtpParameters,
-        identity: Option<Arc<Identity>>,
         role: Role,
-        rate: SampleRate,
+        common: Common,
         seed: [u32; 3],
-        wall: WallClock,
         first_packet: Instant,
     ) -> Self {
+        let Common { identity, wall, rate, media_timeout } = common;
         let mut this = Self {
             role,
             bridge: None,
@@ -111,9 +131,14 @@ impl SecondLeg {
             agent: Paced::new(rate),
             to_caller: Paced::new(rate),
             to_agent: Paced::new(rate),
+            media_timeout,
+            silence_from: None,
+            media_deadline: None,
+            failure_told: false,
         };
         this.build_bridge();
-        this.rtp.begin_reports(first_packet);
+        this.expect_media(first_packet);
+        this.rtp.begin(first_packet);
         this
     }
 
@@ -155,7 +180,7 @@ impl SecondLeg {
         let before = *self.rtp.parameters();
         self.rtp.update(parameters);
         if (before.rtcp, before.codec) != (parameters.rtcp, parameters.codec) {
-            self.rtp.begin_reports(first_packet);
+            self.rtp.begin(first_packet);
         }
         if before.ptime != parameters.ptime {
             self.clock = PtimeClock::new(first_packet, parameters.ptime);
@@ -166,6 +191,42 @@ impl SecondLeg {
         {
             self.build_bridge();
         }
+        self.expect_media(first_packet);
+    }
+
+    /// Media are owed from now on, if it is known which.
+    fn expect_media(&mut self, now: Instant) {
+        if self.rtp.parameters().codec.is_some() {
+            self.silence_from = Some(now);
+            self.media_deadline = self.next_media_deadline();
+            self.failure_told = false;
+        }
+    }
+
+    /// When it has been silent for too long, by what was heard until now.
+    fn next_media_deadline(&self) -> Option<Instant> {
+        let since = self.silence_from?;
+        let last = self.rtp.last_arrival().map_or(since, |last| last.max(since));
+        Some(last + media_patience(self.rtp.direction(), self.media_timeout))
+    }
+
+    /// Whether it is lost: nothing was heard for too long, or there is no way to it. Said at once, and again after each media timeout for
+    /// as long as nobody has removed it: a controller that was away must not miss it.
+    pub fn poll_loss(&mut self, now: Instant) -> Option<EndReason> {
+        let failure = self.rtp.failure().map(EndReason::Transport);
+        let is_new = failure.is_some() && !std::mem::replace(&mut self.failure_told, failure.is_some());
+        if !is_new {
+            if self.media_deadline? > now {
+                return None;
+            }
+            let next = self.next_media_deadline().filter(|next| *next > now && failure.is_none());
+            if next.is_some() {
+                self.media_deadline = next;
+                return None;
+            }
+        }
+        self.media_deadline = Some(now + self.media_timeout);
+        Some(failure.unwrap_or(EndReason::MediaTimeout))
     }
 
     /// The session's agent has another rate (the echo follows the caller's codec).
@@ -269,7 +330,7 @@ impl SecondLeg {
     /// When to come back.
     pub fn poll_timeout(&self) -> Instant {
         let next = self.clock.next();
-        [self.rtp.poll_timeout(), self.rtp.poll_report_timeout()]
+        [self.rtp.poll_timeout(), self.rtp.poll_report_timeout(), self.media_deadline]
             .into_iter()
             .flatten()
             .fold(next, Instant::min)

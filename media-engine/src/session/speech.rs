@@ -277,6 +277,13 @@ impl Gate {
         self.kept.clear();
     }
 
+    /// The agent did not hear the caller through it for a while, and does again; whether he speaks just now.
+    pub fn begin_anew(&mut self, is_open: bool) {
+        self.is_open = is_open;
+        self.kept.clear();
+        self.skipped = 0;
+    }
+
     /// Speech ended.
     pub fn close(&mut self) {
         self.is_open = false;

@@ -27,7 +27,7 @@ mod srtp;
 
 use super::*;
 use crate::leg::agent::{AudioSocketParameters, LinkParameters, Recording, WebSocketParameters};
-use crate::leg::rtp::{Direction, Rtcp};
+use crate::leg::rtp::Rtcp;
 use crate::session::bridge::SoundParameters;
 
 const MS: Duration = Duration::from_millis(1);

@@ -184,7 +184,7 @@ impl Worker {
         self.tally.links_lost_total += 1;
         self.on_link(index, |slot| {
             slot.is_ready = false;
-            slot.session.handle_link_lost(reason);
+            slot.session.handle_link_lost(reason, now);
         });
     }
 

@@ -3,7 +3,9 @@
 //! A caller behind NAT puts a private address into its SDP; its packets come from another. Latching sends back to where
 //! they come from. It must not become a way to steal a call, so:
 //!
+//! * before the call is up nobody but the address in the SDP is heard: whoever sprays ports finds none open,
 //! * one source is latched at a time, and while it is alive nobody else is heard,
+//! * a source that sent fewer than [`ESTABLISHED_PACKETS`] and fell silent has no claim: it was a stray packet,
 //! * the address in the SDP is the one exception: a peer that sends from there owns the call and ends any other latch,
 //! * a latched source that fell silent may move (a NAT binding that was renewed), but only with its own SSRC, which a
 //!   stranger does not know,
@@ -21,6 +23,10 @@ use crate::units::Ssrc;
 /// A latched source is alive for so long after its last packet. Longer than any gap of a call that speaks, shorter
 /// than a caller's patience when a NAT moved the binding.
 pub const SOURCE_SILENCE: Duration = Duration::from_secs(1);
+
+/// Packets after which a source that was not signalled is the caller for good. Fewer may be a stray one, of another call that had
+/// the port before, or of somebody who guesses ports.
+pub const ESTABLISHED_PACKETS: u8 = 10;
 
 /// How the source of inbound RTP is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,6 +63,8 @@ struct Latched {
     source: SocketAddr,
     ssrc: Ssrc,
     last_heard: Instant,
+    /// Packets that it has sent, up to [`ESTABLISHED_PACKETS`].
+    packets: u8,
 }
 
 /// The latch of one RTP leg.
@@ -65,6 +73,8 @@ pub struct SourceLatch {
     latching: Latching,
     signalled: Option<SocketAddr>,
     latched: Option<Latched>,
+    /// The call is not up yet: nobody may latch.
+    is_closed: bool,
     /// An offer or answer that changed nothing came since the latched source was last heard.
     renewed: bool,
     rejected: u64,
@@ -74,7 +84,18 @@ impl SourceLatch {
     /// A latch that nobody holds yet. `signalled` is the address in the peer's SDP, if it is known; an unspecified
     /// address (0.0.0.0, ::) or port 0 counts as unknown.
     pub fn new(latching: Latching, signalled: Option<SocketAddr>) -> Self {
-        Self { latching, signalled: usable(signalled), latched: None, renewed: false, rejected: 0 }
+        let signalled = usable(signalled);
+        Self { latching, signalled, latched: None, is_closed: false, renewed: false, rejected: 0 }
+    }
+
+    /// The same for a call that is not up yet: [`SourceLatch::open`] follows.
+    pub fn closed(latching: Latching, signalled: Option<SocketAddr>) -> Self {
+        Self { is_closed: true, ..Self::new(latching, signalled) }
+    }
+
+    /// The call is up: a source that was not signalled may be latched from now on.
+    pub const fn open(&mut self) {
+        self.is_closed = false;
     }
 
     /// Where our packets go: the latched source, else the address in the SDP.
@@ -107,11 +128,13 @@ impl SourceLatch {
         let accepted = match (self.latching, &self.latched) {
             (Latching::Strict, _) => is_signalled,
             (Latching::Off, _) => self.signalled.is_some_and(|signalled| signalled.ip() == source.ip()),
-            (Latching::Auto, None) => true,
+            (Latching::Auto, None) => is_signalled || !self.is_closed,
             (Latching::Auto, Some(latched)) => {
                 let silent = now.saturating_duration_since(latched.last_heard) >= SOURCE_SILENCE;
                 let restarted = self.renewed && latched.source.ip() == source.ip();
-                latched.source == source || is_signalled || (silent && (latched.ssrc == ssrc || restarted))
+                let is_stray = latched.packets < ESTABLISHED_PACKETS;
+                let may_move = silent && (latched.ssrc == ssrc || restarted || is_stray);
+                latched.source == source || is_signalled || may_move
             }
         };
         if !accepted {
@@ -120,7 +143,16 @@ impl SourceLatch {
         }
         let before = self.remote();
         self.renewed = false;
-        self.latched = Some(Latched { source, ssrc, last_heard: now });
+        let packets = match self.latched {
+            _ if is_signalled => ESTABLISHED_PACKETS,
+            // Also of one that moved: it has proved that it is the same.
+            Some(latched) if latched.source == source || latched.ssrc == ssrc => {
+                latched.packets.saturating_add(1)
+            }
+            Some(_) | None => 1,
+        };
+        let packets = packets.min(ESTABLISHED_PACKETS);
+        self.latched = Some(Latched { source, ssrc, last_heard: now, packets });
         if self.remote() == before { LatchVerdict::Accepted } else { LatchVerdict::Latched }
     }
 
@@ -172,6 +204,47 @@ mod tests {
         Duration::from_millis(ms)
     }
 
+    impl SourceLatch {
+        /// A source sends so much that it is no stray.
+        fn establish(&mut self, source: SocketAddr, now: Instant) {
+            for _ in 0..ESTABLISHED_PACKETS {
+                assert!(self.handle_packet(source, CALLER, now).is_accepted());
+            }
+        }
+    }
+
+    #[test]
+    fn stray_packet_keeps_the_caller_out_for_a_second_and_no_longer() {
+        let now = start();
+        let (stray, caller) = (address("198.51.100.1:5000"), address("203.0.113.9:61000"));
+        let mut latch = SourceLatch::new(Latching::Auto, Some(address("10.0.0.5:4000")));
+        for _ in 1..ESTABLISHED_PACKETS {
+            assert!(latch.handle_packet(stray, STRANGER, now).is_accepted());
+        }
+        assert_eq!(latch.handle_packet(caller, CALLER, now + ms(999)), LatchVerdict::Rejected);
+        assert_eq!(latch.handle_packet(caller, CALLER, now + SOURCE_SILENCE), LatchVerdict::Latched);
+        latch.establish(caller, now + SOURCE_SILENCE);
+        let later = now + 60 * SOURCE_SILENCE;
+        assert_eq!(latch.handle_packet(stray, STRANGER, later), LatchVerdict::Rejected, "it is a caller now");
+    }
+
+    #[test]
+    fn nobody_but_the_signalled_address_latches_before_the_call_is_up() {
+        let (signalled, stranger) = (address("203.0.113.9:4000"), address("198.51.100.1:5000"));
+        let mut latch = SourceLatch::closed(Latching::Auto, Some(signalled));
+        assert_eq!(latch.handle_packet(stranger, STRANGER, start()), LatchVerdict::Rejected);
+        assert_eq!(latch.handle_packet(signalled, CALLER, start()), LatchVerdict::Accepted);
+        let mut latch = SourceLatch::closed(Latching::Auto, Some(address("10.0.0.5:4000")));
+        assert_eq!(latch.handle_packet(stranger, STRANGER, start()), LatchVerdict::Rejected);
+        latch.open();
+        assert_eq!(
+            latch.handle_packet(signalled, CALLER, start()),
+            LatchVerdict::Latched,
+            "its first packet"
+        );
+        assert_eq!(latch.remote(), Some(signalled));
+    }
+
     #[test]
     fn private_address_in_sdp_is_replaced_by_the_first_source() {
         let mut latch = SourceLatch::new(Latching::Auto, Some(address("10.0.0.5:4000")));
@@ -208,7 +281,7 @@ mod tests {
     fn silent_caller_can_move_but_stranger_cannot_step_in() {
         let now = start();
         let mut latch = SourceLatch::new(Latching::Auto, None);
-        latch.handle_packet(address("203.0.113.9:61000"), CALLER, now);
+        latch.establish(address("203.0.113.9:61000"), now);
         let later = now + SOURCE_SILENCE;
         assert_eq!(
             latch.handle_packet(address("198.51.100.1:5000"), STRANGER, later),
@@ -273,10 +346,13 @@ mod tests {
         let now = start();
         let (old, new) = (address("203.0.113.9:61000"), address("203.0.113.9:61002"));
         let mut latch = SourceLatch::new(Latching::Auto, None);
-        latch.handle_packet(old, CALLER, now);
+        latch.establish(old, now);
         latch.rearm(Latching::Auto, None);
         assert_eq!(latch.handle_packet(new, STRANGER, now + ms(999)), LatchVerdict::Rejected);
         assert_eq!(latch.handle_packet(new, STRANGER, now + SOURCE_SILENCE), LatchVerdict::Latched);
+        for _ in 1..ESTABLISHED_PACKETS {
+            latch.handle_packet(new, STRANGER, now + SOURCE_SILENCE);
+        }
         let later = now + 2 * SOURCE_SILENCE;
         assert_eq!(latch.handle_packet(old, CALLER, later), LatchVerdict::Rejected, "one change a refresh");
     }
@@ -288,7 +364,7 @@ mod tests {
         let stranger = address("198.51.100.1:5000");
         for held in [Some(private), Some(address("0.0.0.0:4000")), Some(address("10.0.0.5:0")), None] {
             let mut latch = SourceLatch::new(Latching::Auto, Some(private));
-            latch.handle_packet(public, CALLER, now);
+            latch.establish(public, now);
             latch.rearm(Latching::Auto, held);
             for later in [ms(1), SOURCE_SILENCE, 600 * SOURCE_SILENCE] {
                 let verdict = latch.handle_packet(stranger, STRANGER, now + later);

@@ -4,7 +4,7 @@
 //! ```text
 //!   agent or API ─▶ may they be called? ─▶ engine: AddLeg, a port ─▶ INVITE ─▶ 180 ─▶ 2xx ─▶ engine: UpdateLeg, the role
 //!                        └── no                   └── no room          └── refused, or too late ─▶ RemoveLeg
-//!   BYE of the guest ─▶ RemoveLeg: agent and other side talk as before; without an agent the call ends
+//!   BYE of the guest, or LegLost ─▶ RemoveLeg: agent and other side talk as before; without an agent the call ends
 //!   the call ends ─▶ BYE or CANCEL to the guest
 //! ```
 //!
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tandem_api::engine::v1 as engine;
 use tandem_api::engine::v1::LegRole;
+use tandem_api::engine::v1::session_ended::Reason;
 use tandem_sdp::{LocalSrtp, SessionDescription};
 use tandem_sip::message::{Body, Method, Reply, Request, Response};
 use tandem_sip::{CallHandle, EndReason, Headers, RequestHandle};
@@ -375,6 +376,15 @@ impl Call {
             return self.session.remove_leg_again();
         }
         self.end(Ending::with_detail(Cause::EngineLost, "it did not remove a second leg"), around);
+    }
+
+    /// Nothing comes from the guest's phone any more: it has gone without a BYE.
+    pub(super) fn handle_guest_lost(&mut self, reason: Reason, detail: &str, around: &mut Surroundings<'_>) {
+        if self.guest.as_ref().is_some_and(|guest| guest.stage == Stage::Talking) {
+            let why =
+                if reason == Reason::Transport { detail } else { "nothing was heard of it for too long" };
+            self.let_guest_go(why, around);
+        }
     }
 
     // --- the guest's dialog ---

@@ -140,6 +140,9 @@ fn failure_is_due_at_once_and_told_once() {
 #[test]
 fn consent_lasts_as_long_as_checks_come() {
     let (mut transport, mut browser) = pair(Setup::Passive, None);
+    browser.checks(&mut transport, HERE, true);
+    browser.shakes(&mut transport, HERE);
+    assert!(transport.poll_keys().is_some());
     for _ in 0..10 {
         browser.checks(&mut transport, HERE, true);
         browser.now += CONSENT_MAX - MS;
@@ -176,4 +179,49 @@ fn flood_of_checks_fills_no_memory() {
     }
     assert_eq!(transport.answers.len(), ANSWERS_MAX);
     assert_eq!(transport.rejected(), 1_000 - ANSWERS_MAX as u64);
+}
+
+#[test]
+fn another_certificate_makes_us_begin_again_with_the_pair_that_there_is() {
+    let (mut transport, mut browser) = pair(Setup::Active, None);
+    browser.checks(&mut transport, HERE, true);
+    browser.shakes(&mut transport, HERE);
+    assert!(transport.poll_keys().is_some());
+    let (changed, now) = (new_identity().unwrap(), browser.now);
+    let ours = transport.identity.as_ref().unwrap().fingerprint();
+    let another = SecureParameters { fingerprint: changed.fingerprint(), ..transport.parameters };
+    assert!(transport.update(another));
+    browser.dtls = DtlsSrtp::new(&changed, Setup::Passive, ours, now).unwrap();
+    assert!(browser.checks(&mut transport, HERE, false), "a check of its consent");
+    browser.shakes(&mut transport, HERE);
+    assert!(transport.poll_keys().is_some());
+}
+
+#[test]
+fn peer_that_checks_and_never_shakes_hands_is_given_up() {
+    let (mut transport, mut browser) = pair(Setup::Passive, None);
+    let began = browser.now;
+    while transport.failure().is_none() && browser.now < began + 2 * KEYS_MAX {
+        browser.checks(&mut transport, HERE, true);
+        browser.now += 500 * MS;
+        transport.handle_timeout(browser.now);
+    }
+    assert_eq!(transport.failure(), Some(TransportFailure::Dtls(DtlsError::Handshake)));
+    assert_eq!(browser.now - began, KEYS_MAX);
+}
+
+#[test]
+fn checks_of_strangers_do_not_keep_the_peers_from_being_answered() {
+    let (mut transport, browser) = pair(Setup::Passive, None);
+    let forged = Credentials::from_random(&[66; 32]);
+    let mut out = [0; 256];
+    for n in 0..100 {
+        let len = write_check(&mut out, [n; 12], (&forged, theirs()), true).unwrap();
+        transport.handle_datagram(Kind::Stun, at(STRANGER), &out[..len], browser.now);
+    }
+    assert_eq!(transport.answers.len(), REFUSALS_MAX);
+    let len = write_check(&mut out, [1; 12], (&ours(), theirs()), true).unwrap();
+    assert!(transport.handle_datagram(Kind::Stun, at(HERE), &out[..len], browser.now));
+    assert!(transport.answers.iter().any(|answer| answer.to == at(HERE)));
+    assert_eq!(transport.rejected(), 100);
 }

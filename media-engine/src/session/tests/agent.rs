@@ -242,7 +242,7 @@ fn an_agent_that_leaves_is_reported_once_and_its_last_words_are_played() {
     call.events();
     bot.speaks(&mut call, 40);
     bot.says(&mut call, Opcode::Close, &[0x03, 0xE8]);
-    call.session.handle_ended(None);
+    call.session.handle_ended(None, call.now);
     let events = call.events();
     assert!(matches!(&events[..], [Event::AgentFailed { reason }] if reason.contains("1000")), "{events:?}");
     call.pass(45);
@@ -310,7 +310,7 @@ fn an_agent_that_hangs_up_after_drain_and_closes_is_heard_out() {
         bot.speaks(&mut call, 100);
         bot.asks(&mut call, r#"{"event":"hangup","after":"drain"}"#);
         bot.says(&mut call, Opcode::Close, close);
-        call.session.handle_ended(None);
+        call.session.handle_ended(None, call.now);
         assert_eq!(call.events(), [], "{close:?}");
         call.pass(200);
         let heard = call.sent.iter().filter(|sent| sent.payload.iter().any(|code| is_sound(*code)));
@@ -323,7 +323,7 @@ fn an_agent_that_hangs_up_after_drain_and_closes_is_heard_out() {
     call.events();
     bot.speaks(&mut call, 20);
     bot.asks(&mut call, r#"{"event":"hangup","after":"drain"}"#);
-    call.session.handle_ended(Some(&std::io::ErrorKind::ConnectionReset.into()));
+    call.session.handle_ended(Some(&std::io::ErrorKind::ConnectionReset.into()), call.now);
     call.pass(50);
     assert_eq!(call.events(), [Event::AgentHangup { after_drain: true }]);
 }
@@ -339,7 +339,7 @@ fn a_twilio_agent_hangs_up_by_closing_and_its_last_words_are_played() {
         call.events();
         bot.asks(&mut call, &media);
         bot.says(&mut call, Opcode::Close, close);
-        call.session.handle_ended(None);
+        call.session.handle_ended(None, call.now);
         let events = call.events();
         assert_eq!(matches!(&events[..], [Event::AgentFailed { .. }]), !hangs_up, "{close:?} {events:?}");
         call.pass(100);
@@ -351,7 +351,7 @@ fn a_twilio_agent_hangs_up_by_closing_and_its_last_words_are_played() {
     let mut call = Call::started(with(websocket(Dialect::Twilio)));
     Bot::meets(&mut call);
     call.events();
-    call.session.handle_ended(None);
+    call.session.handle_ended(None, call.now);
     assert!(matches!(call.events()[..], [Event::AgentFailed { .. }]));
     // Nor is one that is closed before the call is answered.
     let mut call = Call::new(with(websocket(Dialect::Twilio)));
@@ -411,4 +411,32 @@ fn a_mark_that_is_refused_is_answered_at_once() {
     bot.asks(&mut call, "{");
     let oddities = call.session.poll_oddities();
     assert_eq!((oddities.marks_refused, oddities.malformed), (1, 2));
+}
+
+#[test]
+fn keys_and_a_hold_before_the_agent_is_there_are_told_when_it_is() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    for _ in 0..40 {
+        call.presses(5);
+        call.timestamp += 1_600;
+        call.pass(100);
+    }
+    let held = RtpParameters { direction: Direction::Inactive, ..rtp() };
+    call.session.update(held, call.now, call.now);
+    let mut bot = Bot::meets(&mut call);
+    let texts = bot.texts(&mut call);
+    assert!(texts[0].contains("start") && texts[1].contains("hold"), "{texts:?}");
+    assert_eq!(texts[2..].iter().filter(|text| text.contains(r#""digit":"5""#)).count(), 32);
+    call.session.update(rtp(), call.now, call.now);
+    assert_eq!(bot.texts(&mut call), [r#"{"event":"resume"}"#], "nothing is told twice");
+}
+
+#[test]
+fn hold_that_is_over_before_the_agent_is_there_is_not_told() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let held = RtpParameters { direction: Direction::Inactive, ..rtp() };
+    call.session.update(held, call.now, call.now);
+    call.session.update(rtp(), call.now, call.now);
+    let mut bot = Bot::meets(&mut call);
+    assert_eq!(bot.texts(&mut call).len(), 1, "its start frame");
 }

@@ -78,7 +78,7 @@ fn a_hang_up_and_an_orderly_end_let_the_last_words_be_heard() {
     let sound = i16::MAX.to_le_bytes().repeat(160);
     let audio = Message::Audio { rate: Rate::Hz8000, samples: &sound };
     let ways: [fn(&mut Call); 2] =
-        [|call| says(call, &Message::Hangup), |call| call.session.handle_ended(None)];
+        [|call| says(call, &Message::Hangup), |call| call.session.handle_ended(None, call.now)];
     for end in ways {
         let mut call = connected(Rate::Hz8000);
         says(&mut call, &audio);

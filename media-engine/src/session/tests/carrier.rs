@@ -314,3 +314,30 @@ fn a_key_in_the_sound_is_told_if_it_is_looked_for_and_only_once() {
         .collect();
     assert_eq!(keys, ['7']);
 }
+
+#[test]
+fn keys_that_nothing_carries_any_more_do_not_keep_the_agent_from_hanging_up() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let bot = Bot::meets(&mut call);
+    bot.asks(&mut call, r#"{"event":"dtmf","digits":"123"}"#);
+    call.pass(30);
+    call.session.update(RtpParameters { event_payload_type: None, ..rtp() }, call.now, call.now);
+    call.events();
+    bot.asks(&mut call, r#"{"event":"hangup","after":"drain"}"#);
+    assert_eq!(call.events(), [Event::AgentHangup { after_drain: true }]);
+}
+
+#[test]
+fn stray_packet_before_the_answer_does_not_keep_a_caller_behind_nat_out() {
+    let mut call = Call::new(with(AgentParameters::Echo));
+    for _ in 0..50 {
+        call.says_from("198.51.100.77:7000", &[0x80; 160]);
+        call.pass(20);
+    }
+    assert_eq!(call.events(), []);
+    call.session.start(call.now + 5 * MS, call.now);
+    call.says_from(NAT, &[0x80; 160]);
+    call.pass(60);
+    assert!(matches!(call.events()[..], [Event::MediaStarted { remote, .. }] if remote == at(NAT)));
+    assert!(!call.sent.is_empty() && call.sent[1..].iter().all(|sent| sent.to == at(NAT)), "both ways");
+}

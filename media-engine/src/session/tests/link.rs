@@ -147,7 +147,7 @@ fn the_engine_grants_what_the_caller_has_heard() {
 fn a_lost_link_ends_the_call_as_a_broken_websocket_does() {
     let mut call = accepted();
     speaks(&mut call, 60);
-    call.session.handle_link_lost("closed the link");
+    call.session.handle_link_lost("closed the link", call.now);
     assert!(
         matches!(&call.events()[..], [Event::AgentFailed { reason }] if reason == "agent closed the link")
     );
@@ -231,4 +231,31 @@ fn a_frame_is_never_cut_by_the_end_of_the_buffer() {
     assert_eq!(call.session.poll_stream(&mut out[..mark.len() * 3 / 2]), mark.len());
     assert_eq!(call.session.poll_stream(&mut out[..mark.len() + 100]), mark.len());
     assert_eq!(call.session.poll_stream(&mut out), 648);
+}
+
+#[test]
+fn key_before_the_agent_has_accepted_is_told_then() {
+    let mut call = Call::started(with(link()));
+    call.session.link_mut().unwrap().set_call(CALL);
+    call.presses(7);
+    call.session.handle_connected(call.now);
+    assert_eq!(heard(&mut call).len(), 1, "the start");
+    says(&mut call, &Message::Accepted);
+    assert!(matches!(&heard(&mut call)[..], [key] if key.starts_with("Dtmf { digit: 55")));
+}
+
+#[test]
+fn agent_that_does_not_read_its_calls_is_told_that_this_one_is_over() {
+    let mut call = accepted();
+    let name = "m".repeat(200);
+    let mut marks = 0;
+    while call.session.agent_gone().is_none() {
+        says(&mut call, &Message::Mark { heard_ms: 0, name: &name });
+        call.session.handle_timeout(call.now);
+        call.pass(20);
+        marks += 1;
+        assert!(marks < 1_000, "it must end");
+    }
+    assert_eq!(call.session.agent_gone(), Some("agent does not read its calls"));
+    assert_eq!(heard(&mut call), [r#"Close { reason: "error" }"#]);
 }

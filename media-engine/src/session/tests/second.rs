@@ -12,6 +12,7 @@ const HALF: u8 = 0x9F;
 /// The phone of the second leg.
 struct Desk {
     sequence: u16,
+    timestamp: u32,
     heard: Vec<Vec<u8>>,
 }
 
@@ -19,20 +20,36 @@ impl Desk {
     fn joins(call: &mut Call, role: LegRole) -> Self {
         let parameters = RtpParameters { remote: Some(at(DESK)), ..rtp() };
         assert!(call.session.add_second(parameters, role, [77, 0, 0], call.now + 3 * MS));
-        Self { sequence: 0, heard: Vec::new() }
+        Self { sequence: 0, timestamp: 0, heard: Vec::new() }
     }
 
     fn says(&mut self, call: &mut Call, code: u8) {
+        self.sends(call, PayloadType::PCMU, &[code; 160]);
+    }
+
+    fn presses(&mut self, call: &mut Call, key: u8) {
+        for n in 1..=6u16 {
+            let [high, low] = (160 * n).to_be_bytes();
+            let end = if n > 3 { 0x80 } else { 0 };
+            self.sends(call, PayloadType::new(101).unwrap(), &[key, end | 10, high, low]);
+        }
+        self.timestamp += 1_600;
+    }
+
+    fn sends(&mut self, call: &mut Call, payload_type: PayloadType, payload: &[u8]) {
         let header = Header {
             marker: false,
-            payload_type: PayloadType::PCMU,
+            payload_type,
             sequence: SequenceNumber(self.sequence),
-            timestamp: Timestamp(u32::from(self.sequence) * 160),
+            timestamp: Timestamp(self.timestamp),
             ssrc: Ssrc(1_000),
         };
         self.sequence += 1;
+        if payload_type == PayloadType::PCMU {
+            self.timestamp += 160;
+        }
         let mut packet = header.to_octets().to_vec();
-        packet.extend_from_slice(&[code; 160]);
+        packet.extend_from_slice(payload);
         call.session.handle_second_datagram(at(DESK), &packet, call.now);
     }
 }
@@ -213,4 +230,139 @@ fn legs_of_different_codecs_and_ptimes_are_bridged_for_a_minute_without_a_hole()
     let silent = desk.heard.iter().skip(3).filter(|payload| payload.contains(&0xD5)).count();
     assert_eq!(silent, 0, "holes");
     assert!(desk.heard.iter().all(|payload| payload.len() == 240));
+}
+
+/// Milliseconds of sound that the bot got.
+fn bot_hears_ms(bot: &mut Bot, call: &mut Call) -> usize {
+    let octets = bot.hears(call).into_iter().map(|message| match message {
+        Message::Binary(octets) => octets.len(),
+        _ => 0,
+    });
+    octets.sum::<usize>() / 32
+}
+
+/// A caller who has said by comfort noise that he pauses.
+fn pausing(agent: AgentParameters, role: LegRole) -> (Call, Bot, Desk) {
+    let mut parameters = with(agent);
+    parameters.rtp.sound.comfort_noise_payload_type = PayloadType::new(13);
+    let mut call = Call::started(parameters);
+    let bot = Bot::meets(&mut call);
+    let mut desk = Desk::joins(&mut call, role);
+    talk(&mut call, &mut desk, Some(LOUD), None, 5);
+    let noise = call.packet(13, &[40]);
+    call.session.handle_datagram(at(PHONE), &noise, call.now);
+    talk(&mut call, &mut desk, None, None, 5);
+    (call, bot, desk)
+}
+
+#[test]
+fn noise_of_a_caller_who_pauses_is_for_those_who_hear_him() {
+    let (mut call, mut bot, mut desk) = pausing(websocket(Dialect::Pcm), LegRole::Bridge);
+    bot.hears(&mut call);
+    desk.heard.clear();
+    talk(&mut call, &mut desk, None, None, 10);
+    assert_eq!(bot_hears_ms(&mut bot, &mut call), 0, "the agent does not hear the caller");
+    let silent = desk.heard.iter().filter(|payload| payload.iter().all(|code| *code == 0xFF)).count();
+    assert_eq!((silent, desk.heard.len()), (0, 10), "the guest does");
+}
+
+#[test]
+fn guest_is_mixed_into_the_noise_of_a_caller_who_pauses() {
+    let (mut call, mut bot, mut desk) = pausing(websocket(Dialect::Pcm), LegRole::Conference);
+    bot.hears(&mut call);
+    talk(&mut call, &mut desk, None, Some(HALF), 50);
+    let heard = bot_hears_ms(&mut bot, &mut call);
+    assert!((960..=1_040).contains(&heard), "{heard} ms in a second");
+}
+
+#[test]
+fn guest_is_heard_by_the_agent_while_nothing_is_accepted_of_the_caller() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let mut bot = Bot::meets(&mut call);
+    let mut desk = Desk::joins(&mut call, LegRole::Conference);
+    let deaf = RtpParameters { direction: Direction::SendOnly, ..rtp() };
+    call.session.update(deaf, call.now, call.now);
+    bot.hears(&mut call);
+    talk(&mut call, &mut desk, Some(LOUD), Some(HALF), 50);
+    let heard = bot_hears_ms(&mut bot, &mut call);
+    assert!((960..=1_040).contains(&heard), "{heard} ms in a second");
+}
+
+#[test]
+fn keys_of_the_second_leg_are_told_to_an_agent_that_hears_it_while_the_caller_speaks() {
+    for (role, told) in [(LegRole::Conference, 1), (LegRole::Whisper, 1), (LegRole::Listen, 0)] {
+        let mut call = Call::started(with(websocket(Dialect::Pcm)));
+        let mut bot = Bot::meets(&mut call);
+        let mut desk = Desk::joins(&mut call, role);
+        talk(&mut call, &mut desk, Some(LOUD), Some(LOUD), 3);
+        call.says(LOUD);
+        desk.presses(&mut call, 5);
+        let keys = bot.texts(&mut call).into_iter().filter(|text| text.contains("dtmf")).count();
+        assert_eq!(keys, told, "{role:?}");
+    }
+}
+
+#[test]
+fn key_that_was_pressed_in_another_role_is_not_told() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let mut bot = Bot::meets(&mut call);
+    let mut desk = Desk::joins(&mut call, LegRole::Bridge);
+    talk(&mut call, &mut desk, Some(LOUD), Some(LOUD), 3);
+    desk.presses(&mut call, 5);
+    assert!(call.session.update_second(None, Some(LegRole::Conference), call.now));
+    talk(&mut call, &mut desk, Some(LOUD), Some(LOUD), 20);
+    assert!(bot.texts(&mut call).iter().all(|text| !text.contains("dtmf")));
+}
+
+fn losses(call: &mut Call) -> usize {
+    let lost = |event: &Event| matches!(event, Event::SecondLost { reason: EndReason::MediaTimeout });
+    call.events().iter().filter(|event| lost(event)).count()
+}
+
+/// The caller speaks on, a packet in half a minute, so that only the second leg is silent.
+fn caller_alone(call: &mut Call, seconds: u32) {
+    for _ in 0..seconds / 30 {
+        call.says(LOUD);
+        call.pass(30_000);
+    }
+}
+
+#[test]
+fn second_leg_that_vanishes_is_told_of_after_the_media_timeout_and_again_until_it_is_removed() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let mut desk = Desk::joins(&mut call, LegRole::Bridge);
+    talk(&mut call, &mut desk, Some(LOUD), Some(LOUD), 50);
+    call.says(LOUD);
+    call.pass(58_000);
+    call.says(LOUD);
+    assert_eq!(losses(&mut call), 0);
+    call.pass(2_000);
+    assert_eq!(losses(&mut call), 1);
+    caller_alone(&mut call, 120);
+    assert_eq!(losses(&mut call), 2);
+    call.session.remove_second();
+    caller_alone(&mut call, 120);
+    assert_eq!(losses(&mut call), 0);
+    assert!(!call.session.is_ended());
+}
+
+#[test]
+fn second_leg_that_rings_or_is_on_hold_owes_no_sound() {
+    let mut call = Call::started(with(websocket(Dialect::Pcm)));
+    let ringing = RtpParameters { remote: None, codec: None, ..rtp() };
+    assert!(call.session.add_second(ringing, LegRole::Listen, [77, 0, 0], call.now));
+    caller_alone(&mut call, 300);
+    assert_eq!(losses(&mut call), 0, "it rings");
+    let held = RtpParameters { remote: Some(at(DESK)), direction: Direction::Inactive, ..rtp() };
+    assert!(call.session.update_second(Some(held), None, call.now));
+    caller_alone(&mut call, 3_000);
+    assert_eq!(losses(&mut call), 0, "it holds");
+    let talking = RtpParameters { remote: Some(at(DESK)), ..rtp() };
+    assert!(call.session.update_second(Some(talking), None, call.now));
+    call.pass(29_000);
+    call.says(LOUD);
+    call.pass(30_999);
+    assert_eq!(losses(&mut call), 0, "it has its whole media timeout");
+    call.pass(1);
+    assert_eq!(losses(&mut call), 1);
 }

@@ -3,7 +3,8 @@
 use tandem_audio::g711;
 
 use super::*;
-use crate::session::speech::{DECIDE_WITHIN, NOISE_LEVEL};
+use crate::session::second::Role as LegRole;
+use crate::session::speech::{BargeIn, DECIDE_WITHIN, NOISE_LEVEL};
 
 fn with_speech(speech: SpeechParameters) -> SessionParameters {
     SessionParameters { speech, ..with(websocket(Dialect::Pcm)) }
@@ -197,4 +198,46 @@ fn comfort_noise_takes_the_place_of_silence_where_it_was_negotiated() {
     assert!(call.sent[0].header.marker, "a talkspurt begins");
     let since = call.sent[0].header.timestamp.distance_from(noise[0].header.timestamp);
     assert_eq!(since as u128, (call.sent[0].at - noise[0].at).as_millis() * 8);
+}
+
+/// A second leg that says nothing.
+fn joined(call: &mut Call, role: LegRole) {
+    assert!(call.session.add_second(rtp(), role, [77, 0, 0], call.now + 3 * MS));
+}
+
+#[test]
+fn nobody_barges_into_an_agent_that_does_not_hear_him() {
+    for role in [LegRole::Bridge, LegRole::Consult { rings: true }] {
+        let wanted = SpeechParameters {
+            barge_in: BargeIn::Clear,
+            suppress_silence: true,
+            ..SpeechParameters::default()
+        };
+        let mut call = Call::started(with_speech(wanted));
+        let mut bot = Bot::meets(&mut call);
+        call.line(QUIET, 400);
+        joined(&mut call, role);
+        bot.hears(&mut call);
+        bot.speaks(&mut call, 4_000);
+        call.line(LOUD, 400);
+        assert!(call.session.playout().waiting_ms() > 3_000, "{role:?}");
+        assert_eq!(bot.hears(&mut call), [], "it neither hears him nor hears of him");
+        call.session.remove_second();
+        assert!(bot.texts(&mut call)[0].contains("speech"), "he speaks still");
+        call.line(LOUD, 100);
+        assert!(bot.hears(&mut call).len() >= 4, "his words are not kept back");
+    }
+}
+
+#[test]
+fn agent_that_hears_the_caller_no_more_is_told_that_he_is_silent() {
+    let mut call = barging(BargeIn::Off);
+    let mut bot = Bot::meets(&mut call);
+    call.line(QUIET, 400);
+    call.line(LOUD, 400);
+    assert!(bot.texts(&mut call).iter().any(|text| text.contains("true")));
+    joined(&mut call, LegRole::Bridge);
+    assert!(bot.texts(&mut call).iter().any(|text| text.contains("speech") && text.contains("false")));
+    call.line(QUIET, 1_000);
+    assert!(bot.texts(&mut call).iter().all(|text| !text.contains("speech")), "once");
 }

@@ -16,8 +16,10 @@ use crate::units::Ssrc;
 pub const RTP_OVERHEAD_MAX: usize = 16;
 /// Octets that it adds to a compound of RTCP at most: a tag and the index.
 pub const RTCP_OVERHEAD_MAX: usize = 20;
-/// SSRCs that may prove themselves under one key. A peer changes its SSRC on a transfer, hardly ever twice.
-pub const MAX_SSRCS: usize = 4;
+/// SSRCs that may prove themselves under one key. A peer takes another one on a transfer, a hold, or a change of device behind it,
+/// and keeps the key; in a long call that is a dozen. None is ever given up for a new one, for its packets could be played back then:
+/// what is remembered of each, some hundred octets, is what forbids it.
+pub const MAX_SSRCS: usize = 64;
 /// Packets behind the newest that are still taken, once each (RFC 3711 §3.3.2 asks for 64 at least).
 const REPLAY_WINDOW: usize = 128;
 
@@ -142,7 +144,8 @@ impl fmt::Debug for Outbound {
 struct Generation {
     key: MasterKey,
     context: Context,
-    proved: [Option<Ssrc>; MAX_SSRCS],
+    /// Oldest first.
+    proved: Vec<Ssrc>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -163,7 +166,7 @@ impl Kind {
 
 impl Generation {
     fn new(key: MasterKey) -> Result<Self, SrtpError> {
-        Ok(Self { context: context(&key)?, key, proved: [None; MAX_SSRCS] })
+        Ok(Self { context: context(&key)?, key, proved: Vec::new() })
     }
 
     fn unprotect(&mut self, kind: Kind, ssrc: Ssrc, packet: &[u8]) -> Result<BytesMut, SrtpError> {
@@ -175,12 +178,15 @@ impl Generation {
                 None => return Err(SrtpError::Short),
             }
         }
-        if self.proved.contains(&Some(ssrc)) {
+        // The newest is the one that speaks.
+        if self.proved.iter().rev().any(|proved| *proved == ssrc) {
             return kind.decrypt(&mut self.context, packet);
         }
-        let slot = self.proved.iter_mut().find(|slot| slot.is_none()).ok_or(SrtpError::SsrcsFull)?;
+        if self.proved.len() >= MAX_SSRCS {
+            return Err(SrtpError::SsrcsFull);
+        }
         kind.decrypt(&mut context(&self.key)?, packet)?;
-        *slot = Some(ssrc);
+        self.proved.push(ssrc);
         kind.decrypt(&mut self.context, packet)
     }
 }
