@@ -22,6 +22,12 @@ const KAISER_BETA: f64 = 6.5;
 
 static KERNEL: LazyLock<Box<[[f32; 2 * REACH]]>> = LazyLock::new(|| (0..=PHASES).map(kernel).collect());
 
+impl Default for Stretcher {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// The filter for an instant `phase` / [`PHASES`] after a sample, scaled to a gain of 1.
 fn kernel(phase: usize) -> [f32; 2 * REACH] {
     let fraction = phase as f64 / PHASES as f64;
@@ -42,14 +48,16 @@ pub const LAG_TENTHS_MS_MAX: usize = 125;
 const COMPARED_MS: usize = 10;
 
 /// Remembers the end of a stream, to go on from there.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Stretcher {
     past: [i16; REACH],
 }
 
 impl Stretcher {
     /// A stretcher with silence behind it.
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
+        // Made now, not by the first packet that needs it.
+        LazyLock::force(&KERNEL);
         Self { past: [0; REACH] }
     }
 
