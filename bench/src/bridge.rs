@@ -234,6 +234,7 @@ fn measure_bridges(plan: &BridgePlan) -> anyhow::Result<Report> {
         plan.address,
         plan.plan.cores.generator,
         plan.plan.window_frames(),
+        None,
     )?;
     let mut bridges = Bridges {
         target,

@@ -121,7 +121,24 @@ impl Caller {
     /// # Errors
     /// When the core's tables are full.
     pub fn invite(&mut self, offer: &SessionDescription, extra: Headers) -> Result<CallHandle, CallError> {
-        let mut invite = InviteRequest::new(self.target.clone(), self.from.clone(), self.flow);
+        self.invite_from(self.from.clone(), offer, extra)
+    }
+
+    /// The same in the name of this user.
+    ///
+    /// # Errors
+    /// When the core's tables are full.
+    pub fn invite_as(&mut self, user: &str, offer: &SessionDescription) -> Result<CallHandle, CallError> {
+        self.invite_from(NameAddr::new(Uri::sip(Some(user), self.flow.local)), offer, Headers::new())
+    }
+
+    fn invite_from(
+        &mut self,
+        from: NameAddr,
+        offer: &SessionDescription,
+        extra: Headers,
+    ) -> Result<CallHandle, CallError> {
+        let mut invite = InviteRequest::new(self.target.clone(), from, self.flow);
         invite.body = Some(Body::sdp(offer.to_string()));
         invite.headers = extra;
         let call = self.endpoint.invite(invite, Instant::now());

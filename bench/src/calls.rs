@@ -9,15 +9,17 @@
 //! With `--floor`, half a floor run goes before and half after, so that a drift of the host falls on both sides.
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tandem_sdp::description::SessionDescription;
-use tandem_sip::{CallHandle, EndReason, Event, Headers};
+use tandem_sip::{CallHandle, EndReason, Event};
 
-use crate::agent::{AgentKind, AgentPeer};
+use crate::agent::{AgentKind, AgentPeer, Says};
 use crate::caller::{self, Caller};
 use crate::clock::{Mono, NANOS_PER_MS};
+use crate::course::{self, Course};
 use crate::distribution::{Distribution, round};
 use crate::floor;
 use crate::generator::{Generator, Line};
@@ -28,6 +30,7 @@ use crate::progress::Progress;
 use crate::protection::Protect;
 use crate::report::{Agent, Calls, ControlPlane, Engine, Floor, Host, Report};
 use crate::scrape::MetricsUrl;
+use crate::stream::Window;
 
 /// An INVITE without a final response for so long is given up (CANCEL) and counts as failed.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
@@ -51,7 +54,18 @@ pub struct CallsPlan {
     /// Measure the floor as well.
     pub floor: bool,
     /// Be the agent too, there.
-    pub agent: Option<(AgentKind, SocketAddr)>,
+    pub agent: Option<AgentPlan>,
+}
+
+/// The agent that the bench is itself.
+#[derive(Debug, Clone, Copy)]
+pub struct AgentPlan {
+    /// How it is reached.
+    pub kind: AgentKind,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What it says back.
+    pub says: Says,
 }
 
 /// Where one caller stands.
@@ -124,7 +138,7 @@ impl Roster {
         let offer = caller::offer(user_agent.local().ip(), generator.ports()[slot], plan.law, srtp);
         let since = Instant::now();
         self.attempted += 1;
-        match user_agent.invite(&offer, Headers::new()) {
+        match user_agent.invite_as(&course::caller(slot), &offer) {
             Ok(call) => {
                 self.by_call.insert(call, slot);
                 self.callers[slot] = CallState::Calling { call, offer, since };
@@ -342,19 +356,21 @@ pub fn run(plan: &CallsPlan) -> anyhow::Result<Report> {
 }
 
 fn measure_calls(plan: &CallsPlan) -> anyhow::Result<Report> {
-    let agent = plan.agent.map(|(kind, listen)| AgentPeer::start(kind, listen)).transpose()?;
+    let course = Arc::new(Course::new(plan.plan.calls));
+    let agent = plan.agent.map(|agent| AgentPeer::start(agent, Arc::clone(&course))).transpose()?;
     let user_agent = Caller::open(&plan.target)?;
     let generator = Generator::start(
         Line::echoed(plan.plan.calls, plan.plan.law),
         user_agent.local().ip(),
         plan.plan.cores.generator,
         plan.plan.window_frames(),
+        agent.is_some().then(|| Arc::clone(&course)),
     )?;
     let mut session = Session { user_agent, generator, roster: Roster::new(plan.plan.calls) };
     let result = measure(plan, &mut session);
     // Whatever happened, nobody is left on the line.
     session.hang_up(plan);
-    let Taken { observed, empty, before, after, talking } = result?;
+    let Taken { observed, empty, before, after, talking, window } = result?;
     plan.plan.settle();
     let Session { user_agent, generator, roster } = session;
     let measured = generator.finish()?;
@@ -362,7 +378,7 @@ fn measure_calls(plan: &CallsPlan) -> anyhow::Result<Report> {
     let mut report =
         Report { run: plan.plan.describe("calls", &user_agent.target_for_people()), ..Report::default() };
     report.run.cps = plan.cps;
-    report.agent = agent.as_ref().map(Agent::of);
+    report.agent = agent.as_ref().map(|agent| Agent::of(agent, course.in_window(window)));
     report.calls = Some(Calls {
         attempted: roster.attempted,
         established: roster.established,
@@ -399,6 +415,7 @@ struct Taken {
     before: Figures,
     after: Figures,
     talking: u64,
+    window: Window,
 }
 
 fn measure(plan: &CallsPlan, session: &mut Session) -> anyhow::Result<Taken> {
@@ -427,5 +444,5 @@ fn measure(plan: &CallsPlan, session: &mut Session) -> anyhow::Result<Taken> {
     let after = figures(plan)?;
     let observed = observer.end(session.generator.ports(), &session.roster.target_ports());
     progress.end();
-    Ok(Taken { observed, empty, before, after, talking })
+    Ok(Taken { observed, empty, before, after, talking, window })
 }

@@ -123,6 +123,7 @@ pub fn measure(plan: &Plan) -> anyhow::Result<FloorRun> {
         Ipv4Addr::LOCALHOST.into(),
         plan.cores.generator,
         plan.window_frames(),
+        None,
     )?;
     let echo = FloorEcho::start(plan.cores.target, generator.ports())?;
     for slot in 0..plan.calls {

@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use tandem_sdp::crypto::NegotiatedSrtp;
 
 use crate::clock::{Mono, NANOS_PER_MS, WallToMono};
+use crate::course::Course;
 use crate::distribution::Distribution;
 use crate::host;
 use crate::marker::{FRAMES_PER_S, Law, Signal};
@@ -156,7 +157,7 @@ pub struct Measured {
 }
 
 impl Generator {
-    /// Opens a socket a line on `address` and starts the thread on `core`.
+    /// Opens a socket a line on `address` and starts the thread on `core`; `course` is told of bursts that leave and come.
     ///
     /// # Errors
     /// When sockets, ring or core are not to be had.
@@ -165,6 +166,7 @@ impl Generator {
         address: IpAddr,
         core: usize,
         window_frames: usize,
+        course: Option<Arc<Course>>,
     ) -> Result<Self, GeneratorError> {
         let calls = lines.len();
         let mut sockets = Vec::with_capacity(calls);
@@ -192,7 +194,7 @@ impl Generator {
                 .spawn(move || {
                     host::pin_thread(core).map_err(|source| GeneratorError::Pin { core, source })?;
                     host::sharpen_timers();
-                    let mut turns = Turns::new(&sockets, lines, window_frames, shared, inbox)
+                    let mut turns = Turns::new(&sockets, lines, window_frames, shared, course, inbox)
                         .map_err(GeneratorError::Ring)?;
                     let _ = ready.send(());
                     turns.run().map_err(GeneratorError::Loop)?;
@@ -285,6 +287,7 @@ struct Turns {
     buckets: Vec<Vec<usize>>,
     inbox: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
+    course: Option<Arc<Course>>,
     window: Option<Window>,
     at_begin: Option<Clocks>,
     at_end: Option<Clocks>,
@@ -303,6 +306,7 @@ impl Turns {
         lines: Vec<Line>,
         window_frames: usize,
         shared: Arc<Shared>,
+        course: Option<Arc<Course>>,
         inbox: mpsc::Receiver<Command>,
     ) -> io::Result<Self> {
         let mut ring = UdpRing::new(Receive::Stamped, sockets.len(), PACKET_OCTETS + OVERHEAD_MAX)?;
@@ -327,6 +331,7 @@ impl Turns {
                 .collect(),
             inbox,
             shared,
+            course,
             window: None,
             at_begin: None,
             at_end: None,
@@ -424,7 +429,13 @@ impl Turns {
         let step = (after - before) / self.departures.len() as u64;
         let inside = self.window.is_some_and(|window| window.contains(after));
         for (n, (slot, frame)) in (1_u64..).zip(self.departures.drain(..)) {
-            self.speakers[slot].sent(frame, before + n * step);
+            let left_at = before + n * step;
+            self.speakers[slot].sent(frame, left_at);
+            if let Some(course) = &self.course
+                && Signal::burst_in(frame).is_some()
+            {
+                course.left(slot, left_at);
+            }
             self.sent += 1;
             if inside {
                 self.late.record_ns(after - deadline);
@@ -455,6 +466,7 @@ impl Turns {
             timings,
             window,
             unstamped,
+            course,
             ..
         } = self;
         let count = ring.reap(|received, datagram, stamp| {
@@ -469,11 +481,16 @@ impl Turns {
             let Line { law, hears } = lines[slot];
             let signal = signal_of(signals, law);
             let (listener, speaker) = (&mut listeners[slot], &speakers[hears]);
+            let mut found = None;
+            let mut receive = |packet: &[u8]| {
+                found = listener.receive(speaker, signal, packet, arrival, *window, timings);
+            };
             match &mut protection[slot] {
-                Some(protection) => protection.open(datagram, |packet| {
-                    listener.receive(speaker, signal, packet, arrival, *window, timings);
-                }),
-                None => listener.receive(speaker, signal, datagram, arrival, *window, timings),
+                Some(protection) => protection.open(datagram, receive),
+                None => receive(datagram),
+            }
+            if let (Some(course), Some(at)) = (&course, found) {
+                course.answered(slot, at);
             }
             AfterReap::Release
         })?;

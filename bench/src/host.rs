@@ -9,6 +9,8 @@ use std::io;
 use std::mem;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::clock::Wall;
+
 /// Nanoseconds of a kernel clock. 0 if the clock does not exist, which cannot happen for the ids used here.
 pub(crate) fn clock_ns(id: libc::clockid_t) -> u64 {
     let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -146,6 +148,42 @@ pub(crate) fn stamp_arrivals(fd: i32) -> io::Result<()> {
             mem::size_of::<libc::c_int>() as libc::socklen_t,
         )
     })
+}
+
+/// Reads what has come on a socket, with the kernel's arrival stamp of its last segment if there is one.
+pub(crate) fn receive_stamped(fd: i32, octets: &mut [u8]) -> io::Result<(usize, Option<Wall>)> {
+    let mut piece = libc::iovec { iov_base: octets.as_mut_ptr().cast(), iov_len: octets.len() };
+    let mut control = [0_u64; 8];
+    // SAFETY: msghdr is plain words and pointers; all zero means "nothing asked for".
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = mem::size_of_val(&control);
+    // SAFETY: `message` points to one live buffer and to live control words, with their true sizes.
+    let len = unsafe { libc::recvmsg(fd, &mut message, 0) };
+    if len < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: plain words may be read as octets; the length is what the kernel wrote, at most all of them.
+    let control = unsafe {
+        std::slice::from_raw_parts(
+            control.as_ptr().cast::<u8>(),
+            message.msg_controllen.min(mem::size_of_val(&control)),
+        )
+    };
+    Ok((len as usize, stamp(control)))
+}
+
+/// Reads `SCM_TIMESTAMPNS` out of control data.
+pub(crate) fn stamp(control: &[u8]) -> Option<Wall> {
+    // cmsghdr: length (8), level (4), type (4); then a timespec of two 64-bit words.
+    let word = |at: usize| control.get(at..at + 8).and_then(|b| b.try_into().ok()).map(i64::from_ne_bytes);
+    let half = |at: usize| control.get(at..at + 4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
+    if half(8)? != libc::SOL_SOCKET || half(12)? != libc::SCM_TIMESTAMPNS {
+        return None;
+    }
+    Some(Wall(word(16)? as u64 * 1_000_000_000 + word(24)? as u64))
 }
 
 /// Makes the calling process die with its parent, so that a killed bench leaves no echo behind.

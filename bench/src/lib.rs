@@ -27,6 +27,7 @@ pub mod calls;
 pub mod clock;
 pub mod codec;
 pub mod compare;
+pub mod course;
 pub mod distribution;
 pub mod emodel;
 pub mod floor;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use tandem_bench::agent::AgentKind;
+use tandem_bench::agent::{AgentKind, Says};
 use tandem_bench::bridge::{self, BridgePlan, Joiner, Meter};
-use tandem_bench::calls::{self, CallsPlan};
+use tandem_bench::calls::{self, AgentPlan, CallsPlan};
 use tandem_bench::idle::{self, IdlePlan};
 use tandem_bench::marker::Law;
 use tandem_bench::plan::{Cores, Interrupted, Plan};
@@ -118,6 +118,10 @@ struct CallsArgs {
     /// Where that agent listens; where the demo looks for it, if not given.
     #[arg(long, requires = "agent")]
     agent_listen: Option<SocketAddr>,
+    /// What that agent says back: all, for what calls cost; or the bursts only, each out of silence as an answer is, for
+    /// the engine's delay to the agent and back.
+    #[arg(long, value_enum, requires = "agent", default_value_t = Says::All)]
+    agent_says: Says,
     /// New calls a second.
     #[arg(long, default_value_t = 50.0)]
     cps: f64,
@@ -336,8 +340,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Calls(args) => {
-            let agent =
-                args.agent.map(|kind| (kind, args.agent_listen.unwrap_or_else(|| kind.demo_address())));
+            let agent = args.agent.map(|kind| AgentPlan {
+                kind,
+                listen: args.agent_listen.unwrap_or_else(|| kind.demo_address()),
+                says: args.agent_says,
+            });
             let demo = args.agent.map_or(DEMO_ECHO, AgentKind::demo_target);
             let report = calls::run(&CallsPlan {
                 agent,

@@ -194,6 +194,17 @@ impl Burst {
     pub const OFFSET_NS: u64 = MARK_SAMPLES as u64 * SAMPLE_NS;
 }
 
+/// A burst that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Which.
+    pub burst: Burst,
+    /// When its beginning would be played if its packet were played on arrival.
+    pub at: Mono,
+    /// When that packet arrived.
+    pub arrival: Mono,
+}
+
 /// Looks for bursts in the audio of one stream.
 #[derive(Debug, Clone, Default)]
 pub struct BurstDetector {
@@ -205,14 +216,16 @@ pub struct BurstDetector {
 struct Onset {
     /// When the onset would be played if its packet were played on arrival.
     at: Mono,
+    /// When its packet arrived.
+    arrival: Mono,
     samples: u32,
     crossings: u32,
     negative: bool,
 }
 
 impl BurstDetector {
-    /// Takes the next payload in order, with its arrival; returns a burst that is complete with it, and when it began.
-    pub fn record(&mut self, signal: &Signal, payload: &[u8], arrival: Mono) -> Option<(Burst, Mono)> {
+    /// Takes the next payload in order, with its arrival; returns a burst that is complete with it.
+    pub fn record(&mut self, signal: &Signal, payload: &[u8], arrival: Mono) -> Option<Found> {
         let mut found = None;
         for (n, &code) in payload.iter().enumerate() {
             let sample = signal.linear[usize::from(code)];
@@ -222,14 +235,15 @@ impl BurstDetector {
                 onset.crossings += u32::from(negative != onset.negative);
                 onset.negative = negative;
                 if onset.samples >= PITCH_SAMPLES {
-                    found = burst_of(onset.crossings).map(|burst| (burst, onset.at)).or(found);
+                    let Onset { at, arrival, crossings, .. } = *onset;
+                    found = burst_of(crossings).map(|burst| Found { burst, at, arrival }).or(found);
                     self.onset = None;
                     self.quiet_samples = 0;
                 }
             } else if sample.unsigned_abs() > LOUD {
                 if self.quiet_samples >= QUIET_SAMPLES {
                     let at = arrival + n as u64 * SAMPLE_NS;
-                    self.onset = Some(Onset { at, samples: 0, crossings: 0, negative: sample < 0 });
+                    self.onset = Some(Onset { at, arrival, samples: 0, crossings: 0, negative: sample < 0 });
                 }
                 self.quiet_samples = 0;
             } else {
@@ -309,7 +323,10 @@ mod tests {
             }
             // The first burst has no quiet before it.
             let expected: Vec<_> = (1..9_u64)
-                .map(|s| (Burst((s % 4) as u8), Mono(1_000_000_000 + s * 1_000_000_000 + Burst::OFFSET_NS)))
+                .map(|s| {
+                    let arrival = Mono(1_000_000_000 + s * 1_000_000_000);
+                    Found { burst: Burst((s % 4) as u8), at: arrival + Burst::OFFSET_NS, arrival }
+                })
                 .collect();
             assert_eq!(found, expected, "{law:?}");
         }
@@ -327,6 +344,7 @@ mod tests {
             .filter_map(|(n, chunk)| detector.record(&signal, chunk, Mono(n as u64 * 20_000_000)))
             .collect();
         let at = |s: u64| Mono(s * 1_000_000_000 + Burst::OFFSET_NS - 37 * SAMPLE_NS);
+        let found: Vec<_> = found.iter().map(|found| (found.burst, found.at)).collect();
         assert_eq!(found, [(Burst(1), at(1)), (Burst(2), at(2))]);
     }
 
@@ -349,8 +367,8 @@ mod tests {
                 narrow[..narrow_len].iter().map(|&sample| Law::Pcmu.encode(sample)).collect();
             found.extend(detector.record(&signal, &payload, Mono(number * 20_000_000)));
         }
-        assert_eq!(found.iter().map(|(burst, _)| burst.0).collect::<Vec<_>>(), [1, 2, 3, 0]);
-        for (second, (_, at)) in (1_u64..).zip(&found) {
+        assert_eq!(found.iter().map(|found| found.burst.0).collect::<Vec<_>>(), [1, 2, 3, 0]);
+        for (second, Found { at, .. }) in (1_u64..).zip(&found) {
             let error_ns = at.signed_since(Mono(second * 1_000_000_000 + Burst::OFFSET_NS));
             assert!((0..4_000_000).contains(&error_ns), "onset is {error_ns} ns after the burst");
         }

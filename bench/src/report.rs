@@ -83,19 +83,30 @@ pub struct Run {
 pub struct Agent {
     /// Calls that came.
     pub calls: u64,
-    /// Frames of sound, each of which was returned.
+    /// Frames of sound that it heard.
     pub frames: u64,
     /// Connections that they came by.
     pub connections: u64,
     /// A connection did not keep the protocol.
     pub broken: bool,
+    /// From a packet's departure to the arrival of its sound at the agent, of the beginnings of bursts.
+    pub hears_ms: Option<Summary>,
+    /// From the agent's frame to the arrival of the packet with its beginning, of the same.
+    pub answers_ms: Option<Summary>,
 }
 
 impl Agent {
     /// What it has seen until now.
-    pub fn of(peer: &crate::agent::AgentPeer) -> Self {
+    pub fn of(peer: &crate::agent::AgentPeer, (hears, answers): (Distribution, Distribution)) -> Self {
         let (calls, frames, connections) = peer.counters();
-        Self { calls, frames, connections, broken: peer.is_broken() }
+        Self {
+            calls,
+            frames,
+            connections,
+            broken: peer.is_broken(),
+            hears_ms: hears.summary(),
+            answers_ms: answers.summary(),
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use io_uring::types::{BufRingEntry, Fd, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use crate::clock::{Mono, Wall};
+use crate::host;
 
 /// Receive slots shared by all sockets. At 1 000 calls they hold 80 ms of packets; a generator that is later than that
 /// is limited anyway. When they run out, packets wait in the sockets' own buffers and [`Counters::dry`] counts it.
@@ -290,7 +291,7 @@ impl UdpRing {
                 let after = match self.receive {
                     Receive::Bare => handle(received, octets, None),
                     Receive::Stamped => match RecvMsgOut::parse(octets, &self.msghdr) {
-                        Ok(out) => handle(received, out.payload_data(), stamp(out.control_data())),
+                        Ok(out) => handle(received, out.payload_data(), host::stamp(out.control_data())),
                         Err(()) => AfterReap::Release,
                     },
                 };
@@ -318,17 +319,6 @@ pub enum AfterReap {
     Release,
     /// The datagram goes back where it came from with the next submit. Only for [`Receive::Bare`].
     SendBack,
-}
-
-/// Reads `SCM_TIMESTAMPNS` out of control data.
-fn stamp(control: &[u8]) -> Option<Wall> {
-    // cmsghdr: length (8), level (4), type (4); then a timespec of two 64-bit words.
-    let word = |at: usize| control.get(at..at + 8).and_then(|b| b.try_into().ok()).map(i64::from_ne_bytes);
-    let half = |at: usize| control.get(at..at + 4).and_then(|b| b.try_into().ok()).map(i32::from_ne_bytes);
-    if half(8)? != libc::SOL_SOCKET || half(12)? != libc::SCM_TIMESTAMPNS {
-        return None;
-    }
-    Some(Wall(word(16)? as u64 * 1_000_000_000 + word(24)? as u64))
 }
 
 /// The receive slots and the table by which they are given to the kernel.

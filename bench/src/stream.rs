@@ -198,7 +198,8 @@ impl Listener {
         }
     }
 
-    /// A datagram has arrived, with what `speaker` says in it if the target does what it should.
+    /// A datagram has arrived, with what `speaker` says in it if the target does what it should. Where only bursts survive,
+    /// returns the arrival of the packet with the beginning of one that is complete with this packet.
     pub fn receive(
         &mut self,
         speaker: &Speaker,
@@ -207,11 +208,11 @@ impl Listener {
         arrival: Mono,
         window: Option<Window>,
         timings: &mut Timings,
-    ) {
+    ) -> Option<Mono> {
         let Some(packet) = RtpView::parse(datagram).filter(|p| p.payload_type == signal.law().payload_type())
         else {
             self.account.foreign += 1;
-            return;
+            return None;
         };
         if self.peer.as_ref().is_none_or(|peer| peer.ssrc != packet.ssrc) {
             if let Some(old) = self.peer.take() {
@@ -222,10 +223,10 @@ impl Listener {
             self.log.restart();
             self.jitter.restart();
         }
-        let Some(peer) = &mut self.peer else { return };
+        let peer = self.peer.as_mut()?;
         let what = peer.sequence.record(packet.sequence);
         if matches!(what, Arrival::Duplicate | Arrival::Stale) {
-            return;
+            return None;
         }
         self.jitter.record(arrival, packet.timestamp);
         let inside = window.is_some_and(|window| window.contains(arrival));
@@ -239,12 +240,14 @@ impl Listener {
                 self.account.filled += u64::from(inside);
                 // Out of order audio would look like an onset.
                 if what == Arrival::Fresh
-                    && let Some((burst, onset)) = self.burst.record(signal, packet.payload, arrival)
+                    && let Some(found) = self.burst.record(signal, packet.payload, arrival)
                 {
-                    self.burst_came_back(speaker, burst.index(), onset, inside, timings);
+                    self.burst_came_back(speaker, found.burst.index(), found.at, inside, timings);
+                    return Some(found.arrival);
                 }
             }
         }
+        None
     }
 
     fn marked(&mut self, speaker: &Speaker, number: u16, arrival: Mono, inside: bool, timings: &mut Timings) {

@@ -85,13 +85,25 @@ impl Report {
                 f,
                 "agent",
                 format_args!(
-                    "{} calls on {} connections, {} frames returned{}",
+                    "{} calls on {} connections, {} frames heard{}",
                     agent.calls,
                     agent.connections,
                     agent.frames,
                     if agent.broken { ", a connection broke the protocol" } else { "" }
                 ),
             )?;
+            for (way, ms) in [("caller to agent", &agent.hears_ms), ("agent to caller", &agent.answers_ms)] {
+                if let Some(ms) = ms {
+                    row(
+                        f,
+                        "",
+                        format_args!(
+                            "  {way}: p50 {}, p99 {}, p99.9 {} ms, of {} bursts",
+                            ms.p50, ms.p99, ms.p999, ms.count
+                        ),
+                    )?;
+                }
+            }
         }
         if let Some(setup) = &self.setup {
             row(
