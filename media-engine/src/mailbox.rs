@@ -240,14 +240,26 @@ pub enum Command {
     Stop,
 }
 
-/// The control thread's end of the command queue.
-#[derive(Debug)]
-pub struct Commands {
-    queue: Producer<Command>,
-    waker: Waker,
+/// Ends a thread's wait, from another thread. What came before the wake is seen by who has taken it down.
+pub trait Wake {
+    /// Many wakes before one is taken down count as one.
+    fn wake(&self);
 }
 
-impl Commands {
+impl Wake for Waker {
+    fn wake(&self) {
+        Waker::wake(self);
+    }
+}
+
+/// The control thread's end of the command queue.
+#[derive(Debug)]
+pub struct Commands<W = Waker> {
+    queue: Producer<Command>,
+    waker: W,
+}
+
+impl<W: Wake> Commands<W> {
     /// Hands a command over and wakes the worker. False when the queue is full: whoever waits for its answer is told by
     /// the end of its channel.
     pub fn send(&mut self, command: Command) -> bool {
@@ -261,16 +273,16 @@ impl Commands {
 
 /// The worker's end of both queues.
 #[derive(Debug)]
-pub struct Outbox {
+pub struct Outbox<W = Waker> {
     events: Producer<(Arc<str>, Event)>,
-    bell: Waker,
+    bell: W,
     lost: Arc<AtomicBool>,
     rung: bool,
     /// Something that can wait is in the queue.
     waits: bool,
 }
 
-impl Outbox {
+impl<W: Wake> Outbox<W> {
     /// Tells the control thread: at the end of the turn, or, if it is only a report, with the next [`Outbox::ring_waiting`]:
     /// to wake a thread for each of them would cost more than all else that a report takes. False when it is lost.
     pub fn push(&mut self, id: &Arc<str>, event: Event) -> bool {
@@ -319,7 +331,7 @@ impl Inbox {
 }
 
 /// Both ends of one worker's queues. `waker` wakes the worker, `bell` the control thread.
-pub fn pair(waker: Waker, bell: Waker) -> ((Commands, Inbox), (Consumer<Command>, Outbox)) {
+pub fn pair<W: Wake>(waker: W, bell: W) -> ((Commands<W>, Inbox), (Consumer<Command>, Outbox<W>)) {
     let (command_in, command_out) = RingBuffer::new(COMMANDS_MAX);
     let (event_in, event_out) = RingBuffer::new(EVENTS_MAX);
     let lost = Arc::new(AtomicBool::new(false));
@@ -328,6 +340,9 @@ pub fn pair(waker: Waker, bell: Waker) -> ((Commands, Inbox), (Consumer<Command>
         (command_out, Outbox { events: event_in, bell, lost, rung: false, waits: false }),
     )
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {
