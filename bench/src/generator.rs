@@ -194,6 +194,11 @@ impl Generator {
                 .spawn(move || {
                     host::pin_thread(core).map_err(|source| GeneratorError::Pin { core, source })?;
                     host::sharpen_timers();
+                    // Its schedule is the measure of all else: what shares its core (agent, signalling) gives way. Not
+                    // where that is the target's too, nor without the right to.
+                    if host::allowed_cores().len() > 1 {
+                        let _ = host::set_realtime();
+                    }
                     let mut turns = Turns::new(&sockets, lines, window_frames, shared, course, inbox)
                         .map_err(GeneratorError::Ring)?;
                     let _ = ready.send(());

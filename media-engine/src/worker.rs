@@ -47,8 +47,9 @@ use crate::session::{Port, Session};
 use crate::wheel::{Phase, Phases, Wheel};
 use links::Link;
 
-/// Packets of so long are handled together while the core is quiet: a turn costs more than a packet.
-pub const COALESCE: Duration = Duration::from_millis(1);
+/// Packets of so long are handled together while the core is quiet: a turn costs more than a packet. Half of 1 ms costs no
+/// more that could be measured, and the agent hears a quarter of a millisecond sooner (bench/RESULTS.md, "The ring").
+pub const COALESCE: Duration = Duration::from_micros(500);
 
 /// Completions handled before what is due is looked at, in whole batches: about a millisecond of work, and as many
 /// receive buffers as [`crate::ring::Limits`] counts in hand.
