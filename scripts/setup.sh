@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh run     what building and `make run` need: C compiler, cmake, protoc, the local voice's Python wheels
 #   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp, baresip, linphone, Kamailio, JsSIP, PJSIP,
-#                            Chromium, SIPVicious, a name server, and ffmpeg's codecs
+#                            Chromium, SIPVicious, a name server, Redis, and ffmpeg's codecs
 #
 # Debian packages come through apt-get (as root, or by sudo); Python wheels go into .venv at the repository's root,
 # pinned by hash, and are left alone while the requirements have not changed. npm packages go beside their user, by lock file.
@@ -18,7 +18,7 @@ fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 # COMMAND:PACKAGE, a pair for each program that is looked for on the PATH.
 RUN_TOOLS=(cc:gcc cmake:cmake protoc:protobuf-compiler)
 TEST_TOOLS=(sipp:sip-tester baresip:baresip-core kamailio:kamailio dnsmasq:dnsmasq-base
-  linphonec:linphone-cli svwar:sipvicious openssl:openssl node:nodejs npm:npm ffmpeg:ffmpeg chromium:chromium)
+  linphonec:linphone-cli svwar:sipvicious openssl:openssl node:nodejs npm:npm ffmpeg:ffmpeg chromium:chromium redis-server:redis-server)
 # Packages without a program of their own, by a file of theirs. MODULES stands for Kamailio's folder of modules.
 TEST_FILES=(MODULES/tls.so:kamailio-tls-modules MODULES/websocket.so:kamailio-websocket-modules)
 # Folders whose npm packages the tests use: JsSIP in node, and in the browser's page.

@@ -31,7 +31,9 @@ use crate::registration::{self, driver::Office};
 use crate::sip;
 use crate::sip::guard::SharedGuard;
 use crate::store::accounts::Accounts;
-use crate::store::contexts::EmbeddedContexts;
+use crate::store::contexts::redis::UrlError as RedisUrlError;
+use crate::store::contexts::spool::Spool;
+use crate::store::contexts::{Contexts, RedisContexts};
 use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::store::{self, StoreError, calls, demo};
@@ -68,6 +70,9 @@ pub enum StartError {
     /// An engine's address.
     #[error(transparent)]
     Engine(#[from] AddressError),
+    /// Redis.
+    #[error("TANDEM_REDIS_URL: {0}")]
+    Redis(#[from] RedisUrlError),
 }
 
 /// A running control plane.
@@ -78,6 +83,7 @@ pub struct App {
     live: LiveCalls,
     office: Office,
     writer: Writer,
+    spool: Spool<Contexts>,
     pool: SqlitePool,
     shutdown: watch::Sender<bool>,
     tasks: Tasks,
@@ -90,6 +96,7 @@ struct Tasks {
     registration: JoinHandle<()>,
     sip: JoinHandle<()>,
     writer: JoinHandle<()>,
+    spool: JoinHandle<()>,
     streams: Vec<JoinHandle<()>>,
 }
 
@@ -139,11 +146,15 @@ impl App {
             seed: rand::random(),
         };
         let refusals = Refusals::default();
-        let contexts = Arc::new(EmbeddedContexts::default());
+        let contexts = Arc::new(match &config.redis {
+            Some(url) => Contexts::Redis(RedisContexts::new(url)?),
+            None => Contexts::default(),
+        });
+        let (spool, spooling) = Spool::new(contexts.clone());
         let registration = registration::driver::start(registration::driver::Means {
             verbs: sip.verbs.clone(),
             trunks: config.trunks.clone(),
-            contexts: contexts.clone(),
+            contexts,
             realm: config.sip_realm.clone(),
             digest: config.sip_digest.clone(),
             nonce_secret: rand::random(),
@@ -156,7 +167,7 @@ impl App {
             accounts: accounts.clone(),
             writer: writer.clone(),
             office: registration.office.clone(),
-            contexts,
+            contexts: spool.clone(),
             metrics: metrics.clone(),
             guard: guard.clone(),
             refusals: refusals.clone(),
@@ -188,6 +199,7 @@ impl App {
             registration: registration.task,
             sip: sip.task,
             writer: tokio::spawn(write),
+            spool: tokio::spawn(spooling),
             streams,
         };
         tracing::info!(http = %address, sip = ?sip.listeners, demo = config.demo, "control plane is up");
@@ -197,6 +209,7 @@ impl App {
             live,
             office: registration.office,
             writer,
+            spool,
             pool,
             shutdown,
             tasks,
@@ -230,7 +243,7 @@ impl App {
 
     /// Refuses new calls, says BYE to the live ones, closes their sessions, writes the last records; bounded.
     pub async fn shutdown(self) {
-        let Self { live, office, writer, pool, shutdown, tasks, .. } = self;
+        let Self { live, office, writer, spool, pool, shutdown, tasks, .. } = self;
         let began = tokio::time::Instant::now();
         let goodbyes = async { tokio::join!(live.end_all(), office.stop()) };
         if timeout_at(began + CALLS_OVER_BY, goodbyes).await.is_err() {
@@ -245,7 +258,9 @@ impl App {
         finish(tasks.sip, "sip", began + SIP_BY).await;
         tasks.streams.iter().for_each(JoinHandle::abort);
         writer.close();
+        spool.close();
         finish(tasks.writer, "records of calls", began + SHUTDOWN_MAX).await;
+        finish(tasks.spool, "contexts of calls", began + SHUTDOWN_MAX).await;
         if timeout_at(began + SHUTDOWN_MAX, pool.close()).await.is_err() {
             tracing::warn!("the database did not close in time");
         }

@@ -16,6 +16,7 @@ use crate::settings::section::{Source, TableError};
 use crate::settings::{Layers, SettingsError};
 use crate::sip::guard::SharedGuard;
 use crate::sip::{SipSettings, TlsFiles};
+use crate::store::contexts::redis::{RedisUrl, UrlError as RedisUrlError};
 use crate::store::declared::{self, Declared};
 use crate::trunk::guard::GuardSettings;
 use crate::trunk::{self, Trunks};
@@ -35,6 +36,8 @@ pub struct Config {
     pub sip_dns: Option<SocketAddr>,
     /// Where records are kept.
     pub database: Database,
+    /// Where contexts of calls are; `None`: in the process.
+    pub redis: Option<RedisUrl>,
     /// gRPC addresses of the media engines, at least one.
     pub engines: Vec<String>,
     /// Embedded database and keys.
@@ -187,6 +190,24 @@ pub enum ConfigError {
         /// The listener.
         listener: String,
     },
+    /// The URL of Redis. Not repeated: it may hold a password.
+    #[error("{origin}: {source}")]
+    Redis {
+        /// Flag, variable or file.
+        origin: String,
+        /// What is wrong with it.
+        source: RedisUrlError,
+    },
+    /// The authorities of Redis.
+    #[error("{origin}: cannot read {path}: {source}")]
+    RedisAuthorities {
+        /// Flag, variable or file.
+        origin: String,
+        /// The file.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Tables of tandem.toml are wrong; every mistake is named.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Tables(Vec<TableError>),
@@ -205,14 +226,6 @@ impl Config {
     /// Checks the layers.
     pub fn from_layers(layers: &Layers) -> Result<Self, ConfigError> {
         let state_dir = PathBuf::from(layers.text("state_dir").unwrap_or("./.tandem"));
-        if layers.text("redis_url").is_some() {
-            return Err(unsupported(
-                layers,
-                "redis_url",
-                "Redis",
-                "leave it unset: the embedded store is used",
-            ));
-        }
         let demo = parse(layers, "demo", "true or false", |text| text.parse().ok())?;
         let (declared, trunks) = tables(layers, demo)?;
         let config = Self {
@@ -224,6 +237,7 @@ impl Config {
             tls: tls_files(layers)?,
             sip_dns: sip_dns(layers)?,
             database: database(layers, &state_dir)?,
+            redis: redis(layers)?,
             engines: engines(layers)?,
             state_dir,
             service_token: layers.text("service_token").map(SecretString::from),
@@ -273,6 +287,7 @@ impl Config {
             tls: None,
             sip_dns: None,
             database: Database::Memory,
+            redis: None,
             engines,
             state_dir: std::env::temp_dir(),
             service_token: None,
@@ -491,6 +506,19 @@ fn sip_dns(layers: &Layers) -> Result<Option<SocketAddr>, ConfigError> {
     address.map(Some).map_err(|_| invalid(layers, KEY, text, EXPECTED))
 }
 
+fn redis(layers: &Layers) -> Result<Option<RedisUrl>, ConfigError> {
+    let Some(text) = layers.text("redis_url") else { return Ok(None) };
+    let url = RedisUrl::parse(text)
+        .map_err(|source| ConfigError::Redis { origin: layers.origin("redis_url"), source })?;
+    let Some(path) = layers.text("redis_ca") else { return Ok(Some(url)) };
+    let authorities = std::fs::read(path).map_err(|source| ConfigError::RedisAuthorities {
+        origin: layers.origin("redis_ca"),
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(Some(url.trusting(authorities)))
+}
+
 fn database(layers: &Layers, state_dir: &Path) -> Result<Database, ConfigError> {
     const KEY: &str = "database_url";
     let Some(url) = layers.text(KEY) else { return Ok(Database::File(state_dir.join("tandem.db"))) };
@@ -592,11 +620,20 @@ mod tests {
     }
 
     #[test]
-    fn postgres_and_redis_are_not_supported_yet_and_passwords_are_not_repeated() {
+    fn redis_is_named_by_a_url_whose_password_is_not_repeated() {
+        assert!(config(&[]).unwrap().redis.is_none());
+        let redis = config(&[("redis_url", "redis-cluster://:hunter2@a:1,b:2")]).unwrap().redis.unwrap();
+        assert_eq!(format!("{redis:?}"), "redis cluster at a:1,b:2");
+        let error = config(&[("redis_url", "http://:hunter2@r/0")]).unwrap_err().to_string();
+        assert!(error.contains("must begin with redis://") && !error.contains("hunter2"), "{error}");
+        let error = config(&[("redis_url", "rediss://r"), ("redis_ca", "/no/such.pem")]).unwrap_err();
+        assert!(error.to_string().contains("cannot read /no/such.pem"), "{error}");
+    }
+
+    #[test]
+    fn postgres_is_not_supported_yet_and_its_password_is_not_repeated() {
         let error = config(&[("database_url", "postgres://u:hunter2@db/x")]).unwrap_err().to_string();
         assert!(error.contains("PostgreSQL is not supported yet") && !error.contains("hunter2"), "{error}");
-        let error = config(&[("redis_url", "redis://:hunter2@r/0")]).unwrap_err().to_string();
-        assert!(error.contains("Redis is not supported yet") && !error.contains("hunter2"), "{error}");
     }
 
     #[test]

@@ -66,7 +66,12 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("public_url", "", "base URL that providers call back"),
     setting("database_url", "", "sqlite:FILE; unset: tandem.db in the state folder"),
-    setting("redis_url", "", "unset: embedded store in the process"),
+    setting(
+        "redis_url",
+        "",
+        "contexts of calls: redis://, rediss://, redis-cluster://HOST,HOST, redis-sentinel://HOST,HOST/NAME; unset: in the process",
+    ),
+    setting("redis_ca", "", "PEM file that a rediss:// server must be signed by; unset: the public roots"),
     setting("engines", "http://127.0.0.1:7070", "the media engines' gRPC addresses"),
     setting("state_dir", "./.tandem", "embedded database, recordings, keys"),
     setting("master_key", "", "encrypts the vault"),

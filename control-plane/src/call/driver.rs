@@ -32,7 +32,8 @@ use crate::sip::guard::SharedGuard;
 use crate::sip::{Destination, NotSent, SipEvent, Token, Verb};
 use crate::store;
 use crate::store::accounts::{Accounts, Found};
-use crate::store::contexts::{ContextStore, EmbeddedContexts};
+use crate::store::contexts::Contexts;
+use crate::store::contexts::spool::Spool;
 use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::trunk::bucket::{Bucket, Rate};
@@ -62,7 +63,7 @@ pub struct Means {
     /// Where phones can be called.
     pub office: Office,
     /// Contexts of calls.
-    pub contexts: Arc<EmbeddedContexts>,
+    pub contexts: Spool<Contexts>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What is known of sources.
@@ -282,7 +283,7 @@ impl Driver {
     async fn handle_sip(&mut self, event: SipEvent) {
         match self.sources.desk.take(event) {
             Taken::NotOurs(event) => {
-                self.calls.handle_store(self.means.writer.is_behind());
+                self.calls.handle_store(self.means.writer.is_behind() || self.means.contexts.is_behind());
                 self.calls.handle_sip(event, Instant::now());
             }
             Taken::Ours => {}
@@ -356,11 +357,11 @@ impl Driver {
                 let _ = answer.send(self.calls.hang_up(&tenant_id, call_id, Instant::now()));
             }
             Request::Place { order, answer } => {
-                self.calls.handle_store(self.means.writer.is_behind());
+                self.calls.handle_store(self.means.writer.is_behind() || self.means.contexts.is_behind());
                 let _ = answer.send(Some(self.calls.place(*order, Instant::now())));
             }
             Request::PlaceBulk { orders, answer } => {
-                self.calls.handle_store(self.means.writer.is_behind());
+                self.calls.handle_store(self.means.writer.is_behind() || self.means.contexts.is_behind());
                 let _ = answer.send(Some(self.calls.place_bulk(orders, Instant::now())));
             }
             Request::Bulk { tenant_id, bulk_id, cancel, answer } => {
@@ -436,16 +437,8 @@ impl Driver {
                     drop(replies.send(Reply::Found(call_id, credential, found)).await);
                 });
             }
-            Action::Remember(context) => {
-                if let Err(error) = self.means.contexts.put(*context, None).await {
-                    tracing::warn!(%error, "the context of a call is not kept: late callbacks will not find it");
-                }
-            }
-            Action::Forget(call_id) => {
-                if let Err(error) = self.means.contexts.finish(call_id).await {
-                    tracing::warn!(%call_id, %error, "the context of a call stays too long");
-                }
-            }
+            Action::Remember(context) => self.means.contexts.put(*context),
+            Action::Forget(call_id) => self.means.contexts.finish(call_id),
             Action::Record(record) => self.means.writer.put(*record),
             Action::Refused(refusal) => self.report_refusal(*refusal),
             Action::Admitted(source, trunk) => {

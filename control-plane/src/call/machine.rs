@@ -424,6 +424,8 @@ impl Call {
             from: self.from.clone(),
             to: self.to.clone(),
             engine: String::new(),
+            provider: None,
+            arguments: BTreeMap::new(),
         })));
     }
 

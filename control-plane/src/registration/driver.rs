@@ -31,7 +31,7 @@ use super::store::EmbeddedBindings;
 use crate::sip::guard::SharedGuard;
 use crate::sip::{Destination, Token, Verb};
 use crate::store;
-use crate::store::contexts::{ContextStore, EmbeddedContexts, Owner};
+use crate::store::contexts::{ContextStore, Contexts, Owner};
 use crate::trunk::guard::{Failure, Source};
 use crate::trunk::health::{self, Monitor};
 use crate::trunk::{Trunk, Trunks};
@@ -54,7 +54,7 @@ pub struct Means {
     /// Trunks and phones.
     pub trunks: Trunks,
     /// Leases.
-    pub contexts: Arc<EmbeddedContexts>,
+    pub contexts: Arc<Contexts>,
     /// Of the phones' digest.
     pub realm: String,
     /// Its hashes, the preferred one first.

@@ -281,7 +281,7 @@ mod tests {
         register(&mut registrar, "Contact: <sip:a@h;transport=tcp>\r\n", tcp(1)).await;
         let other = request("Contact: <sip:b@h;transport=tcp>\r\n");
         registrar.register(&"ben".into(), 4, &other, tcp(2), NOW_MS).await;
-        assert_eq!(registrar.handle_closed(ConnectionId(1)).await.unwrap(), ["anna".into()]);
+        assert_eq!(registrar.handle_closed(ConnectionId(1)).await.unwrap(), [Arc::<str>::from("anna")]);
         assert!(registrar.locator().contacts("anna", NOW_MS).await.unwrap().is_empty());
         assert_eq!(registrar.locator().contacts("ben", NOW_MS).await.unwrap().len(), 1);
         assert!(registrar.handle_closed(ConnectionId(1)).await.unwrap().is_empty());

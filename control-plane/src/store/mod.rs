@@ -9,7 +9,7 @@
 //!   contexts.rs       the context of a call and its claim, taken at most once
 //! ```
 //!
-//! Records are in SQLite; contexts are in the process, behind the trait that a shared store will implement. Queries
+//! Records are in SQLite; contexts are in the process or in Redis, behind one trait. Queries
 //! keep to the SQL that PostgreSQL understands too.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -58,7 +58,7 @@ fn names_of_a_peer_hold_only_for_trunks_that_trust_its_authority() {
     let tls = Tls::load(None, vec![trunk("a", &ours), trunk("b", &theirs)]).unwrap();
     let files = ours.issue("peer", "unused", &["pbx.example", "SIP.example"]);
     let peer = tls.peer(&chain(&files)).unwrap();
-    assert_eq!(peer.names, ["pbx.example".into(), "sip.example".into()]);
+    assert_eq!(peer.names, ["pbx.example", "sip.example"].map(Box::<str>::from));
     assert!(peer.is("a", &["sip.example"]) && !peer.is("a", &["other.example"]));
     assert!(!peer.is("b", &["pbx.example"]), "the other trunk's authority has not signed it");
 }
@@ -68,7 +68,7 @@ fn common_name_counts_only_without_other_names() {
     let authority = Authority::new();
     let tls = Tls::load(None, vec![trunk("a", &authority)]).unwrap();
     let peer = tls.peer(&chain(&authority.issue("old", "Old-PBX", &[]))).unwrap();
-    assert_eq!(peer.names, ["old-pbx".into()]);
+    assert_eq!(peer.names, [Box::<str>::from("old-pbx")]);
 }
 
 #[test]

@@ -1,0 +1,371 @@
+//! Contexts in Redis: for several control planes, and for one that is restarted under its calls.
+//!
+//! ```text
+//!   tandem:{CALL}:record    hash: context (JSON), claim        lives RECORD_TTL, after the end GRACE
+//!   tandem:{CLAIM}:claim    f|t|d + call: fresh, taken, dropped
+//!   tandem:{EVENT}:event    call
+//!   tandem:{NAME}:lease     owner
+//! ```
+//!
+//! Each operation that decides something is one script over one key, so that it is atomic and runs in a cluster, where the
+//! keys of a call lie on several nodes. A record is written before its claim: what can be taken can be read.
+//!
+//! Nothing is tried twice here. An answer that does not come in [`ANSWER_WITHIN`] is [`ContextError::Unreachable`]: what
+//! was asked may have been done or not. Whoever presented a claim is then refused, since somebody else may hold it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ::redis::{RedisError, Script, Value, cmd};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    CallContext, Claim, ContextError, ContextStore, GRACE, Mint, Owner, ProviderSide, RECORD_TTL, RETAKE_TTL,
+};
+
+pub mod link;
+#[cfg(test)]
+mod tests;
+
+use link::{Connection, Link};
+pub use link::{RedisUrl, UrlError};
+
+/// An answer that does not come in this time does not come: a webhook must be answered, and a socket is waiting.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// Contexts in Redis.
+#[derive(Debug)]
+pub struct RedisContexts {
+    link: Link,
+    scripts: Scripts,
+}
+
+#[derive(Debug)]
+struct Scripts {
+    put: Script,
+    turn: Script,
+    shorten: Script,
+    acquire: Script,
+    renew: Script,
+    release: Script,
+}
+
+impl Scripts {
+    fn new() -> Self {
+        Self {
+            // Gives 1 if there was no record, and the claim that it had.
+            put: Script::new(
+                "local was = redis.call('EXISTS', KEYS[1])
+                 local claim = redis.call('HGET', KEYS[1], 'claim')
+                 redis.call('HSET', KEYS[1], 'context', ARGV[1])
+                 if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'claim', ARGV[2]) end
+                 redis.call('PEXPIRE', KEYS[1], ARGV[3])
+                 return {1 - was, claim or ''}",
+            ),
+            // From one state of a claim to another, once: gives the call.
+            turn: Script::new(
+                "local held = redis.call('GET', KEYS[1])
+                 if not held or string.sub(held, 1, 1) ~= ARGV[1] then return false end
+                 local call = string.sub(held, 2)
+                 redis.call('SET', KEYS[1], ARGV[2] .. call, 'PX', ARGV[3])
+                 return call",
+            ),
+            shorten: Script::new(
+                "if redis.call('PTTL', KEYS[1]) > tonumber(ARGV[1]) then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end",
+            ),
+            acquire: Script::new(
+                "local holder = redis.call('GET', KEYS[1])
+                 if holder and holder ~= ARGV[1] then return 0 end
+                 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+                 return 1",
+            ),
+            renew: Script::new(
+                "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+                 return redis.call('PEXPIRE', KEYS[1], ARGV[2])",
+            ),
+            release: Script::new(
+                "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end",
+            ),
+        }
+    }
+}
+
+/// States of a claim.
+const FRESH: &str = "f";
+const TAKEN: &str = "t";
+const DROPPED: &str = "d";
+
+fn record_key(call_id: Uuid) -> String {
+    format!("tandem:{{{call_id}}}:record")
+}
+
+fn claim_key(claim: Claim) -> String {
+    format!("tandem:{{{}}}:claim", claim.0)
+}
+
+fn event_key(event_id: Uuid) -> String {
+    format!("tandem:{{{event_id}}}:event")
+}
+
+fn lease_key(name: &str) -> String {
+    format!("tandem:{{{name}}}:lease")
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A context as it is written. Fields that a later version adds are ignored by an earlier one.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    call_id: Uuid,
+    tenant_id: String,
+    assistant_id: String,
+    direction: String,
+    from: String,
+    to: String,
+    #[serde(default)]
+    engine: String,
+    #[serde(default)]
+    provider: Option<ProviderSide>,
+    #[serde(default)]
+    arguments: BTreeMap<String, String>,
+}
+
+fn write(context: &CallContext) -> Result<String, ContextError> {
+    serde_json::to_string(&Written {
+        call_id: context.call_id,
+        tenant_id: context.tenant_id.to_string(),
+        assistant_id: context.assistant_id.to_string(),
+        direction: context.direction.to_owned(),
+        from: context.from.clone(),
+        to: context.to.clone(),
+        engine: context.engine.clone(),
+        provider: context.provider.clone(),
+        arguments: context.arguments.clone(),
+    })
+    .map_err(|error| ContextError::Unreadable(error.to_string()))
+}
+
+fn read(text: &str) -> Result<CallContext, ContextError> {
+    // What it says may be private; where it is wrong is not.
+    let written: Written = serde_json::from_str(text)
+        .map_err(|error| ContextError::Unreadable(format!("JSON is wrong at column {}", error.column())))?;
+    Ok(CallContext {
+        call_id: written.call_id,
+        tenant_id: written.tenant_id.into(),
+        assistant_id: written.assistant_id.into(),
+        direction: match &*written.direction {
+            "inbound" => "inbound",
+            "outbound" => "outbound",
+            _ => {
+                return Err(ContextError::Unreadable("its direction is neither inbound nor outbound".into()));
+            }
+        },
+        from: written.from,
+        to: written.to,
+        engine: written.engine,
+        provider: written.provider,
+        arguments: written.arguments,
+    })
+}
+
+/// What is told of an error: its kind, never an address with a password.
+fn unreachable(error: &RedisError) -> ContextError {
+    let what = match error.detail() {
+        Some(detail) if detail.len() < 200 => format!("{}: {detail}", error.category()),
+        _ => error.category().to_owned(),
+    };
+    ContextError::Unreachable(what)
+}
+
+impl RedisContexts {
+    /// Contexts there. Connects when something is first asked, so that a control plane starts without its Redis too.
+    ///
+    /// # Errors
+    /// The URL cannot be used.
+    pub fn new(url: &RedisUrl) -> Result<Self, UrlError> {
+        Ok(Self { link: Link::new(url)?, scripts: Scripts::new() })
+    }
+
+    /// Asks, and does not wait for ever.
+    async fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
+    ) -> Result<T, ContextError> {
+        let asked = async {
+            let mut connection = self.link.connection().await?;
+            question(&mut connection).await
+        };
+        match tokio::time::timeout(ANSWER_WITHIN, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                self.link.failed(&error).await;
+                Err(unreachable(&error))
+            }
+            Err(_) => {
+                self.link.silent().await;
+                Err(ContextError::Unreachable(format!("no answer in {} s", ANSWER_WITHIN.as_secs())))
+            }
+        }
+    }
+
+    /// Turns a claim from one state to the other and reads its record.
+    async fn turn(
+        &self,
+        claim: Claim,
+        [from, to]: [&str; 2],
+        ttl: Duration,
+    ) -> Result<Option<CallContext>, ContextError> {
+        let script = &self.scripts.turn;
+        let call_id: Option<String> = self
+            .ask(async |connection| {
+                script.key(claim_key(claim)).arg(from).arg(to).arg(ms(ttl)).invoke_async(connection).await
+            })
+            .await?;
+        match call_id.as_deref().map(Uuid::parse_str) {
+            None => Ok(None),
+            Some(Ok(call_id)) => self.get(call_id).await,
+            Some(Err(_)) => Err(ContextError::Unreadable("a claim of no call".into())),
+        }
+    }
+
+    async fn shorten(&self, key: String) -> Result<(), ContextError> {
+        let script = &self.scripts.shorten;
+        self.ask(async |connection| script.key(key).arg(ms(GRACE)).invoke_async(connection).await).await
+    }
+}
+
+impl ContextStore for RedisContexts {
+    async fn put(&self, context: CallContext, claim: Option<Mint>) -> Result<bool, ContextError> {
+        let text = write(&context)?;
+        let call_id = context.call_id;
+        if let Some(provider) = &context.provider {
+            let mut set = cmd("SET");
+            set.arg(event_key(provider.event_id)).arg(call_id.to_string()).arg("PX").arg(ms(RECORD_TTL));
+            self.ask(async |connection| set.query_async::<()>(connection).await).await?;
+        }
+        let script = &self.scripts.put;
+        let named = claim.map_or_else(String::new, |mint| mint.claim.0.to_string());
+        let (is_new, earlier): (u8, String) = self
+            .ask(async |connection| {
+                script
+                    .key(record_key(call_id))
+                    .arg(text)
+                    .arg(named)
+                    .arg(ms(RECORD_TTL))
+                    .invoke_async(connection)
+                    .await
+            })
+            .await?;
+        if let Some(Mint { claim, ttl }) = claim {
+            if let Ok(earlier) = Uuid::parse_str(&earlier).map(Claim)
+                && earlier != claim
+            {
+                let mut del = cmd("DEL");
+                del.arg(claim_key(earlier));
+                self.ask(async |connection| del.query_async::<()>(connection).await).await?;
+            }
+            let mut set = cmd("SET");
+            set.arg(claim_key(claim)).arg(format!("{FRESH}{call_id}")).arg("PX").arg(ms(ttl));
+            self.ask(async |connection| set.query_async::<()>(connection).await).await?;
+        }
+        Ok(is_new == 1)
+    }
+
+    async fn get(&self, call_id: Uuid) -> Result<Option<CallContext>, ContextError> {
+        let mut get = cmd("HGET");
+        get.arg(record_key(call_id)).arg("context");
+        let text: Option<String> = self.ask(async |connection| get.query_async(connection).await).await?;
+        text.map(|text| read(&text)).transpose()
+    }
+
+    async fn by_event(&self, event_id: Uuid) -> Result<Option<CallContext>, ContextError> {
+        let mut get = cmd("GET");
+        get.arg(event_key(event_id));
+        let call_id: Option<String> = self.ask(async |connection| get.query_async(connection).await).await?;
+        match call_id.as_deref().map(Uuid::parse_str) {
+            None => Ok(None),
+            Some(Ok(call_id)) => self.get(call_id).await,
+            Some(Err(_)) => Err(ContextError::Unreadable("an event of no call".into())),
+        }
+    }
+
+    async fn take(&self, claim: Claim) -> Result<Option<CallContext>, ContextError> {
+        self.turn(claim, [FRESH, TAKEN], RECORD_TTL).await
+    }
+
+    async fn dropped(&self, claim: Claim) -> Result<(), ContextError> {
+        self.turn(claim, [TAKEN, DROPPED], RETAKE_TTL).await.map(drop)
+    }
+
+    async fn retake(&self, claim: Claim) -> Result<Option<CallContext>, ContextError> {
+        self.turn(claim, [DROPPED, TAKEN], RECORD_TTL).await
+    }
+
+    /// In such an order that whoever is interrupted can begin again: the record is last to change.
+    async fn finish(&self, call_id: Uuid) -> Result<(), ContextError> {
+        let mut get = cmd("HMGET");
+        get.arg(record_key(call_id)).arg("claim").arg("context");
+        let (claim, context): (Option<String>, Option<String>) =
+            self.ask(async |connection| get.query_async(connection).await).await?;
+        if let Some(Ok(claim)) = claim.as_deref().map(Uuid::parse_str) {
+            let mut del = cmd("DEL");
+            del.arg(claim_key(Claim(claim)));
+            self.ask(async |connection| del.query_async::<()>(connection).await).await?;
+        }
+        if let Some(Ok(CallContext { provider: Some(provider), .. })) = context.as_deref().map(read) {
+            self.shorten(event_key(provider.event_id)).await?;
+        }
+        self.shorten(record_key(call_id)).await
+    }
+
+    async fn acquire(&self, name: &str, owner: Owner, ttl: Duration) -> Result<bool, ContextError> {
+        let script = &self.scripts.acquire;
+        self.ask(async |connection| {
+            script.key(lease_key(name)).arg(owner.0.to_string()).arg(ms(ttl)).invoke_async(connection).await
+        })
+        .await
+    }
+
+    async fn renew(&self, name: &str, owner: Owner, ttl: Duration) -> Result<bool, ContextError> {
+        let script = &self.scripts.renew;
+        self.ask(async |connection| {
+            script.key(lease_key(name)).arg(owner.0.to_string()).arg(ms(ttl)).invoke_async(connection).await
+        })
+        .await
+    }
+
+    async fn release(&self, name: &str, owner: Owner) -> Result<(), ContextError> {
+        let script = &self.scripts.release;
+        self.ask(async |connection| {
+            script.key(lease_key(name)).arg(owner.0.to_string()).invoke_async(connection).await
+        })
+        .await
+    }
+
+    /// The run ids of all its servers: a restart or a failover changes one.
+    async fn incarnation(&self) -> Result<String, ContextError> {
+        let mut info = cmd("INFO");
+        info.arg("server");
+        let answer: Value = self.ask(async |connection| info.query_async(connection).await).await?;
+        let mut ids = Vec::new();
+        run_ids(&answer, &mut ids);
+        ids.sort_unstable();
+        Ok(ids.join(" "))
+    }
+}
+
+/// One text of a single server, a map of them from a cluster.
+fn run_ids(answer: &Value, ids: &mut Vec<String>) {
+    let mut of = |text: &str| {
+        ids.extend(text.lines().filter_map(|line| line.strip_prefix("run_id:")).map(str::to_owned))
+    };
+    match answer {
+        Value::BulkString(octets) => of(&String::from_utf8_lossy(octets)),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => of(text),
+        Value::Map(servers) => servers.iter().for_each(|(_, text)| run_ids(text, ids)),
+        _ => {}
+    }
+}
