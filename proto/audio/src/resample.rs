@@ -8,8 +8,9 @@
 //! The filter is a Kaiser-windowed sinc of [`TAPS_PER_PHASE`] taps a phase at the lower of the two rates, so it is
 //! longer when decimating. Between a rate and its double the filter is a half-band one: but for the middle, each second tap
 //! is zero, which saves half of the work. With fn half of the lower rate (4 kHz on a telephone): flat within 0.15 dB to 0.85 fn
-//! (3.4 kHz), aliases and images from 1.15 fn (4.6 kHz) on below −70 dB, and a gain of exactly 1 at DC. Group delay is
-//! half of the filter: 1.9 to 2 ms with 8 kHz on one side, 1 ms with 16 kHz as the lower rate, 0.7 ms with 24 kHz.
+//! (3.4 kHz), aliases and images from 1.15 fn (4.6 kHz) on below −70 dB, of half-band filters below −60 dB, and a gain of
+//! exactly 1 at DC. Group delay is half of the filter: 1.4 ms between 8 and 16 kHz, else 2 ms with 8 kHz on one side; 1 ms with
+//! 16 kHz as the lower rate, 0.5 ms between 24 and 48 kHz.
 //!
 //! Arithmetic is 16-bit samples by 16-bit coefficients in 32-bit sums, which compilers turn into multiply-add vectors.
 //! Output keeps step with input from the first frame: whole milliseconds in give the same whole milliseconds out.
@@ -30,8 +31,23 @@ const BLOCK: usize = 320;
 const CUTOFF: f64 = 0.965;
 /// Shape of the Kaiser window: about 79 dB of stop band.
 const KAISER_BETA: f64 = 7.6;
-/// The same for half-band filters, which have a tap less: about 76 dB.
-const HALF_BAND_BETA: f64 = 7.2;
+/// Taps of the half-band filters beside the middle, the outer ones first; they add up to a half, and the other side mirrors
+/// them. Of the Chebyshev kind (the least greatest ripple from 0 to 0.85 fn with a gain of exactly 1 at DC, by linear programming):
+/// 63 dB of stop band from a quarter fewer taps than a Kaiser window needs, and so much less delay.
+const HALF_BAND: [f64; HALF_BAND_TAPS / 2] = [
+    -0.001_600_08,
+    0.003_062_82,
+    -0.005_507_22,
+    0.009_488_81,
+    -0.014_946_60,
+    0.022_924_89,
+    -0.033_867_78,
+    0.049_799_98,
+    -0.073_641_58,
+    0.114_525_24,
+    -0.204_227_98,
+    0.633_989_49,
+];
 
 /// A converter for one stream from one rate to another.
 #[derive(Debug, Clone)]
@@ -295,12 +311,7 @@ impl Filter {
 
     /// A filter whose −6 dB point is in the middle between both bands, so that it is symmetric there too.
     fn half_band(up: usize, down: usize) -> Self {
-        let middle = HALF_BAND_TAPS as f64 - 1.0;
-        // From the one edge to the other: 1, 3, 5 … steps from the middle.
-        let taps: Vec<f64> = (0..HALF_BAND_TAPS)
-            .map(|n| 2.0 * n as f64 - middle)
-            .map(|x| sinc(0.5 * x) * kaiser(x / middle, HALF_BAND_BETA))
-            .collect();
+        let taps: Vec<f64> = HALF_BAND.iter().chain(HALF_BAND.iter().rev()).copied().collect();
         // Doubling, they make whole samples alone; halving, one half beside the middle's. Their magnitudes add up to more
         // than twice that, and the loudest samples times 15 bits of whole coefficients would not fit into a sum.
         let (shift, whole) = if up == 2 { (14, 1.0) } else { (15, 0.5) };
