@@ -646,6 +646,8 @@ impl Call {
                     Reason::MediaTimeout => Cause::MediaTimeout,
                     Reason::MaxSession => Cause::MaxDuration,
                     Reason::Orphaned | Reason::EngineFault | Reason::Unspecified => Cause::EngineFault,
+                    // Nobody here has asked for it.
+                    Reason::Joined => Cause::EngineLost,
                     Reason::Shutdown => Cause::EngineLost,
                     Reason::Transport => Cause::MediaTransport,
                 };
