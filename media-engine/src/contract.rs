@@ -549,10 +549,17 @@ pub fn event(event: &Event) -> proto::event::Event {
             let (reason, detail) = end_reason(*reason);
             Told::LegLost(proto::LegLost { reason: reason.into(), detail })
         }
+        Event::Joined { into, stats: counters } => Told::SessionEnded(proto::SessionEnded {
+            reason: proto::session_ended::Reason::Joined.into(),
+            stats: Some(stats(counters)),
+            joined_session_id: into.to_string(),
+            ..Default::default()
+        }),
         Event::Ended { reason, stats: counters } => {
             let (reason, detail) = end_reason(*reason);
             let stats = Some(stats(counters));
-            Told::SessionEnded(proto::SessionEnded { reason: reason.into(), stats, detail })
+            let reason = reason.into();
+            Told::SessionEnded(proto::SessionEnded { reason, stats, detail, ..Default::default() })
         }
     }
 }

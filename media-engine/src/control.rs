@@ -12,6 +12,7 @@
 
 mod events;
 pub mod identity;
+mod joining;
 mod service;
 mod statistics;
 mod tls;
@@ -32,6 +33,7 @@ use tonic::Status;
 use crate::config::Config;
 use crate::mailbox::{Command, Commands, Inbox, Opened, Summary};
 use crate::metrics::CoreMetrics;
+use crate::ports;
 use crate::ring::{DriverKind, Waker};
 
 /// Events that may wait for one subscriber: twice a thousand calls that end at once.
@@ -95,15 +97,33 @@ impl Core {
         !self.is_dead() && lock(&self.commands).send(command)
     }
 
+    /// Hands it a command that must not be lost: a full queue is emptied within a few turns. False: it is dead, or as good as that.
+    async fn insist(&self, mut command: Command) -> bool {
+        let until = Instant::now() + ANSWER_WITHIN;
+        while !self.is_dead() && Instant::now() < until {
+            let sent = lock(&self.commands).try_send(command);
+            match sent {
+                Ok(()) => return true,
+                Err(refused) => command = refused,
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        false
+    }
+
     /// Asks it something and waits for the answer.
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Status> {
         let (reply, answer) = oneshot::channel();
         if !self.send(command(reply)) {
             return Err(Status::unavailable(format!("core {} takes no commands", self.number)));
         }
+        self.answer(answer).await
+    }
+
+    async fn answer<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, Status> {
         match tokio::time::timeout(ANSWER_WITHIN, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            // Unlike above, it may have done it or do it yet.
+            // Unlike a full queue: it may have done it or do it yet.
             Ok(Err(_)) | Err(_) => {
                 Err(Status::deadline_exceeded(format!("core {} does not answer", self.number)))
             }
@@ -142,6 +162,8 @@ struct Entry {
     core: usize,
     opened: OnceCell<Opened>,
     is_agent_ready: AtomicBool,
+    /// The session whose RTP leg is the second one of this: a join that is asked for again has been done.
+    joined: Mutex<Option<String>>,
 }
 
 /// What goes to every subscriber.
@@ -162,6 +184,8 @@ pub struct Control {
     cores: Vec<Core>,
     sessions: Mutex<HashMap<String, Arc<Entry>>>,
     events: broadcast::Sender<Broadcast>,
+    /// Ports that legs had taken to other cores, on their way home to a core whose queue is full.
+    homeless: Mutex<Vec<u16>>,
     draining: AtomicBool,
     controllers: AtomicUsize,
     /// Statistics streams.
@@ -193,6 +217,7 @@ impl Control {
             cores,
             sessions: Mutex::new(HashMap::new()),
             events: broadcast::Sender::new(SUBSCRIBER_EVENTS_MAX),
+            homeless: Mutex::default(),
             draining: AtomicBool::new(false),
             controllers: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
@@ -275,7 +300,12 @@ impl Control {
         if let Some(entry) = sessions.get(id) {
             return Arc::clone(entry);
         }
-        let entry = Arc::new(Entry { core, opened: OnceCell::new(), is_agent_ready: AtomicBool::new(false) });
+        let entry = Arc::new(Entry {
+            core,
+            opened: OnceCell::new(),
+            is_agent_ready: AtomicBool::new(false),
+            joined: Mutex::default(),
+        });
         sessions.insert(id.to_owned(), Arc::clone(&entry));
         self.cores[core].sessions.fetch_add(1, Ordering::Relaxed);
         entry
@@ -288,6 +318,21 @@ impl Control {
             (core.is_dead(), core.sessions.load(Ordering::Relaxed))
         };
         (0..self.cores.len()).min_by_key(load).unwrap_or(0)
+    }
+
+    /// A port that a leg had taken to another core was closed there: the one that owns it lets it rest.
+    fn send_home(&self, port: u16) {
+        let Some(index) = ports::owner(self.config.rtp_ports, port, self.cores.len()) else { return };
+        let core = &self.cores[index];
+        if !core.send(Command::PortHome { port }) && !core.is_dead() {
+            lock(&self.homeless).push(port);
+        }
+    }
+
+    /// Those that a full queue has kept.
+    fn send_all_home(&self) {
+        let homeless = std::mem::take(&mut *lock(&self.homeless));
+        homeless.into_iter().for_each(|port| self.send_home(port));
     }
 
     fn loads(&self) -> Vec<proto::CoreLoad> {

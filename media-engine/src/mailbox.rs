@@ -6,11 +6,15 @@
 //!   control ◀── oneshot ──────── worker      the answer to one command
 //! ```
 //!
+//! Workers do not know each other: a leg that moves from one core to another goes through the control thread, as the answer to
+//! [`Command::Lift`] and in [`Command::Land`], and so does the port that it leaves there ([`Word::PortFree`]).
+//!
 //! A full command queue refuses the command: the control thread answers that the core is overloaded. A full event queue
 //! loses the event, counts it, and says so ([`Inbox::was_lossy`]): the control thread then ends the event streams, and its
 //! subscribers resynchronise by a snapshot. A worker never waits.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,6 +24,7 @@ use tokio::sync::oneshot;
 use crate::leg::event::{EndReason, Event, Stats};
 use crate::leg::rtp::RtpParameters;
 use crate::ring::Waker;
+use crate::session::joining::{JoinError, MovingLeg};
 use crate::session::second::Role;
 use crate::session::{Notice, SessionParameters};
 
@@ -76,6 +81,22 @@ pub enum LegError {
     #[error(transparent)]
     Port(#[from] OpenError),
 }
+
+/// An RTP leg on its way from one core to another. The port is still its first core's.
+#[derive(Debug)]
+pub struct Moving {
+    /// The stream.
+    pub leg: MovingLeg,
+    /// Its socket; what comes meanwhile waits in it.
+    pub udp: OwnedFd,
+    /// The odd port's, if reports travel there.
+    pub rtcp: Option<OwnedFd>,
+    /// Its port.
+    pub port: u16,
+}
+
+/// A leg that could not land, and why; without it, it is lost.
+pub type Refused = (JoinError, Option<Box<Moving>>);
 
 /// What a worker did to open a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,6 +220,68 @@ pub enum Command {
         /// The answer: its counters.
         reply: oneshot::Sender<Option<Stats>>,
     },
+    /// Two sessions of this core are joined: the RTP leg of `other` becomes the second one of `key`.
+    Join {
+        /// Which stays.
+        key: SessionKey,
+        /// Which ends.
+        other: SessionKey,
+        /// What the leg is there for.
+        role: Role,
+        /// The answer: the counters of the one that ended, or which of them cannot, and why.
+        reply: oneshot::Sender<Result<Stats, (SessionKey, JoinError)>>,
+    },
+    /// A leg of another core will come to this session; until then, or for [`crate::worker::EXPECTED_MAX`], there is no room for another.
+    Expect {
+        /// Which session.
+        key: SessionKey,
+        /// The answer.
+        reply: oneshot::Sender<Result<(), JoinError>>,
+    },
+    /// It will not come.
+    Unexpect {
+        /// Which session.
+        key: SessionKey,
+    },
+    /// Take the RTP leg out of a session, for another core; [`Command::Restore`] or [`Command::Leave`] follows.
+    Lift {
+        /// Which session.
+        key: SessionKey,
+        /// The answer: the leg.
+        reply: oneshot::Sender<Result<Box<Moving>, JoinError>>,
+    },
+    /// A leg of another core becomes the second one of this session.
+    Land {
+        /// Which session.
+        key: SessionKey,
+        /// The leg.
+        moving: Box<Moving>,
+        /// What it is there for.
+        role: Role,
+        /// The answer.
+        reply: oneshot::Sender<Result<(), Refused>>,
+    },
+    /// The leg comes back: it could not land.
+    Restore {
+        /// Which session.
+        key: SessionKey,
+        /// The leg; `None`: it was lost, and the session ends.
+        moving: Option<Box<Moving>>,
+    },
+    /// The leg has landed: the session is over.
+    Leave {
+        /// Which session.
+        key: SessionKey,
+        /// Where the leg is now.
+        into: Arc<str>,
+        /// The answer: its counters. `None`: it was over already.
+        reply: oneshot::Sender<Option<Stats>>,
+    },
+    /// A port of this core, which a leg had taken to another one, was closed there.
+    PortHome {
+        /// Which.
+        port: u16,
+    },
     /// Something for the agent. False: there is no such session.
     Tell {
         /// Which.
@@ -263,18 +346,31 @@ impl<W: Wake> Commands<W> {
     /// Hands a command over and wakes the worker. False when the queue is full: whoever waits for its answer is told by
     /// the end of its channel.
     pub fn send(&mut self, command: Command) -> bool {
-        let is_sent = self.queue.push(command).is_ok();
-        if is_sent {
-            self.waker.wake();
-        }
-        is_sent
+        self.try_send(command).is_ok()
     }
+
+    /// The same for what must not be lost: the command, when the queue is full.
+    #[allow(clippy::result_large_err)]
+    pub fn try_send(&mut self, command: Command) -> Result<(), Command> {
+        self.queue.push(command).map_err(|rtrb::PushError::Full(command)| command)?;
+        self.waker.wake();
+        Ok(())
+    }
+}
+
+/// What a worker tells the control thread.
+#[derive(Debug)]
+pub enum Word {
+    /// Something happened in a session.
+    Session(Arc<str>, Event),
+    /// A port of another core was closed here.
+    PortFree(u16),
 }
 
 /// The worker's end of both queues.
 #[derive(Debug)]
 pub struct Outbox<W = Waker> {
-    events: Producer<(Arc<str>, Event)>,
+    events: Producer<Word>,
     bell: W,
     lost: Arc<AtomicBool>,
     rung: bool,
@@ -287,12 +383,19 @@ impl<W: Wake> Outbox<W> {
     /// to wake a thread for each of them would cost more than all else that a report takes. False when it is lost.
     pub fn push(&mut self, id: &Arc<str>, event: Event) -> bool {
         let can_wait = matches!(event, Event::Report { .. } | Event::SecondReport { .. });
-        let pushed = self.events.push((Arc::clone(id), event)).is_ok();
+        let pushed = self.events.push(Word::Session(Arc::clone(id), event)).is_ok();
         if !pushed {
             self.lost.store(true, Ordering::Release);
         }
         self.rung |= !can_wait;
         self.waits |= can_wait;
+        pushed
+    }
+
+    /// A port of another core was closed here. False: the queue is full, and it is to be told later.
+    pub fn push_port(&mut self, port: u16) -> bool {
+        let pushed = self.events.push(Word::PortFree(port)).is_ok();
+        self.rung |= pushed;
         pushed
     }
 
@@ -314,13 +417,13 @@ impl<W: Wake> Outbox<W> {
 /// The control thread's end of the event queue.
 #[derive(Debug)]
 pub struct Inbox {
-    events: Consumer<(Arc<str>, Event)>,
+    events: Consumer<Word>,
     lost: Arc<AtomicBool>,
 }
 
 impl Inbox {
-    /// The next event.
-    pub fn pop(&mut self) -> Option<(Arc<str>, Event)> {
+    /// The next word.
+    pub fn pop(&mut self) -> Option<Word> {
         self.events.pop().ok()
     }
 

@@ -175,11 +175,16 @@ impl Phases {
         let candidates = now + 1..=now + ptime_ms.min(FIRST_PACKET_TICKS);
         let load = |first: &u64| -> u32 { ticks(*first, ptime_ms).map(|at| self.load[at]).sum() };
         let first = candidates.min_by_key(load).unwrap_or(now + 1);
-        let phase = Phase { first, ptime_ms };
+        self.occupy(first, ptime)
+    }
+
+    /// Gives a stream that goes on the millisecond that it has already, however loaded.
+    pub fn occupy(&mut self, first: u64, ptime: Ptime) -> Phase {
+        let ptime_ms = u64::from(ptime.as_ms());
         for at in ticks(first, ptime_ms) {
             self.load[at] += 1;
         }
-        phase
+        Phase { first, ptime_ms }
     }
 
     /// The session is over, or gets another place.

@@ -22,6 +22,7 @@
 //! Nothing spins: without sessions the wait has no deadline. With few, it ends at the next due millisecond or when
 //! something came, and packets of one millisecond are handled together. With many, every millisecond has somebody due.
 
+mod joins;
 mod links;
 
 use std::collections::VecDeque;
@@ -45,6 +46,8 @@ use crate::ring::{Completion, Owner, Ring, RingError, SocketId, Wait, bind_udp, 
 use crate::session::second::Role;
 use crate::session::{Port, Session};
 use crate::wheel::{Phase, Phases, Wheel};
+pub use joins::EXPECTED_MAX;
+use joins::Joining;
 use links::Link;
 
 /// Packets of so long are handled together while the core is quiet: a turn costs more than a packet. Half of 1 ms costs no
@@ -101,6 +104,8 @@ struct Slot {
     phase: Option<Phase>,
     /// The second leg's.
     second: Option<SecondSocket>,
+    /// It is one half of a join with a session of another core.
+    joining: Option<Box<Joining>>,
     /// Its place in the wheel.
     deadline: Option<Instant>,
     /// It is in `touched`.
@@ -116,6 +121,8 @@ struct SecondSocket {
     /// The odd port beside it, once reports travel there.
     rtcp: Option<SocketId>,
     port: u16,
+    /// The port is another core's.
+    is_foreign: bool,
     phase: Phase,
 }
 
@@ -127,6 +134,9 @@ pub struct Worker {
     sessions: Slab<Box<Slot>>,
     sessions_max: usize,
     links: Slab<Link>,
+    /// Ports of other cores that were closed here, and that the control thread does not know of yet. As many at most as second
+    /// legs have come from there.
+    homeless: Vec<u16>,
     /// Sessions whose agent's TLS handshake waits for its turn, each once.
     handshakes: VecDeque<u32>,
     generation: u32,
@@ -197,6 +207,7 @@ impl Worker {
             sessions: Slab::with_capacity(sessions_max),
             sessions_max: sessions_max.min(links::SESSIONS_MAX),
             links: Slab::new(),
+            homeless: Vec::new(),
             handshakes: VecDeque::new(),
             generation: 0,
             wheel: Wheel::new(now, sessions_max),
@@ -260,6 +271,7 @@ impl Worker {
         self.turn_links(now);
         self.drain_touched(now);
         self.pump_links();
+        self.send_ports_home();
         // Sessions whose last words have just been written.
         self.drain_touched(now);
         self.outbox.ring();
@@ -353,6 +365,20 @@ impl Worker {
             Command::RemoveLeg { key, reply } => {
                 let _ = reply.send(self.remove_leg(key, now));
             }
+            Command::Join { key, other, role, reply } => {
+                let _ = reply.send(self.join(key, other, role, now));
+            }
+            Command::Expect { key, reply } => {
+                let _ = reply.send(self.expect_leg(key, now));
+            }
+            Command::Unexpect { key } => self.unexpect_leg(key),
+            Command::Lift { key, reply } => self.lift(key, reply, now),
+            Command::Land { key, moving, role, reply } => self.land(key, *moving, role, reply, now),
+            Command::Restore { key, moving } => self.restore(key, moving.map(|moving| *moving), now),
+            Command::Leave { key, into, reply } => {
+                let _ = reply.send(self.leave_joined(key, into, now));
+            }
+            Command::PortHome { port } => self.ports.give_back(port, now),
             Command::Close { key, reason, reply } => {
                 let stats = self.live(key).map(|slot| slot.session.stats(now));
                 if stats.is_some() {
@@ -458,6 +484,7 @@ impl Worker {
             port,
             phase: None,
             second: None,
+            joining: None,
             deadline: None,
             is_touched: false,
             leaving: None,
@@ -577,7 +604,8 @@ impl Worker {
     }
 
     fn update(&mut self, key: SessionKey, rtp: RtpParameters, now: Instant) -> bool {
-        let Some(slot) = self.live(key) else { return false };
+        // One whose leg is between two cores has nothing to be changed; in a moment it is over, or here again.
+        let Some(slot) = self.live(key).filter(|slot| !slot.is_moving()) else { return false };
         let moves = slot.session.rtp().ptime != rtp.ptime;
         let mut first_packet = now;
         if let (true, Some(phase)) = (moves, slot.phase) {
@@ -604,7 +632,7 @@ impl Worker {
         now: Instant,
     ) -> Result<u16, LegError> {
         let slot = self.live(key).ok_or(LegError::NoSession)?;
-        if slot.second.is_some() {
+        if slot.second.is_some() || slot.is_joining(now) {
             return Err(LegError::Taken);
         }
         let (port, socket, _) = self.bind(&address, leased, false, now)?;
@@ -618,7 +646,7 @@ impl Worker {
         let phase = self.phases.assign(self.wheel.tick(now), rtp.ptime);
         let first_packet = self.wheel.instant(phase.first);
         let slot = &mut self.sessions[key.index as usize];
-        slot.second = Some(SecondSocket { udp, rtcp: None, port, phase });
+        slot.second = Some(SecondSocket { udp, rtcp: None, port, is_foreign: false, phase });
         slot.session.add_second(rtp, role, seed, first_packet);
         if matches!(rtp.rtcp, Rtcp::Separate { .. }) {
             self.open_second_rtcp(key);
@@ -676,7 +704,10 @@ impl Worker {
             if let Some(rtcp) = second.rtcp {
                 self.ring.close(rtcp);
             }
-            self.ports.give_back(second.port, now);
+            match second.is_foreign {
+                true => self.homeless.push(second.port),
+                false => self.ports.give_back(second.port, now),
+            }
             self.phases.release(second.phase);
         }
     }
@@ -692,6 +723,7 @@ impl Worker {
     /// Gives back what a session that is over holds for RTP.
     fn let_go(&mut self, index: u32, now: Instant) {
         self.let_second_go(index, now);
+        self.end_joining(index);
         let slot = &mut self.sessions[index as usize];
         if let Some(udp) = slot.udp.take() {
             let rtcp = slot.rtcp.take();
@@ -821,6 +853,7 @@ impl Worker {
                     }
                 }
             }
+            Completion::Detached { owner, socket } => self.handle_detached(owner, socket, now),
             Completion::Woken => {}
         }
     }
@@ -948,7 +981,7 @@ impl Worker {
         self.tally.agent_marks_refused_total += oddities.marks_refused;
         self.tally.agent_malformed_total += oddities.malformed;
         while let Some(event) = slot.session.poll_event() {
-            if let Event::Ended { .. } = event {
+            if let Event::Ended { .. } | Event::Joined { .. } = event {
                 self.tally.sessions_ended_total += 1;
             }
             if !self.outbox.push(&slot.id, event) {

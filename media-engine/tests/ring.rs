@@ -787,3 +787,98 @@ fn no_descriptor_leaks_through_sessions_and_rings() {
         assert_eq!(open_descriptors(), before, "on {kind}");
     }
 }
+
+/// Turns until the socket is out; gives it and what was received until then.
+fn detach(ring: &mut Ring, socket: SocketId) -> (OwnedFd, Vec<u8>) {
+    ring.detach(socket);
+    ring.detach(socket);
+    let (mut out, mut heard) = (None, Vec::new());
+    turn_until(ring, |ring, completion| match completion {
+        Completion::Detached { owner, socket } => {
+            assert_eq!(owner, Owner(7));
+            out = Some(socket);
+            true
+        }
+        Completion::Datagram { data, .. } => {
+            heard.push(ring.bytes(&data)[0]);
+            ring.give_back(data);
+            false
+        }
+        other => panic!("{other:?}"),
+    });
+    (out.unwrap(), heard)
+}
+
+#[test]
+fn socket_that_moves_to_another_ring_loses_nothing_and_keeps_its_port() {
+    on_both(|ring, waker| {
+        for is_tied in [false, true] {
+            let mut other = Ring::open(ring.kind(), SMALL, waker).unwrap();
+            // The kernel keeps a port that was bound by its number.
+            let port = peer().local_addr().unwrap().port();
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            let socket = ring.add_udp(bind_udp(address).unwrap(), Owner(7)).unwrap();
+            let peer = peer();
+            let send = |numbers: std::ops::Range<u8>| {
+                numbers.for_each(|number| assert_eq!(peer.send_to(&[number; 172], address).unwrap(), 172));
+            };
+            if is_tied {
+                ring.connect_udp(socket, Some(peer.local_addr().unwrap()));
+                settle(ring);
+            }
+            send(0..5);
+            let (out, mut heard) = detach(ring, socket);
+            assert_eq!(ring.counters().sockets, 0);
+            // It is in nobody's ring now.
+            send(5..10);
+            let socket = other.add_udp(out, Owner(9)).unwrap();
+            send(10..15);
+            while heard.len() < 15 {
+                turn_until(&mut other, |ring, completion| {
+                    let Completion::Datagram { owner, from, data } = completion else { return false };
+                    assert_eq!((owner, from), (Owner(9), peer.local_addr().unwrap()));
+                    heard.push(ring.bytes(&data)[0]);
+                    ring.give_back(data);
+                    true
+                });
+            }
+            assert_eq!(heard, (0..15).collect::<Vec<u8>>());
+            // Also to somebody whom it was not tied to.
+            let third = self::peer();
+            other.datagram()[..4].copy_from_slice(b"here");
+            other.send_datagram(socket, third.local_addr().unwrap(), 4);
+            other.turn(Wait::none(Instant::now())).unwrap();
+            let mut octets = [0; 300];
+            let (len, from) = third.recv_from(&mut octets).unwrap();
+            assert_eq!((len, from), (4, address));
+            third.send_to(&[77], address).unwrap();
+            turn_until(&mut other, |_, completion| matches!(completion, Completion::Datagram { .. }));
+        }
+    });
+}
+
+#[test]
+fn socket_that_is_closed_while_it_leaves_is_closed() {
+    on_both(|ring, _| {
+        let before = open_descriptors();
+        let (socket, _) = udp(ring, 7);
+        ring.turn(soon()).unwrap();
+        ring.detach(socket);
+        ring.close(socket);
+        settle(ring);
+        assert_eq!((ring.counters().sockets, open_descriptors()), (0, before));
+        assert_eq!(ring.room(), SMALL.sockets);
+    });
+}
+
+#[test]
+fn socket_of_another_owner_reports_to_that_one() {
+    on_both(|ring, _| {
+        let (socket, address) = udp(ring, 7);
+        ring.turn(soon()).unwrap();
+        peer().send_to(&[1], address).unwrap();
+        ring.turn(soon()).unwrap();
+        ring.set_owner(socket, Owner(9));
+        turn_until(ring, |_, completion| matches!(completion, Completion::Datagram { owner: Owner(9), .. }));
+    });
+}

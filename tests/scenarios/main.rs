@@ -4,5 +4,6 @@ mod ending;
 mod guest;
 mod hold;
 mod inbound;
+mod joins;
 mod outbound;
 mod takeover;

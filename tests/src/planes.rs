@@ -22,6 +22,8 @@ use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
 use control_plane::trunk::{Trunk, Trunks};
 use media_engine::contract::{self, Target};
 use media_engine::leg::agent::AgentParameters;
+use media_engine::session::joining::JoinError;
+use media_engine::session::second::Role;
 use media_engine::session::{Port, Session, SessionParameters, Transmit};
 use tandem_api::engine::v1 as engine;
 use tandem_api::engine::v1::LegRole;
@@ -116,6 +118,12 @@ impl Planes {
         call.call_id.parse().expect("a call's id is a UUID")
     }
 
+    /// The call that came last, of those that are alive.
+    pub fn newest_call(&self) -> Uuid {
+        let calls = self.calls.list(TENANT);
+        calls.first().expect("a call is alive").call_id.parse().expect("a call's id is a UUID")
+    }
+
     /// Where SIP is heard.
     pub fn sip() -> SocketAddr {
         SocketAddr::from(SIP)
@@ -123,7 +131,7 @@ impl Planes {
 
     /// RTP ports that are open: one a leg.
     pub fn ports_in_use(&self) -> usize {
-        let legs = |open: &Open| 1 + usize::from(open.second.is_some());
+        let legs = |open: &Open| usize::from(open.address.port() != 0) + usize::from(open.second.is_some());
         self.sessions.values().map(legs).sum()
     }
 
@@ -230,6 +238,13 @@ impl Planes {
         asked
     }
 
+    /// Joins two calls.
+    pub fn joins(&mut self, call_id: Uuid, other: Uuid, network: &mut Network) -> Asked {
+        let asked = self.calls.join_calls(TENANT, call_id, other, network.now()).expect("live calls");
+        self.drain(network);
+        asked
+    }
+
     /// Ends a call as an operator does.
     pub fn hangs_up(&mut self, call_id: Uuid, network: &mut Network) {
         self.calls.hang_up(TENANT, call_id, network.now());
@@ -310,6 +325,7 @@ impl Planes {
                 news.extend(client::read(engine::Event { sequence: 0, session_id: id.to_string(), event }));
             }
         }
+        self.sessions.retain(|_, open| open.address.port() != 0);
         let any = !news.is_empty();
         for item in news {
             self.calls.handle_news(ENGINE, item, now);
@@ -438,6 +454,10 @@ impl Planes {
                     removed.map(|stats| Box::new(contract::stats(&stats))).ok_or(EngineRefusal::Gone),
                 )
             }
+            EngineCommand::Join { other, role } => {
+                let role = contract::role(role, false).expect("a role");
+                EngineReply::Joined(other, self.join(id, other, role, now))
+            }
             EngineCommand::Close { reason } => {
                 let closed = self.sessions.remove(&id).map(|mut open| {
                     open.session.close(reason);
@@ -446,6 +466,29 @@ impl Planes {
                 EngineReply::Closed(closed.ok_or(EngineRefusal::Gone))
             }
         }
+    }
+
+    /// The other session stays until it has told of its end.
+    fn join(
+        &mut self,
+        id: Uuid,
+        other: Uuid,
+        role: Role,
+        now: Instant,
+    ) -> Result<Box<engine::SessionStats>, EngineRefusal> {
+        let refused = |error: JoinError| EngineRefusal::Invalid(error.to_string());
+        let stays = self.sessions.get(&id).ok_or(EngineRefusal::Gone)?;
+        stays.session.check_join().map_err(refused)?;
+        let ends = self.sessions.get_mut(&other).ok_or(EngineRefusal::Gone)?;
+        let leg = ends.session.lift(now).map_err(refused)?;
+        let (address, stats) = (ends.address, ends.session.stats(now));
+        ends.session.leave(id.to_string().into(), now);
+        // Nobody hears there any more.
+        ends.address.set_port(0);
+        let stays = self.sessions.get_mut(&id).ok_or(EngineRefusal::Gone)?;
+        stays.session.land(leg, role, now).map_err(|(error, _)| refused(error))?;
+        stays.second = Some(address);
+        Ok(Box::new(contract::stats(&stats)))
     }
 
     fn open(

@@ -36,7 +36,7 @@ pub struct World {
     pub other: Caller,
 }
 
-/// A phone with one line. It says silence all the time it is in a call.
+/// A phone with one line. It says silence all the time it is in a call, unless it speaks.
 pub struct Caller {
     address: [u8; 4],
     endpoint: Endpoint,
@@ -62,6 +62,8 @@ pub struct Caller {
     keeps_ack: bool,
     /// What it does when it is called at all.
     manners: Manners,
+    /// It says something, and no silence.
+    speaks: bool,
 }
 
 /// What a phone does when it is called.
@@ -154,6 +156,22 @@ impl World {
             invite.body = None;
         }
         self.other.call = self.other.endpoint.invite(invite, self.network.now()).ok();
+        self.drain_callers();
+    }
+
+    /// The other phone dials.
+    pub fn other_dials(&mut self, user: &str) {
+        let uri = Uri::parse(&format!("sip:{user}@{}", Planes::sip())).expect("a test dials a valid URI");
+        let invite = self.other.invite(uri);
+        self.other.call = self.other.endpoint.invite(invite, self.network.now()).ok();
+        self.drain_callers();
+    }
+
+    /// The other phone puts its other side on hold, or takes it off.
+    pub fn other_offers_again(&mut self, direction: &str) {
+        let call = self.other.call.expect("a call");
+        let offer = self.other.offer(direction);
+        let _ = self.other.endpoint.reinvite(call, Some(offer), self.network.now());
         self.drain_callers();
     }
 
@@ -397,6 +415,7 @@ impl Caller {
             progress: Vec::new(),
             keeps_ack: false,
             manners: Manners::Waits,
+            speaks: false,
         }
     }
 
@@ -574,6 +593,11 @@ impl Caller {
         }
     }
 
+    /// From now on it speaks, or is silent.
+    pub fn speaks(&mut self, speaks: bool) {
+        self.speaks = speaks;
+    }
+
     fn say(&mut self, network: &mut Network) {
         let (Some(due), Some(remote)) = (self.next_packet, self.remote) else { return };
         if due > network.now() {
@@ -583,7 +607,7 @@ impl Caller {
         packet.extend(self.sequence.to_be_bytes());
         packet.extend((u32::from(self.sequence) * 160).to_be_bytes());
         packet.extend([0xca, 0x11, 0xe4, 0x01]);
-        packet.extend([0xff; 160]);
+        packet.extend([if self.speaks { 0x90 } else { 0xff }; 160]);
         self.sequence = self.sequence.wrapping_add(1);
         network.send(SocketAddr::from((self.address, RTP_PORT)), remote, packet);
         self.next_packet = Some(due + PTIME);

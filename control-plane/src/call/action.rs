@@ -74,6 +74,13 @@ pub enum EngineCommand {
     UpdateLeg(Box<engine::UpdateLegRequest>),
     /// Remove the second leg.
     RemoveLeg,
+    /// The RTP leg of this other session becomes the second leg, and that session ends.
+    Join {
+        /// Which.
+        other: Uuid,
+        /// What the leg is there for.
+        role: engine::LegRole,
+    },
     /// End it.
     Close {
         /// Told to the agent.
@@ -98,6 +105,8 @@ pub enum EngineReply {
     LegUpdated(Result<(), EngineRefusal>),
     /// To RemoveLeg; with the figures of the leg. [`EngineRefusal::Gone`]: there was none.
     LegRemoved(Result<Box<engine::SessionStats>, EngineRefusal>),
+    /// To Join, of this other session; with its last figures.
+    Joined(Uuid, Result<Box<engine::SessionStats>, EngineRefusal>),
     /// To Close; [`EngineRefusal::Gone`]: it was over already.
     Closed(Result<Box<engine::SessionStats>, EngineRefusal>),
 }

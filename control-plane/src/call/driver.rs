@@ -143,6 +143,12 @@ enum Request {
         guest: Guest,
         answer: oneshot::Sender<Option<Asked>>,
     },
+    JoinCalls {
+        tenant_id: Arc<str>,
+        call_id: Uuid,
+        other_id: Uuid,
+        answer: oneshot::Sender<Option<Result<Asked, Uuid>>>,
+    },
     EndAll {
         answer: oneshot::Sender<()>,
     },
@@ -207,6 +213,17 @@ impl LiveCalls {
     /// Brings somebody into a call. `None`: this tenant has no such call.
     pub async fn join(&self, tenant_id: Arc<str>, call_id: Uuid, guest: Guest) -> Option<Asked> {
         self.ask(|answer| Request::Join { tenant_id, call_id, guest, answer }).await
+    }
+
+    /// Joins two calls. `Err`: this tenant has no such call.
+    pub async fn join_calls(
+        &self,
+        tenant_id: Arc<str>,
+        call_id: Uuid,
+        other_id: Uuid,
+    ) -> Result<Asked, Uuid> {
+        let asked = self.ask(|answer| Request::JoinCalls { tenant_id, call_id, other_id, answer }).await;
+        asked.unwrap_or(Err(call_id))
     }
 
     /// Takes no more calls and ends those there are; resolves when all are over.
@@ -378,6 +395,10 @@ impl Driver {
             }
             Request::Join { tenant_id, call_id, guest, answer } => {
                 let _ = answer.send(self.calls.join(&tenant_id, call_id, &guest, Instant::now()));
+            }
+            Request::JoinCalls { tenant_id, call_id, other_id, answer } => {
+                let asked = self.calls.join_calls(&tenant_id, call_id, other_id, Instant::now());
+                let _ = answer.send(Some(asked));
             }
             Request::EndAll { answer } => {
                 self.calls.end_all(Instant::now());

@@ -110,6 +110,7 @@ causes! {
     CalleeHangup     = Callee, "callee_hangup",        200, 16, true,  "the callee hung up";
     Transferred      = Agent,  "transferred",          200, 16, false, "the call was handed on, and the target answered";
     Replaced         = Caller, "replaced",             200, 16, false, "another call has taken this one's place";
+    Joined           = Us,     "joined",               200, 16, false, "the call was joined to another one, in which its other side talks on";
     OperatorHangup   = Us,     "operator_hangup",      200, 16, true,  "the call was ended through the API";
     MaxDuration      = Us,     "max_duration",         200, 31, true,  "the call lasted as long as a call may";
     // --- admission ---

@@ -46,6 +46,7 @@ mod fork;
 mod guest;
 mod hold;
 mod info;
+mod joining;
 mod outbound;
 mod referral;
 mod takeover;
@@ -56,6 +57,7 @@ pub use fork::FORKS_MAX;
 use guest::{Departed, Guest};
 use hold::OwnChange;
 use info::Keys;
+pub use joining::Given;
 use outbound::Outbound;
 use takeover::{Former, Successor};
 pub use takeover::{Newcomer, Place};
@@ -124,6 +126,8 @@ pub struct Call {
     former: Option<Former>,
     /// Somebody who is brought in beside the other side.
     guest: Option<Box<Guest>>,
+    /// The engine is joining its session to that of this call.
+    joining: Option<Uuid>,
     /// Who was brought in and has gone, until the engine gives the figures of the leg.
     departed: Option<Departed>,
     /// How often the engine has not removed the leg of one who has gone.
@@ -203,6 +207,7 @@ impl Call {
             successor: None,
             former: None,
             guest: None,
+            joining: None,
             departed: None,
             legs_not_removed: 0,
             agent_left: false,
@@ -504,8 +509,8 @@ impl Call {
             }
             EngineReply::Told(result) => {
                 self.session.handle_done();
-                // What the agent was not told is no reason to end the call; that the session is gone is.
-                if let Err(EngineRefusal::Gone) = result {
+                // What the agent was not told is no reason to end the call; that the session is gone is, unless it went to another call.
+                if let (Err(EngineRefusal::Gone), None) = (&result, self.joining) {
                     self.handle_done(Err(EngineRefusal::Gone), around);
                 }
             }
@@ -513,6 +518,8 @@ impl Call {
             EngineReply::LegAdded(result) => self.handle_leg_added(result, around),
             EngineReply::LegUpdated(result) => self.handle_leg_updated(&result, around),
             EngineReply::LegRemoved(result) => self.handle_leg_removed(result, around),
+            // The registry brings it to both calls.
+            EngineReply::Joined(..) => {}
             EngineReply::Closed(result) => {
                 match result {
                     Ok(stats) => self.stats = Some(*stats),
@@ -644,10 +651,16 @@ impl Call {
                 if stats.is_some() {
                     self.stats = stats;
                 }
+                if reason == Reason::Joined && self.joining.is_some() {
+                    // The answer to the other call's command may come after this, and says the same.
+                    return;
+                }
                 let cause = match reason {
                     Reason::MediaTimeout => Cause::MediaTimeout,
                     Reason::MaxSession => Cause::MaxDuration,
                     Reason::Orphaned | Reason::EngineFault | Reason::Unspecified => Cause::EngineFault,
+                    // Nobody waits for that any more: what it was joined to has ended, or was told that it could not be.
+                    Reason::Joined => Cause::EngineLost,
                     Reason::Shutdown => Cause::EngineLost,
                     Reason::Transport => Cause::MediaTransport,
                 };

@@ -6,7 +6,7 @@
 //!   handle_reply(engine) ───▶ │   one Call each, deadlines│                  records, log lines
 //!   handle_news(engine) ────▶ │   Fleet of engines        │ ──poll_timeout─▶ the next deadline
 //!   handle_timeout(now) ────▶ └───────────────────────────┘
-//!   verbs: place, hang_up, hold, transfer, join, drain, end_all
+//!   verbs: place, hang_up, hold, transfer, join, join_calls, drain, end_all
 //! ```
 //!
 //! After each `handle_*` or verb the driver empties `poll_action`. No socket, no clock, no task in here: a scenario
@@ -557,6 +557,9 @@ impl Calls {
 
     /// An engine has answered an [`Action::Engine`].
     pub fn handle_reply(&mut self, call_id: Uuid, reply: EngineReply, now: Instant) {
+        if let EngineReply::Joined(other_id, result) = reply {
+            return self.handle_joined(call_id, other_id, result, now);
+        }
         self.on_call(call_id, now, |call, fleet, around| call.handle_reply(reply, fleet, around));
     }
 

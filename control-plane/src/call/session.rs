@@ -178,6 +178,15 @@ impl Session {
         }
     }
 
+    /// Nothing waits or is under way: what is asked next leaves at once.
+    pub fn is_at_rest(&self) -> bool {
+        let waits = self.start || self.listen || self.update.is_some() || self.close.is_some();
+        self.phase == Phase::Open
+            && !(self.command_under_way || waits)
+            && self.leg.is_empty()
+            && self.tells.is_empty()
+    }
+
     /// The second leg was not removed: it is tried again before anything else is done about a leg.
     pub fn remove_leg_again(&mut self) {
         if self.phase != Phase::Closed {

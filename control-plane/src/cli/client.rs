@@ -10,8 +10,8 @@ use tandem_api::v1::refusal_service_client::RefusalServiceClient;
 use tandem_api::v1::talk_service_client::TalkServiceClient;
 use tandem_api::v1::{
     AssistantDefinition, Call, Conversation, CreatePhoneCallRequest, DecisionStep, Ending, GetCallRequest,
-    GetConversationRequest, GetRefusalRequest, HangUpCallRequest, HoldCallRequest, JoinCallRequest, JoinRole,
-    ListCallsRequest, ListRefusalsRequest, RefusedCall, TransferCallRequest,
+    GetConversationRequest, GetRefusalRequest, HangUpCallRequest, HoldCallRequest, JoinCallRequest,
+    JoinCallsRequest, JoinRole, ListCallsRequest, ListRefusalsRequest, RefusedCall, TransferCallRequest,
 };
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
@@ -43,6 +43,7 @@ Examples:
   tandem call hangup 01938a2e-7c5b-7d6e-9f00-1234567890ab
   tandem call place --assistant desk --trunk carrier --from +4930111 --to +4930222 --arg name=Anna --wait
   tandem call transfer 01938a2e-7c5b-7d6e-9f00-1234567890ab --to +4930333
+  tandem call join 01938a2e-7c5b-7d6e-9f00-1234567890ab 01938a2f-0b11-7a52-8c00-ba0987654321
 
 The API key is read from TANDEM_API_KEY (or api_key in tandem.toml), so that it stands in no process list.
 With `tandem up --demo` it is demo-key. Refused calls that are nobody's are shown to the operator: the service
@@ -99,13 +100,17 @@ enum CallVerb {
         #[arg(long, value_name = "CALL")]
         to_call: Option<String>,
     },
-    /// Calls somebody and adds them to a connected call; without --to, gives who was added another role
+    /// Calls somebody and adds them to a connected call; without --to, gives who was added another role. With another call,
+    /// puts the other sides of the two through to each other, and that call ends
     Join {
         /// As `call list` prints it
         call_id: String,
+        /// Another connected call
+        #[arg(value_name = "OTHER_CALL_ID", conflicts_with_all = ["role", "to", "trunk"])]
+        other_call_id: Option<String>,
         /// Who hears whom
-        #[arg(long, value_enum)]
-        role: Role,
+        #[arg(long, value_enum, required_unless_present = "other_call_id")]
+        role: Option<Role>,
         /// Whom: phone:USER is a phone that registers with us
         #[arg(long, value_name = "NUMBER|URI|phone:USER")]
         to: Option<String>,
@@ -417,11 +422,17 @@ impl CallArgs {
                 client.transfer_call(service.request(request)?).await.map_err(|s| service.refused(s))?;
                 said(&call_id, "is asked to go on", json);
             }
-            CallVerb::Join { call_id, role, to, trunk } => {
+            CallVerb::Join { call_id, other_call_id: Some(other_call_id), .. } => {
+                let mut client = CallServiceClient::new(service.channel.clone());
+                let request = JoinCallsRequest { call_id: call_id.clone(), other_call_id };
+                client.join_calls(service.request(request)?).await.map_err(|s| service.refused(s))?;
+                said(&call_id, "is joined with the other call", json);
+            }
+            CallVerb::Join { call_id, role, to, trunk, other_call_id: None } => {
                 let mut client = CallServiceClient::new(service.channel.clone());
                 let request = JoinCallRequest {
                     call_id: call_id.clone(),
-                    role: JoinRole::from(role).into(),
+                    role: role.map(JoinRole::from).unwrap_or_default().into(),
                     to: to.unwrap_or_default(),
                     trunk: trunk.unwrap_or_default(),
                 };

@@ -144,6 +144,15 @@ impl CallService for Service {
         self.0.join(&principal, request.into_inner()).await?;
         Ok(Response::new(api::JoinCallResponse {}))
     }
+
+    async fn join_calls(
+        &self,
+        request: Request<api::JoinCallsRequest>,
+    ) -> Result<Response<api::JoinCallsResponse>, Status> {
+        let principal = self.authenticate(&request).await?;
+        self.0.join_calls(&principal, &request.into_inner()).await?;
+        Ok(Response::new(api::JoinCallsResponse {}))
+    }
 }
 
 #[tonic::async_trait]

@@ -9,7 +9,7 @@ use axum::{Router, response::Result};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::talk::{Bulk, Join, PhoneCall, Transfer, read_json};
+use super::talk::{Bulk, Join, JoinRequest, PhoneCall, Transfer, read_json};
 use super::{ApiError, Shared, view};
 use crate::call::registry::placing::PlaceError;
 
@@ -211,7 +211,10 @@ async fn join(
 ) -> Result<StatusCode, ApiError> {
     let principal = shared.authenticate(key(&headers)).await?;
     let join: Join = read_json(&body)?;
-    shared.join(&principal, join.into_request(call_id)).await?;
+    match join.into_request(call_id)? {
+        JoinRequest::Guest(request) => shared.join(&principal, request).await?,
+        JoinRequest::Calls(request) => shared.join_calls(&principal, &request).await?,
+    }
     Ok(StatusCode::ACCEPTED)
 }
 

@@ -63,11 +63,22 @@ pub(super) struct Transfer {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Join {
-    role: JoinRole,
+    role: Option<JoinRole>,
     #[serde(default)]
     to: String,
     #[serde(default)]
     trunk: String,
+    /// Not somebody to be called, but another call.
+    #[serde(default)]
+    other_call_id: String,
+}
+
+/// As gRPC asks for it.
+pub(super) enum JoinRequest {
+    /// Somebody is called, or has another role.
+    Guest(api::JoinCallRequest),
+    /// With another call.
+    Calls(api::JoinCallsRequest),
 }
 
 /// As JSON names it.
@@ -82,14 +93,22 @@ enum JoinRole {
 
 impl Join {
     /// As gRPC asks for it.
-    pub(super) fn into_request(self, call_id: String) -> api::JoinCallRequest {
-        let role = match self.role {
+    pub(super) fn into_request(self, call_id: String) -> Result<JoinRequest, ApiError> {
+        let Self { role, to, trunk, other_call_id } = self;
+        if !other_call_id.is_empty() {
+            if role.is_some() || !to.is_empty() || !trunk.is_empty() {
+                let what = "otherCallId goes with nothing else: the two are bridged";
+                return Err(ApiError::Invalid(what.to_owned()));
+            }
+            return Ok(JoinRequest::Calls(api::JoinCallsRequest { call_id, other_call_id }));
+        }
+        let role = match role.ok_or_else(|| ApiError::Invalid("role is missing".to_owned()))? {
             JoinRole::Listen => api::JoinRole::Listen,
             JoinRole::Whisper => api::JoinRole::Whisper,
             JoinRole::Conference => api::JoinRole::Conference,
             JoinRole::Bridge => api::JoinRole::Bridge,
         };
-        api::JoinCallRequest { call_id, role: role.into(), to: self.to, trunk: self.trunk }
+        Ok(JoinRequest::Guest(api::JoinCallRequest { call_id, role: role.into(), to, trunk }))
     }
 }
 
@@ -249,6 +268,18 @@ impl Shared {
         let id = call_id.parse().map_err(|_| unknown())?;
         let guest = Guest { to, role, trunk };
         done(self.live.join(principal.tenant_id.clone(), id, guest).await.ok_or_else(unknown)?)
+    }
+
+    /// Joins two live calls.
+    pub(super) async fn join_calls(
+        &self,
+        principal: &Principal,
+        request: &api::JoinCallsRequest,
+    ) -> Result<(), ApiError> {
+        let read = |id: &str| id.parse::<Uuid>().map_err(|_| ApiError::NotLive(id.to_owned()));
+        let (id, other) = (read(&request.call_id)?, read(&request.other_call_id)?);
+        let asked = self.live.join_calls(principal.tenant_id.clone(), id, other).await;
+        done(asked.map_err(|unknown| ApiError::NotLive(unknown.to_string()))?)
     }
 }
 

@@ -110,6 +110,15 @@ impl EngineClient {
                     .await,
                 )
             }
+            EngineCommand::Join { other, role } => {
+                let other_session_id = other.to_string();
+                let request = engine::JoinSessionsRequest { session_id, other_session_id, role: role.into() };
+                let joined = self.ask(Command::Join(request), |outcome| match outcome {
+                    Outcome::Joined(joined) => Some(Box::new(joined.stats.unwrap_or_default())),
+                    _ => None,
+                });
+                EngineReply::Joined(other, joined.await)
+            }
             EngineCommand::Close { reason } => {
                 let request = engine::CloseSessionRequest { session_id, reason: reason.to_owned() };
                 EngineReply::Closed(

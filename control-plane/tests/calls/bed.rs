@@ -60,6 +60,8 @@ pub(crate) struct Bed {
     pub(crate) leg_updates: Result<(), EngineRefusal>,
     /// And to RemoveLeg.
     pub(crate) leg_removals: Result<engine::SessionStats, EngineRefusal>,
+    /// And to Join; `None`: nothing, the test calls [`Bed::reply`].
+    pub(crate) joins: Option<Result<engine::SessionStats, EngineRefusal>>,
     pub(crate) agent: Agent,
     /// The store does not answer by itself when false.
     pub(crate) store_answers: bool,
@@ -133,6 +135,7 @@ impl Bed {
             legs: Ok(()),
             leg_updates: Ok(()),
             leg_removals: Ok(engine::SessionStats::default()),
+            joins: Some(Ok(engine::SessionStats { rtp_sent: 70, ..Default::default() })),
             agent: Agent::Echo,
             store_answers: true,
             caller_is_heard: true,
@@ -448,6 +451,9 @@ impl Bed {
             })),
             EngineCommand::UpdateLeg(_) => EngineReply::LegUpdated(self.leg_updates.clone()),
             EngineCommand::RemoveLeg => EngineReply::LegRemoved(self.leg_removals.clone().map(Box::new)),
+            EngineCommand::Join { other, .. } => {
+                EngineReply::Joined(*other, self.joins.clone()?.map(Box::new))
+            }
             EngineCommand::Close { .. } => {
                 let stats = engine::SessionStats { rtp_sent: 50, ..Default::default() };
                 EngineReply::Closed(self.closes.clone().map(|()| Box::new(stats)))
@@ -561,6 +567,7 @@ fn command_name(command: &EngineCommand) -> &'static str {
         EngineCommand::AddLeg(_) => "add_leg",
         EngineCommand::UpdateLeg(_) => "update_leg",
         EngineCommand::RemoveLeg => "remove_leg",
+        EngineCommand::Join { .. } => "join",
         EngineCommand::Close { .. } => "close",
     }
 }

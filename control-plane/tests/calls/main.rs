@@ -10,6 +10,7 @@ mod ending;
 mod engines;
 mod guest;
 mod hold;
+mod joins;
 mod place;
 mod refusal;
 mod scanners;

@@ -142,6 +142,9 @@ impl Engine {
             Command::Close(given) => {
                 self.close_session(Request::new(given)).await.map(|done| Outcome::Closed(done.into_inner()))
             }
+            Command::Join(given) => {
+                self.join_sessions(Request::new(given)).await.map(|done| Outcome::Joined(done.into_inner()))
+            }
             _ => Err(Status::unimplemented("a second leg")),
         };
         let outcome = done.unwrap_or_else(|status| {
@@ -250,6 +253,27 @@ impl EngineService for Engine {
         _: Request<api::RemoveLegRequest>,
     ) -> Result<Response<api::RemoveLegResponse>, Status> {
         Err(Status::unimplemented("a second leg"))
+    }
+
+    async fn join_sessions(
+        &self,
+        request: Request<api::JoinSessionsRequest>,
+    ) -> Result<Response<api::JoinSessionsResponse>, Status> {
+        let api::JoinSessionsRequest { session_id, other_session_id, .. } = request.into_inner();
+        self.check(&session_id)?;
+        self.note("join", &session_id);
+        let Some(_) = self.state.sessions.lock().unwrap().remove(&other_session_id) else {
+            return Err(Status::not_found("session"));
+        };
+        let stats = Some(api::SessionStats { rtp_sent: 30, ..Default::default() });
+        let ended = api::SessionEnded {
+            reason: api::session_ended::Reason::Joined.into(),
+            stats,
+            joined_session_id: session_id,
+            ..Default::default()
+        };
+        self.tell(&other_session_id, Body::SessionEnded(ended));
+        Ok(Response::new(api::JoinSessionsResponse { stats }))
     }
 
     type CommandsStream =

@@ -7,6 +7,7 @@ mod calls;
 mod cli;
 mod doors;
 mod engine;
+mod joins;
 mod lifecycle;
 mod phones;
 mod placing;

@@ -14,7 +14,7 @@ use tonic::Status;
 use super::{Broadcast, Control};
 use crate::contract;
 use crate::leg::event::{EndReason, Event, Stats};
-use crate::mailbox::{Command, Inbox};
+use crate::mailbox::{Command, Inbox, Word};
 use crate::ring::Waker;
 
 /// How often subscribers hear that the engine is alive.
@@ -53,7 +53,10 @@ pub(super) async fn pump(
                 pump.move_events(&mut inboxes).await;
                 pump.bury();
             },
-            _ = heartbeat.tick() => pump.beat(Instant::now()),
+            _ = heartbeat.tick() => {
+                pump.control.send_all_home();
+                pump.beat(Instant::now());
+            }
             _ = &mut stopped => break,
         }
     }
@@ -72,7 +75,14 @@ struct Pump {
 impl Pump {
     async fn move_events(&mut self, inboxes: &mut [Inbox]) {
         for inbox in inboxes {
-            while let Some((id, event)) = inbox.pop() {
+            while let Some(word) = inbox.pop() {
+                let (id, event) = match word {
+                    Word::Session(id, event) => (id, event),
+                    Word::PortFree(port) => {
+                        self.control.send_home(port);
+                        continue;
+                    }
+                };
                 self.keep_registry(&id, &event);
                 log(&id, &event);
                 self.tell(id.to_string(), contract::event(&event));
@@ -115,7 +125,7 @@ impl Pump {
                     entry.is_agent_ready.store(true, Ordering::Relaxed);
                 }
             }
-            Event::Ended { .. } => drop(self.control.forget(id)),
+            Event::Ended { .. } | Event::Joined { .. } => drop(self.control.forget(id)),
             _ => {}
         }
     }
@@ -186,6 +196,7 @@ fn log(session_id: &str, event: &Event) {
         Event::Dtmf { .. } | Event::Report { .. } | Event::SecondReport { .. } => {}
         Event::SecondLost { reason } => tracing::info!(session_id, ?reason, "second leg is lost"),
         Event::Idle { idle_ms } => tracing::info!(session_id, idle_ms, "nobody speaks"),
+        Event::Joined { into, .. } => tracing::info!(session_id, into = &**into, "session ended: joined"),
         Event::Ended { reason, stats } => tracing::info!(
             session_id,
             ?reason,

@@ -12,8 +12,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::events::{self, EventStream};
+use super::joining::{self, Half};
 use super::statistics::{self, StatisticsStream};
-use super::{Control, Entry};
+use super::{Control, Entry, lock};
 use crate::contract::{self, Invalid, Target};
 use crate::leg::agent::{AgentParameters, CallInfo};
 use crate::leg::rtp::RtpParameters;
@@ -21,6 +22,7 @@ use crate::mailbox::{Command, LegError, Open, OpenError, Opened, SessionKey};
 use crate::ports::owner;
 use crate::recording;
 use crate::session::SessionParameters;
+use crate::session::second::Role;
 use crate::session::speech::SpeechParameters;
 
 /// A name that does not resolve in this time is a dead agent: the caller is ringing.
@@ -399,8 +401,32 @@ impl Service {
         let (entry, key) = self.find(&id)?;
         let removed = self.control.cores[entry.core].ask(|reply| Command::RemoveLeg { key, reply }).await?;
         let stats = removed.ok_or_else(|| Status::not_found(format!("no second leg in session {id}")))?;
+        lock(&entry.joined).take();
         tracing::info!(session_id = id, "second leg removed");
         Ok(proto::RemoveLegResponse { stats: Some(contract::stats(&stats)) })
+    }
+
+    async fn join(&self, request: proto::JoinSessionsRequest) -> Result<proto::JoinSessionsResponse, Status> {
+        let role = contract::role(request.role(), false).unwrap_or(Role::Bridge);
+        let proto::JoinSessionsRequest { session_id: id, other_session_id: other, .. } = request;
+        if id == other {
+            return Err(Status::invalid_argument("other_session_id: is the session itself"));
+        }
+        let (entry, key) = self.find(&id)?;
+        let stays = Half { id, entry, key };
+        let ends = match self.find(&other) {
+            Ok((entry, key)) => Half { id: other, entry, key },
+            // The answer to the first request was lost.
+            Err(_) if lock(&stays.entry.joined).as_deref() == Some(&*other) => {
+                return Ok(proto::JoinSessionsResponse { stats: None });
+            }
+            Err(status) => return Err(status),
+        };
+        let control = Arc::clone(&self.control);
+        // In a task of its own: a caller that goes away in the middle must not leave a leg between two cores.
+        let joined = tokio::spawn(async move { joining::join(&control, &stays, &ends, role).await });
+        let stats = joined.await.map_err(|error| Status::internal(error.to_string()))??;
+        Ok(proto::JoinSessionsResponse { stats: stats.as_ref().map(contract::stats) })
     }
 
     /// One command of a stream.
@@ -416,6 +442,7 @@ impl Service {
             Some(Given::AddLeg(add)) => self.add_leg(add).await.map(Outcome::LegAdded),
             Some(Given::UpdateLeg(update)) => self.update_leg(update).await.map(Outcome::LegUpdated),
             Some(Given::RemoveLeg(remove)) => self.remove_leg(remove).await.map(Outcome::LegRemoved),
+            Some(Given::Join(join)) => self.join(join).await.map(Outcome::Joined),
             None => Err(Status::unimplemented("a command that this engine does not know")),
         };
         let refused = |status: Status| {
@@ -524,6 +551,13 @@ impl EngineService for Service {
         request: Request<proto::RemoveLegRequest>,
     ) -> Result<Response<proto::RemoveLegResponse>, Status> {
         Service::remove_leg(self, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn join_sessions(
+        &self,
+        request: Request<proto::JoinSessionsRequest>,
+    ) -> Result<Response<proto::JoinSessionsResponse>, Status> {
+        self.join(request.into_inner()).await.map(Response::new)
     }
 
     async fn commands(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tandem_stream::agent::TransferMode;
 
@@ -148,6 +149,13 @@ pub enum Event {
     SecondLost {
         /// [`EndReason::MediaTimeout`] or [`EndReason::Transport`].
         reason: EndReason,
+    },
+    /// Its RTP leg is the second one of another session now, and the session is over.
+    Joined {
+        /// Of which.
+        into: Arc<str>,
+        /// The final counters.
+        stats: Stats,
     },
     /// The engine ended the session by itself.
     Ended {

@@ -256,6 +256,21 @@ impl RtpLeg {
         }
     }
 
+    /// Takes the stream out, for another session: SSRC, numbers, keys, latch and counters go with it. What is left behind has heard
+    /// and said nothing, and sends nothing.
+    pub fn take(&mut self, wall: WallClock) -> Self {
+        let still = RtpParameters {
+            remote: None,
+            event_payload_type: None,
+            direction: Direction::Inactive,
+            rtcp: Rtcp::Off,
+            srtp: None,
+            secure: None,
+            ..*self.parameters
+        };
+        std::mem::replace(self, Self::new(still, None, [0; 3], wall))
+    }
+
     /// What is negotiated now.
     pub fn parameters(&self) -> &RtpParameters {
         &self.parameters

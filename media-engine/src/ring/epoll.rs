@@ -4,6 +4,7 @@
 //! Level-triggered: each readable socket gives one datagram or one piece of stream a turn, the rest stays in the
 //! kernel and makes the next wait return at once. Reads never block, because they are `MSG_DONTWAIT`.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -31,6 +32,8 @@ pub struct Epoll {
     ready: usize,
     next: usize,
     waker: Waker,
+    /// Sockets that are out.
+    detached: VecDeque<(Owner, OwnedFd)>,
     counters: RingCounters,
 }
 
@@ -75,6 +78,7 @@ impl Epoll {
             ready: 0,
             next: 0,
             waker: waker.clone(),
+            detached: VecDeque::new(),
             counters: RingCounters::default(),
         };
         this.control(libc::EPOLL_CTL_ADD, waker.as_raw_fd(), libc::EPOLLIN, WAKER)
@@ -139,6 +143,24 @@ impl Epoll {
 
     pub(super) fn connect_udp(&mut self, id: SocketId, peer: Option<SocketAddr>) {
         self.table.connect_udp(id, peer);
+    }
+
+    pub(super) fn set_owner(&mut self, id: SocketId, owner: Owner) {
+        self.table.set_owner(id, owner);
+    }
+
+    pub(super) fn room(&self) -> usize {
+        self.table.limit().saturating_sub(self.table.len())
+    }
+
+    /// What is ready and not read yet stays in the socket, for whoever has it next.
+    pub(super) fn detach(&mut self, id: SocketId) {
+        let Some(socket) = self.table.open_mut(id).filter(|socket| socket.stream.is_none()) else { return };
+        let fd = socket.fd.as_raw_fd();
+        self.counters.operations += 1;
+        // It cannot fail for a descriptor that is in the set; if it did, the mark of a stale socket would be passed over.
+        let _ = self.control(libc::EPOLL_CTL_DEL, fd, 0, mark(id));
+        self.detached.extend(self.table.detach(id));
     }
 
     pub(super) fn datagram(&mut self) -> &mut [u8] {
@@ -252,7 +274,9 @@ impl Epoll {
         }
         self.counters.enters += 1;
         (self.next, self.ready) = (0, 0);
-        let timeout = wait.deadline.map(|deadline| {
+        // Who hands a socket over does not wait.
+        let deadline = if self.detached.is_empty() { wait.deadline } else { Some(Instant::now()) };
+        let timeout = deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             libc::timespec { tv_sec: left.as_secs() as libc::time_t, tv_nsec: i64::from(left.subsec_nanos()) }
         });
@@ -276,6 +300,9 @@ impl Epoll {
     }
 
     pub(super) fn next(&mut self) -> Option<Completion> {
+        if let Some((owner, socket)) = self.detached.pop_front() {
+            return Some(Completion::Detached { owner, socket });
+        }
         while self.next < self.ready {
             let event = self.events[self.next];
             self.next += 1;

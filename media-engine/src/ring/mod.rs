@@ -161,6 +161,13 @@ pub enum Completion {
         /// Why; `None` is the peer's orderly end.
         error: Option<io::Error>,
     },
+    /// A socket is out of this ring: nothing of it is in flight, and what comes from now on waits in it.
+    Detached {
+        /// Whose socket it was.
+        owner: Owner,
+        /// The socket, for another ring.
+        socket: OwnedFd,
+    },
     /// A [`Waker`] was used.
     Woken,
 }
@@ -258,6 +265,22 @@ impl Ring {
     /// It is freed, or tied to another, within the next turns: what was received before must be over first.
     pub fn connect_udp(&mut self, socket: SocketId, peer: Option<SocketAddr>) {
         either!(self, driver => driver.connect_udp(socket, peer))
+    }
+
+    /// A socket belongs to somebody else from now on: completions that were not taken yet name the new owner.
+    pub fn set_owner(&mut self, socket: SocketId, owner: Owner) {
+        either!(self, driver => driver.set_owner(socket, owner))
+    }
+
+    /// Gives a UDP socket out for another ring: [`Completion::Detached`] follows within the next turns, after all that was received until
+    /// then. Up to that it sends and receives as before. Doing it again changes nothing; one that is closed meanwhile is closed.
+    pub fn detach(&mut self, socket: SocketId) {
+        either!(self, driver => driver.detach(socket))
+    }
+
+    /// How many more sockets this ring can take.
+    pub fn room(&self) -> usize {
+        either!(self, driver => driver.room())
     }
 
     /// Room of [`DATAGRAM_OCTETS`] for the next datagram. What [`Ring::send_datagram`] does not take is not sent.

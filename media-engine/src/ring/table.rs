@@ -85,6 +85,8 @@ pub(super) struct Socket {
     pub(super) is_plain: bool,
     /// UDP only: the receive is being cancelled, to be armed in another way.
     pub(super) is_switching: bool,
+    /// UDP only: it is to be handed out when the kernel has let go of its receive.
+    pub(super) is_leaving: bool,
     /// TCP only. Boxed: the kernel reads its address and stage while the table may move.
     pub(super) stream: Option<Box<Stream>>,
 }
@@ -179,6 +181,7 @@ impl Table {
             peer: None,
             is_plain: false,
             is_switching: false,
+            is_leaving: false,
             stream,
         });
         Some(SocketId { index: index as u32, generation })
@@ -191,6 +194,23 @@ impl Table {
     /// The socket, if its owner still wants to hear of it.
     pub(super) fn open_mut(&mut self, id: SocketId) -> Option<&mut Socket> {
         self.get_mut(id).filter(|s| s.phase == Phase::Open)
+    }
+
+    /// Another owner from now on.
+    pub(super) fn set_owner(&mut self, id: SocketId, owner: Owner) {
+        if let Some(socket) = self.open_mut(id) {
+            socket.owner = owner;
+        }
+    }
+
+    /// Takes a UDP socket out to be used elsewhere, tied to nobody.
+    pub(super) fn detach(&mut self, id: SocketId) -> Option<(Owner, OwnedFd)> {
+        let Socket { fd, owner, peer, .. } = self.remove(id)?;
+        if peer.is_some() {
+            // One that stays tied still hears its peer, and sends to it.
+            let _ = connect_udp(&fd, None);
+        }
+        Some((owner, fd))
     }
 
     /// Connects a UDP socket, or dissolves its connection.

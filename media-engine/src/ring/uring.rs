@@ -4,6 +4,7 @@
 //! interrupted), SUBMIT_ALL (one bad entry does not hold up the rest). One enter a turn submits, waits and reaps.
 //! Measured choices are in docs/decisions and bench/RESULTS.md.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
@@ -59,6 +60,10 @@ pub struct Uring {
     next_peers: Vec<(SocketId, Option<SocketAddr>)>,
     /// Sockets with nothing in flight that only wait for the submission queue to be empty of their descriptor.
     quiet: Vec<SocketId>,
+    /// The same, of sockets that are to be handed out.
+    leaving: Vec<SocketId>,
+    /// Sockets that are out.
+    detached: VecDeque<(Owner, OwnedFd)>,
     waker: Waker,
     /// The poll of the waker is armed. If not, the next turn arms it.
     watches_waker: bool,
@@ -116,6 +121,8 @@ impl Uring {
             again: Vec::with_capacity(limits.sockets * 2),
             next_peers: Vec::with_capacity(limits.sockets),
             quiet: Vec::with_capacity(limits.sockets),
+            leaving: Vec::new(),
+            detached: VecDeque::new(),
             waker: waker.clone(),
             watches_waker: false,
             waits_for_minimum,
@@ -202,6 +209,40 @@ impl Uring {
         {
             socket.is_switching = false;
             self.again.push(id);
+        }
+    }
+
+    pub(super) fn set_owner(&mut self, id: SocketId, owner: Owner) {
+        self.table.set_owner(id, owner);
+    }
+
+    pub(super) fn room(&self) -> usize {
+        self.table.limit().saturating_sub(self.table.len())
+    }
+
+    /// What the armed receive has taken must be reported first, so it is cancelled; and what was to be sent must have left.
+    pub(super) fn detach(&mut self, id: SocketId) {
+        let Some(socket) = self.table.open_mut(id).filter(|socket| socket.stream.is_none()) else { return };
+        if std::mem::replace(&mut socket.is_leaving, true) {
+            return;
+        }
+        match socket.receive {
+            // It waits to be armed again, and need not be.
+            InFlight::Waiting | InFlight::Completed => {
+                socket.receive = InFlight::Completed;
+                self.leaving.push(id);
+            }
+            InFlight::Submitted | InFlight::Ignored => self.switch(id),
+        }
+    }
+
+    /// Nothing of them is in flight any more: they are out.
+    fn let_leave(&mut self) {
+        while let Some(id) = self.leaving.pop() {
+            if self.table.open_mut(id).is_some() {
+                self.next_peers.retain(|(waiting, _)| *waiting != id);
+                self.detached.extend(self.table.detach(id));
+            }
         }
     }
 
@@ -389,6 +430,8 @@ impl Uring {
         self.bulk.publish();
         self.counters.enters += 1;
         let outcome = match wait.deadline {
+            // Who hands a socket over does not wait.
+            _ if !self.leaving.is_empty() || !self.detached.is_empty() => self.ring.submit(),
             None => self.ring.submit_and_wait(1),
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -421,6 +464,7 @@ impl Uring {
             while let Some(id) = self.quiet.pop() {
                 self.table.remove(id);
             }
+            self.let_leave();
         }
         Ok(())
     }
@@ -457,6 +501,9 @@ impl Uring {
     }
 
     pub(super) fn next(&mut self) -> Option<Completion> {
+        if let Some((owner, socket)) = self.detached.pop_front() {
+            return Some(Completion::Detached { owner, socket });
+        }
         loop {
             let entry = self.ring.completion().next()?;
             self.counters.completions += 1;
@@ -502,6 +549,9 @@ impl Uring {
         if !cqueue::more(flags) {
             if phase == Phase::Closing || ended {
                 socket.receive = InFlight::Completed;
+            } else if socket.is_leaving {
+                socket.receive = InFlight::Completed;
+                self.leaving.push(id);
             } else {
                 socket.receive = InFlight::Waiting;
                 self.again.push(id);

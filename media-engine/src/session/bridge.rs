@@ -205,6 +205,11 @@ impl Bridge {
         self.ear.vad.as_ref().map(|vad| vad.is_speech())
     }
 
+    /// Nobody asks for the begin and end of speech any more.
+    pub fn cease_listening(&mut self) {
+        self.ear.vad = None;
+    }
+
     /// The caller pauses: [`Bridge::up_pause`] has something.
     pub const fn is_paused(&self) -> bool {
         self.is_paused

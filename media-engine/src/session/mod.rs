@@ -12,7 +12,8 @@
 //! [`Session::poll_transmit`], then [`Session::poll_stream`], then [`Session::poll_event`]; and ask
 //! [`Session::poll_timeout`] when to come back. The buffers are the caller's; the packet path allocates nothing.
 //!
-//! A second RTP leg may join ([`second`]): consulted by the agent, listening, whispering, or bridged to the caller.
+//! A second RTP leg may join ([`second`]): consulted by the agent, listening, whispering, or bridged to the caller. It may be the
+//! leg of a session that was alive already ([`joining`]).
 //!
 //! Upstream is immediate: what the caller says goes to the agent in the call that brought it. Downstream is paced: the
 //! agent's sound waits in the playout queue and leaves one frame a ptime.
@@ -24,6 +25,7 @@ mod agent;
 pub mod bridge;
 mod control;
 pub mod digits;
+pub mod joining;
 mod listen;
 mod output;
 pub mod paced;
@@ -183,6 +185,8 @@ pub struct Session {
     identity: Option<Arc<Identity>>,
     /// Beside the caller; at most one.
     second: Option<Box<SecondLeg>>,
+    /// Its RTP leg is on its way into another session: the counters until then.
+    moved: Option<Box<Stats>>,
     /// What a caller hears while the agent consults.
     ringing: Option<Box<ProgressTone>>,
     /// Only where something is wanted of it.
@@ -247,6 +251,7 @@ impl Session {
             playout,
             clock: None,
             second: None,
+            moved: None,
             ringing: None,
             speech: None,
             opened: now,
@@ -334,6 +339,9 @@ impl Session {
 
     /// The counters now.
     pub fn stats(&self, now: Instant) -> Stats {
+        if let Some(stats) = &self.moved {
+            return **stats;
+        }
         let mut stats = Stats::default();
         self.rtp.count(&mut stats);
         if let Some(stream) = self.agent.stream() {

@@ -21,6 +21,7 @@ use tandem_rtp::dtls::Identity;
 use tandem_rtp::report::WallClock;
 
 use super::bridge::Bridge;
+use super::joining::MovingLeg;
 use super::media_patience;
 use super::paced::Paced;
 use super::playout::PtimeClock;
@@ -121,12 +122,41 @@ impl SecondLeg {
         first_packet: Instant,
     ) -> Self {
         let Common { identity, wall, rate, media_timeout } = common;
-        let mut this = Self {
+        let clock = PtimeClock::new(first_packet, parameters.ptime);
+        let rtp = RtpLeg::new(parameters, identity, seed, wall);
+        let mut this = Self::with(MovingLeg { rtp, bridge: None, clock }, role, rate, media_timeout);
+        this.build_bridge();
+        this.expect_media(first_packet);
+        this.rtp.begin(first_packet);
+        this
+    }
+
+    /// The leg of another session, whose stream goes on.
+    pub fn moved(
+        leg: MovingLeg,
+        role: Role,
+        rate: SampleRate,
+        media_timeout: Duration,
+        now: Instant,
+    ) -> Self {
+        let mut this = Self::with(leg, role, rate, media_timeout);
+        match &mut this.bridge {
+            // Codecs that remember what was said go on from there.
+            Some(bridge) if bridge.rate() == rate => bridge.cease_listening(),
+            _ => this.build_bridge(),
+        }
+        this.expect_media(now);
+        this
+    }
+
+    fn with(leg: MovingLeg, role: Role, rate: SampleRate, media_timeout: Duration) -> Self {
+        let MovingLeg { rtp, bridge, clock } = leg;
+        Self {
             role,
-            bridge: None,
+            bridge,
             rate,
-            clock: PtimeClock::new(first_packet, parameters.ptime),
-            rtp: RtpLeg::new(parameters, identity, seed, wall),
+            clock,
+            rtp,
             caller: Paced::new(rate),
             agent: Paced::new(rate),
             to_caller: Paced::new(rate),
@@ -135,11 +165,7 @@ impl SecondLeg {
             silence_from: None,
             media_deadline: None,
             failure_told: false,
-        };
-        this.build_bridge();
-        this.expect_media(first_packet);
-        this.rtp.begin(first_packet);
-        this
+        }
     }
 
     fn build_bridge(&mut self) {

@@ -17,6 +17,7 @@ use tandem_stream::Dialect;
 use tandem_stream::agent::TransferMode;
 use tandem_stream::websocket::{FrameReader, Message, Opcode, Role, UpgradeRequest, Url, append_frame};
 
+mod joining;
 mod lifetime;
 mod outbound;
 mod reports;

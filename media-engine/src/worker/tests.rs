@@ -7,6 +7,8 @@ use tandem_rtp::latch::Latching;
 use tandem_rtp::units::PayloadType;
 use tokio::sync::oneshot;
 
+mod joins;
+
 use super::*;
 use crate::config::PortRange;
 use crate::leg::agent::{AgentParameters, CallInfo};
@@ -22,23 +24,31 @@ const LIMITS: Limits = Limits { sockets: 64, receive_buffers: 1_024 };
 struct Bench {
     worker: Worker,
     commands: Commands,
-    _inbox: Inbox,
+    inbox: Inbox,
 }
 
 impl Bench {
     fn on_each(ports: u16, body: impl Fn(Self)) {
+        Self::on_each_kind(|kind| body(Self::new(kind, ports, LIMITS)));
+    }
+
+    fn on_each_kind(body: impl Fn(DriverKind)) {
         for kind in [DriverKind::IoUring, DriverKind::Epoll] {
-            if decide(Choice::Only(kind)).driver.is_none() {
-                eprintln!("skipped on {kind}");
-                continue;
+            match decide(Choice::Only(kind)).driver {
+                Some(_) => body(kind),
+                None => eprintln!("skipped on {kind}"),
             }
-            let waker = Waker::new().unwrap();
-            let ring = Ring::open(kind, LIMITS, &waker).unwrap();
-            let ((commands, inbox), (queue, outbox)) = mailbox::pair(waker, Waker::new().unwrap());
-            let ports = Ports::new(crate::ports::share(PortRange { min: ports, max: ports + 99 }, 0, 1));
-            let worker = Worker::new(ring, 64, ports, queue, outbox, Arc::new(CoreMetrics::default()));
-            body(Self { worker, commands, _inbox: inbox });
         }
+    }
+
+    /// Its share of the ports begins here.
+    fn new(kind: DriverKind, ports: u16, limits: Limits) -> Self {
+        let waker = Waker::new().unwrap();
+        let ring = Ring::open(kind, limits, &waker).unwrap();
+        let ((commands, inbox), (queue, outbox)) = mailbox::pair(waker, Waker::new().unwrap());
+        let ports = Ports::new(crate::ports::share(PortRange { min: ports, max: ports + 99 }, 0, 1));
+        let worker = Worker::new(ring, 64, ports, queue, outbox, Arc::new(CoreMetrics::default()));
+        Self { worker, commands, inbox }
     }
 
     fn turn(&mut self) {
@@ -52,8 +62,13 @@ impl Bench {
     }
 
     fn open_with(&mut self, name: &str, rtcp: Rtcp) -> Opened {
+        self.open_to(name, rtcp, (Ipv4Addr::LOCALHOST, 9).into())
+    }
+
+    /// For a phone that is here.
+    fn open_to(&mut self, name: &str, rtcp: Rtcp, remote: SocketAddr) -> Opened {
         let rtp = RtpParameters {
-            remote: Some((Ipv4Addr::LOCALHOST, 9).into()),
+            remote: Some(remote),
             codec: Some(Codec::Pcmu),
             payload_type: PayloadType::PCMU,
             ptime: Ptime::MS_20,

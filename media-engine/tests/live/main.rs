@@ -5,6 +5,7 @@
 mod agent;
 mod audiosocket;
 mod grpc;
+mod joins;
 mod legs;
 mod link;
 mod phone;

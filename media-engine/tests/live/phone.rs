@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 /// An RTP packet, taken apart by hand so that the engine's own parser is not its own judge.
 #[derive(Debug, Clone)]
 pub(crate) struct Heard {
+    pub(crate) from: u16,
+    pub(crate) ssrc: u32,
     pub(crate) marker: bool,
     pub(crate) payload_type: u8,
     pub(crate) sequence: u16,
@@ -35,13 +37,15 @@ impl Phone {
     pub(crate) fn try_receive(&self, within: Duration) -> Option<Heard> {
         self.socket.set_read_timeout(Some(within)).unwrap();
         let mut octets = [0; 2_000];
-        let len = match self.socket.recv(&mut octets) {
-            Ok(len) => len,
+        let (len, from) = match self.socket.recv_from(&mut octets) {
+            Ok(received) => received,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
             Err(error) => panic!("{error}"),
         };
         assert!(len >= 12 && octets[0] == 0x80);
         Some(Heard {
+            from: from.port(),
+            ssrc: u32::from_be_bytes([octets[8], octets[9], octets[10], octets[11]]),
             marker: octets[1] & 0x80 != 0,
             payload_type: octets[1] & 0x7F,
             sequence: u16::from_be_bytes([octets[2], octets[3]]),

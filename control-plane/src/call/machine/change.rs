@@ -52,7 +52,7 @@ impl Call {
             return;
         }
         // An UPDATE of theirs has no answer yet (RFC 3311 §5.2), or another dialog moves the media: one exchange at a time.
-        if self.change.is_some() || self.has_newcomer() {
+        if self.change.is_some() || self.has_newcomer() || self.joining.is_some() {
             return self.ask_sip(around, |sip| Verb::Reject(sip, Reply::new(491)));
         }
         let Some(body) = request.sdp() else {
@@ -77,7 +77,8 @@ impl Call {
         };
         // An offer while the first one, or another, has no answer yet (§5.2).
         let is_early = self.life.is_before_answer();
-        if is_early || self.change.is_some() || self.has_newcomer() || self.negotiation.awaits_answer() {
+        let is_moving = self.has_newcomer() || self.joining.is_some();
+        if is_early || self.change.is_some() || is_moving || self.negotiation.awaits_answer() {
             let reply =
                 if is_early { Reply::new(500).retry_after_s(RETRY_UPDATE_S) } else { Reply::new(491) };
             return around.actions.push_back(Action::Sip(Verb::Reply(handle, reply)));

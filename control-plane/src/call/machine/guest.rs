@@ -4,6 +4,7 @@
 //! ```text
 //!   agent or API ─▶ may they be called? ─▶ engine: AddLeg, a port ─▶ INVITE ─▶ 180 ─▶ 2xx ─▶ engine: UpdateLeg, the role
 //!                        └── no                   └── no room          └── refused, or too late ─▶ RemoveLeg
+//!   JoinCalls ─▶ engine: Join ─▶ the other call's dialog is the guest's; that call is over
 //!   BYE of the guest, or LegLost ─▶ RemoveLeg: agent and other side talk as before; without an agent the call ends
 //!   the call ends ─▶ BYE or CANCEL to the guest
 //! ```
@@ -19,6 +20,7 @@ use tandem_api::engine::v1::session_ended::Reason;
 use tandem_sdp::{LocalSrtp, SessionDescription};
 use tandem_sip::message::{Body, Method, Reply, Request, Response};
 use tandem_sip::{CallHandle, EndReason, Headers, RequestHandle};
+use uuid::Uuid;
 
 use super::change::ChangeRequest;
 use super::{Asked, Call};
@@ -37,6 +39,9 @@ use crate::sip::{NotSent, Token, Verb};
 /// what is said.
 const LEG_REMOVALS_MAX: u8 = 3;
 
+/// The engine joins two sessions within so long: commands to it are given up sooner.
+const JOIN_MAX: Duration = Duration::from_secs(15);
+
 /// Who wants a guest brought in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asker {
@@ -49,6 +54,8 @@ enum Asker {
 enum Stage {
     /// The engine opens a port.
     Opening,
+    /// It talks in a call of its own, whose session the engine is joining to this one.
+    Joining(Uuid),
     /// The phone rings, or soon will.
     Calling {
         /// The agent has been told that it rings.
@@ -61,7 +68,10 @@ enum Stage {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Guest {
-    order: Order,
+    /// Who it is, as records show it.
+    to: String,
+    /// How it is called; `None`: it comes with a call of its own.
+    order: Option<Order>,
     role: LegRole,
     asker: Asker,
     /// The agent has been told of it.
@@ -83,6 +93,14 @@ pub(super) struct Guest {
     stats: Option<Box<engine::SessionStats>>,
 }
 
+/// Why a guest does not come with a call of its own.
+#[derive(Debug)]
+pub(super) struct NotJoined {
+    pub(super) why: String,
+    /// The leg may be there all the same.
+    pub(super) may_have_leg: bool,
+}
+
 /// A guest who has talked and has gone.
 #[derive(Debug)]
 pub(super) struct Departed {
@@ -101,7 +119,7 @@ impl Guest {
     /// What is to be said of it afterwards, if it has talked.
     fn departed(&mut self, why: &str, now: Instant) -> Option<Departed> {
         let talked = now.duration_since(self.since?);
-        let (to, why) = (self.order.to.shown().to_owned(), why.to_owned());
+        let (to, why) = (self.to.clone(), why.to_owned());
         Some(Departed { to, talked, why, stats: self.stats.take() })
     }
 
@@ -231,7 +249,7 @@ impl Call {
             Asker::Agent => self.has_open_guest(),
             Asker::Operator => self.guest.is_some(),
         };
-        if has_guest || self.transfer.is_some() || self.successor.is_some() {
+        if has_guest || self.transfer.is_some() || self.successor.is_some() || self.joining.is_some() {
             return Asked::Busy;
         }
         self.displace_listener(around);
@@ -245,7 +263,8 @@ impl Call {
         };
         let guest = Guest {
             negotiation: Negotiation::new(Some(&order.trunk)),
-            order,
+            to: order.to.shown().to_owned(),
+            order: Some(order),
             role,
             asker,
             is_known: false,
@@ -258,7 +277,7 @@ impl Call {
             since: None,
             stats: None,
         };
-        self.note_guest(guest.order.to.shown(), true);
+        self.note_guest(&guest.to, true);
         self.guest = Some(Box::new(guest));
         self.tell_of_guest("trying", "");
         Asked::Done
@@ -273,7 +292,7 @@ impl Call {
     /// reason in the BYE and in the call's decision trace.
     fn displace_listener(&mut self, around: &mut Surroundings<'_>) {
         let Some(guest) = self.guest.as_deref() else { return };
-        let shown = format!("{}: the agent brings somebody in", guest.order.to.shown());
+        let shown = format!("{}: the agent brings somebody in", guest.to);
         self.note_guest(&shown, false);
         self.remove_guest(Cause::Replaced, "the agent brings somebody in", around);
     }
@@ -284,6 +303,9 @@ impl Call {
         }
         let has_target = asker == Asker::Operator || self.has_open_guest();
         let Some(guest) = self.guest.as_deref_mut().filter(|_| has_target) else { return Asked::NoTarget };
+        if let Stage::Joining(_) = guest.stage {
+            return Asked::Busy;
+        }
         if guest.stage == Stage::Talking {
             let update = engine::UpdateLegRequest { role: role.into(), ..Default::default() };
             if self.session.change_leg(EngineCommand::UpdateLeg(Box::new(update))).is_none() {
@@ -328,6 +350,66 @@ impl Call {
                     EngineRefusal::Gone => "the media engine has no such session".to_owned(),
                 };
                 self.fail_guest(&why, around);
+            }
+        }
+    }
+
+    /// Who talks in this other call is to be the guest: the engine is asked to join the two sessions.
+    pub(super) fn expect_guest(&mut self, other: Uuid, to: &str, now: Instant) -> Asked {
+        let role = LegRole::Bridge;
+        let Some(adding) = self.session.change_leg(EngineCommand::Join { other, role }) else {
+            return Asked::Busy;
+        };
+        self.guest = Some(Box::new(Guest {
+            to: to.to_owned(),
+            order: None,
+            role,
+            asker: Asker::Operator,
+            is_known: false,
+            adding,
+            stage: Stage::Joining(other),
+            token: None,
+            sip: None,
+            // Its own comes with it.
+            negotiation: Negotiation::new(None),
+            change: None,
+            give_up: now + JOIN_MAX,
+            since: None,
+            stats: None,
+        }));
+        Asked::Done
+    }
+
+    /// Whether this other call's phone is still wanted as the guest.
+    pub(super) fn expects_guest(&self, other: Uuid) -> bool {
+        self.guest.as_deref().is_some_and(|guest| guest.stage == Stage::Joining(other))
+    }
+
+    /// The engine has joined the sessions, and here is the dialog of the other call; or it has not, or there is none any more.
+    pub(super) fn handle_guest_joined(
+        &mut self,
+        other: Uuid,
+        result: Result<(CallHandle, Negotiation), NotJoined>,
+        around: &mut Surroundings<'_>,
+    ) {
+        let number = self.session.handle_leg();
+        let its = self.guest.as_deref_mut().filter(|guest| number == Some(guest.adding));
+        // What nobody waits for any more is being removed already.
+        let Some(guest) = its else { return };
+        match result {
+            Ok((sip, negotiation)) => {
+                (guest.sip, guest.negotiation) = (Some(sip), negotiation);
+                (guest.stage, guest.since) = (Stage::Talking, Some(around.now));
+                let shown = format!("call {other}");
+                self.note_guest(&shown, true);
+                self.tell_of_guest("joined", "");
+            }
+            Err(NotJoined { why, may_have_leg }) => {
+                self.note_guest(&format!("call {other}: {why}"), false);
+                self.guest = None;
+                if may_have_leg {
+                    self.session.remove_leg();
+                }
             }
         }
     }
@@ -392,7 +474,8 @@ impl Call {
     fn invite_guest(&mut self, address: std::net::IpAddr, port: u16, around: &mut Surroundings<'_>) {
         let id = self.id;
         let Some(guest) = self.guest.as_deref_mut() else { return };
-        let trunk = &guest.order.trunk;
+        let Some(order) = &guest.order else { return };
+        let trunk = &order.trunk;
         let policy = trunk.srtp.policy(true, trunk.credential.is_private());
         let random = |octets: &mut [u8]| {
             for eight in octets.chunks_mut(8) {
@@ -404,7 +487,7 @@ impl Call {
         // 62 bits, as for the call's own description.
         guest.negotiation.open(address, port, around.random() >> 2, None);
         let offer = guest.negotiation.offer().map(Body::sdp);
-        match invite::invite(&guest.order, trunk, None, offer) {
+        match invite::invite(order, trunk, None, offer) {
             Ok((request, destination)) => {
                 let token = around.token(id);
                 guest.token = Some(token);
@@ -647,7 +730,7 @@ impl Call {
     /// The guest has not come.
     fn fail_guest(&mut self, why: &str, around: &mut Surroundings<'_>) {
         let Some(guest) = self.guest.as_deref() else { return };
-        let shown = format!("{}: {why}", guest.order.to.shown());
+        let shown = format!("{}: {why}", guest.to);
         self.note_guest(&shown, false);
         self.tell_of_guest("failed", why);
         self.remove_guest(Cause::NoAnswer, why, around);

@@ -43,7 +43,8 @@ impl Call {
         if !matches!(state, State::Connected | State::OnHold) || !self.has_media() {
             return Asked::State(state);
         }
-        if self.own_change.is_some()
+        if self.joining.is_some()
+            || self.own_change.is_some()
             || self.change.is_some()
             || self.has_newcomer()
             || self.negotiation.awaits_answer()

@@ -138,6 +138,7 @@ impl Call {
             replaces: None,
             successor: None,
             former: None,
+            joining: None,
             guest: None,
             departed: None,
             legs_not_removed: 0,

@@ -86,7 +86,11 @@ impl Call {
             let status = if self.life.is_ending() || self.sip_is_over { 481 } else { 491 };
             return Err((status, format!("the call is {}", state.word())));
         }
-        if self.successor.is_some() || self.transfer.is_some() || self.has_open_guest() {
+        if self.successor.is_some()
+            || self.transfer.is_some()
+            || self.has_open_guest()
+            || self.joining.is_some()
+        {
             return Err((491, "a transfer is under way already".to_owned()));
         }
         let text = refer.header(HeaderName::ReferTo).unwrap_or_default();

@@ -100,7 +100,11 @@ impl Call {
         Place {
             tenant_id: self.tenant_id.clone(),
             assistant_id: self.assistant_id.clone(),
-            is_busy: !is_up || self.successor.is_some() || self.change.is_some() || is_offering,
+            is_busy: !is_up
+                || self.joining.is_some()
+                || self.successor.is_some()
+                || self.change.is_some()
+                || is_offering,
         }
     }
 
@@ -282,12 +286,16 @@ impl Call {
     }
 
     pub(super) fn note_takeover(&mut self, rule: &str, field: &str, got: &str, passed: bool) {
+        self.note(rule, field, "somebody else for the other side", got, passed);
+    }
+
+    pub(super) fn note(&mut self, rule: &str, field: &str, expected: &str, got: &str, passed: bool) {
         if self.trace.len() < TRACE_MAX {
             self.trace.push(DecisionStep {
                 step: "takeover".to_owned(),
                 rule: rule.to_owned(),
                 field: field.to_owned(),
-                expected: "somebody else for the other side".to_owned(),
+                expected: expected.to_owned(),
                 got: admission::shown(got),
                 passed,
             });

@@ -114,7 +114,7 @@ impl Call {
         if !matches!(state, State::Connected | State::OnHold) {
             return Asked::State(state);
         }
-        if self.transfer.is_some() || self.has_open_guest() {
+        if self.transfer.is_some() || self.has_open_guest() || self.joining.is_some() {
             return Asked::Busy;
         }
         let target = match self.target(&to) {
