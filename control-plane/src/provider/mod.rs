@@ -18,6 +18,7 @@ pub mod multipart;
 pub mod proof;
 pub mod rest;
 pub mod status;
+pub mod twilio;
 pub mod webhook;
 
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use webhook::{Refusal, StatusEvent, Webhook, WebhookRequest};
 
 /// Every provider, one line each.
 pub const PROVIDERS: &[Provider] = &[
+    Provider { form: &twilio::FORM, open: twilio::open },
 ];
 
 /// What the registry knows of a provider.
