@@ -14,11 +14,13 @@ use std::sync::Arc;
 
 pub mod document;
 pub mod form;
+pub mod jwt;
 pub mod multipart;
 pub mod proof;
 pub mod rest;
 pub mod status;
 pub mod twilio;
+pub mod vonage;
 pub mod webhook;
 
 #[cfg(test)]
@@ -35,6 +37,7 @@ pub use webhook::{Refusal, StatusEvent, Webhook, WebhookRequest};
 /// Every provider, one line each.
 pub const PROVIDERS: &[Provider] = &[
     Provider { form: &twilio::FORM, open: twilio::open },
+    Provider { form: &vonage::FORM, open: vonage::open },
 ];
 
 /// What the registry knows of a provider.
