@@ -13,6 +13,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 pub mod document;
+pub mod exotel;
 pub mod form;
 pub mod jwt;
 pub mod multipart;
@@ -38,6 +39,7 @@ pub use webhook::{Refusal, StatusEvent, Webhook, WebhookRequest};
 pub const PROVIDERS: &[Provider] = &[
     Provider { form: &twilio::FORM, open: twilio::open },
     Provider { form: &vonage::FORM, open: vonage::open },
+    Provider { form: &exotel::FORM, open: exotel::open },
 ];
 
 /// What the registry knows of a provider.
