@@ -12,6 +12,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+pub mod asterisk;
 pub mod document;
 pub mod exotel;
 pub mod form;
@@ -40,6 +41,7 @@ pub const PROVIDERS: &[Provider] = &[
     Provider { form: &twilio::FORM, open: twilio::open },
     Provider { form: &vonage::FORM, open: vonage::open },
     Provider { form: &exotel::FORM, open: exotel::open },
+    Provider { form: &asterisk::FORM, open: asterisk::open },
 ];
 
 /// What the registry knows of a provider.
