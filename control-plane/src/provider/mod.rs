@@ -21,6 +21,7 @@ pub mod multipart;
 pub mod proof;
 pub mod rest;
 pub mod status;
+pub mod telnyx;
 pub mod twilio;
 pub mod vonage;
 pub mod webhook;
@@ -42,6 +43,7 @@ pub const PROVIDERS: &[Provider] = &[
     Provider { form: &vonage::FORM, open: vonage::open },
     Provider { form: &exotel::FORM, open: exotel::open },
     Provider { form: &asterisk::FORM, open: asterisk::open },
+    Provider { form: &telnyx::FORM, open: telnyx::open },
 ];
 
 /// What the registry knows of a provider.
