@@ -18,6 +18,7 @@ pub mod exotel;
 pub mod form;
 pub mod jwt;
 pub mod multipart;
+pub mod plivo;
 pub mod proof;
 pub mod rest;
 pub mod status;
@@ -44,6 +45,7 @@ pub const PROVIDERS: &[Provider] = &[
     Provider { form: &exotel::FORM, open: exotel::open },
     Provider { form: &asterisk::FORM, open: asterisk::open },
     Provider { form: &telnyx::FORM, open: telnyx::open },
+    Provider { form: &plivo::FORM, open: plivo::open },
 ];
 
 /// What the registry knows of a provider.
