@@ -15,6 +15,7 @@ use std::sync::Arc;
 pub mod asterisk;
 pub mod document;
 pub mod exotel;
+pub mod file;
 pub mod form;
 pub mod jwt;
 pub mod multipart;
@@ -29,8 +30,11 @@ pub mod webhook;
 
 #[cfg(test)]
 mod asked;
+#[cfg(test)]
+mod tests;
 
 pub use document::{Decline, Document, MediaPlan};
+pub use file::Credentials;
 pub use form::{Form, FormError, Values};
 pub use rest::{
     Control, ControlOutcome, Dial, DialOutcome, Lookup, RestAnswer, RestRequest, Stamp, Transfer, Unsupported,
