@@ -131,6 +131,6 @@ case "${1:-}" in
   test) need_rust; need "${RUN_TOOLS[@]}" "${TEST_TOOLS[@]}"
         need_files "${TEST_FILES[@]/MODULES//usr/lib/*/kamailio/modules}"
         for folder in "${NPM_PEERS[@]}"; do npm_peer "$folder"; done
-        python_wheels; python_peer pjsua "PJSIP"; python_peer grpc "gRPC in Python" ;;
+        python_wheels; python_peer pjsua "PJSIP"; python_peer grpc "gRPC in Python"; python_peer providers "the telephony providers' SDKs" ;;
   *)    fail "usage: scripts/setup.sh run|test" ;;
 esac
