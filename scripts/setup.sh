@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh run     what building and `make run` need: C compiler, cmake, protoc, the local voice's Python wheels
 #   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp, baresip, linphone, Kamailio, JsSIP, PJSIP,
-#                            Chromium, SIPVicious, a name server, and ffmpeg's codecs
+#                            Chromium, SIPVicious, a name server, the telephony providers' SDKs, and ffmpeg's codecs
 #
 # Debian packages come through apt-get (as root, or by sudo); Python wheels go into .venv at the repository's root,
 # pinned by hash, and are left alone while the requirements have not changed. npm packages go beside their user, by lock file.
