@@ -12,6 +12,7 @@ use tandem_sip::digest::Algorithm;
 
 use crate::call::agent::LINK_SCHEME;
 use crate::call::gate::TenantLimits;
+use crate::provider::{self, Credentials};
 use crate::settings::section::{Source, TableError};
 use crate::settings::{Layers, SettingsError};
 use crate::sip::guard::SharedGuard;
@@ -54,6 +55,8 @@ pub struct Config {
     pub declared: Declared,
     /// Trunks and phones of tandem.toml.
     pub trunks: Trunks,
+    /// Credentials of telephony providers, of tandem.toml.
+    pub credentials: Credentials,
     /// Realm of our digest challenges: what a phone shows when it asks for a password.
     pub sip_realm: String,
     /// Hashes of these challenges, the preferred one first.
@@ -227,7 +230,7 @@ impl Config {
     pub fn from_layers(layers: &Layers) -> Result<Self, ConfigError> {
         let state_dir = PathBuf::from(layers.text("state_dir").unwrap_or("./.tandem"));
         let demo = parse(layers, "demo", "true or false", |text| text.parse().ok())?;
-        let (declared, trunks) = tables(layers, demo)?;
+        let (declared, trunks, credentials) = tables(layers, demo)?;
         let config = Self {
             http_listen: parse(layers, "http_listen", "an address such as 127.0.0.1:8080", |text| {
                 text.parse().ok()
@@ -248,6 +251,7 @@ impl Config {
             demo,
             declared,
             trunks,
+            credentials,
             sip_realm: parse(layers, "sip_realm", "a text without quotes, such as tandem", |text| {
                 let fits = |b: u8| b.is_ascii_graphic() && b != b'"' && b != b'\\';
                 (!text.is_empty() && text.bytes().all(fits)).then(|| text.to_owned())
@@ -296,6 +300,7 @@ impl Config {
             limits: Limits::default(),
             declared: Declared::default(),
             trunks: Trunks::default(),
+            credentials: Credentials::default(),
             sip_realm: "tandem".to_owned(),
             sip_digest: vec![Algorithm::Md5],
             guard: GuardSettings::default(),
@@ -350,13 +355,14 @@ impl Config {
 }
 
 /// Every table of the file; all mistakes at once.
-fn tables(layers: &Layers, demo: bool) -> Result<(Declared, Trunks), ConfigError> {
+fn tables(layers: &Layers, demo: bool) -> Result<(Declared, Trunks, Credentials), ConfigError> {
     let environment = |name: &str| std::env::var(name).ok();
     let source = Source::new(layers.path().unwrap_or(Path::new("tandem.toml")), &environment);
     let (declared, tenants) = declared::read(&source, layers.tables(), demo);
     let trunks = trunk::file::read(&source, layers.tables(), &tenants);
+    let credentials = provider::file::read(&source, layers.tables(), &tenants);
     let errors = source.into_errors();
-    if errors.is_empty() { Ok((declared, trunks)) } else { Err(ConfigError::Tables(errors)) }
+    if errors.is_empty() { Ok((declared, trunks, credentials)) } else { Err(ConfigError::Tables(errors)) }
 }
 
 const RATE_EXPECTED: &str = "a rate a second from 0.01 to 100000, such as 20 or 0.5";

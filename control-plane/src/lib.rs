@@ -12,6 +12,7 @@
 //!
 //! - [`settings`] and [`config`]: flags, environment and tandem.toml become one checked struct.
 //! - [`trunk`]: carriers, PBXs and phones, as tandem.toml names them.
+//! - [`provider`]: telephony providers with webhooks and an API: Twilio, Vonage and others.
 //! - [`cli`]: the verbs of the `tandem` program.
 //! - [`up`]: the supervisor of everything on one machine.
 //! - [`telemetry`]: logs, and what must not stand in them.
@@ -23,6 +24,7 @@ pub mod config;
 pub mod http;
 pub mod media;
 pub mod metrics;
+pub mod provider;
 pub mod registration;
 pub mod settings;
 pub mod sip;

@@ -17,7 +17,7 @@ use crate::trunk::guard::SCANNER_AGENTS;
 pub mod section;
 
 /// Tables that may stand in tandem.toml, and only there; who reads them is in `config.rs`.
-pub const TABLES: &[&str] = &["tenant", "assistant", "trunk", "phone"];
+pub const TABLES: &[&str] = &["tenant", "assistant", "trunk", "phone", "credential"];
 
 /// One setting: its key in tandem.toml, its environment variable is `TANDEM_` and the key in capitals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

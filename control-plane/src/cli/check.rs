@@ -77,6 +77,12 @@ fn tables(config: &Config) -> Vec<String> {
         let (user, tenant) = (&phone.user, &phone.tenant_id);
         lines.push(format!("phone    {user} of {tenant}: {reaches}, {} contacts", phone.contacts_max));
     }
+    for credential in config.credentials.iter() {
+        let form = credential.provider.form;
+        lines.push(format!("credent. {} of {}: {}", credential.name, credential.tenant_id, form.title));
+        let fields = credential.values.shown(form);
+        lines.extend(fields.iter().map(|(name, shown)| format!("           {name:<23} {shown}")));
+    }
     for (owner, tenant, assistant) in config.trunks.assistants() {
         if !config.declared.has_assistant(&tenant, &assistant) && !config.demo {
             lines.push(format!(
@@ -159,7 +165,8 @@ mod tests {
                     [[phone]]\nuser = '200'\npassword = 'hunter2-hunter2'\nassistant = 'desk'\n\
                     [[trunk]]\nname = 'carrier'\nsip_uri = 'sip:42@carrier.example'\nsip_password = 'hunter2'\n\
                     [trunk.inbound]\nallow = ['192.0.2.0/28']\n[[trunk.inbound.route]]\ndid = '+4930*'\n\
-                    assistant = 'nobody'\n";
+                    assistant = 'nobody'\n\
+                    [credential.main]\nprovider = 'plivo'\nauth_id = 'MA1'\nauth_token = 'hunter2'\n";
         let layers = Layers::default().with_file(Path::new("tandem.toml"), text).unwrap();
         let config = Config::from_layers(&layers).unwrap();
         let lines = tables(&config).join("\n");
@@ -172,6 +179,9 @@ mod tests {
             "4930* -> nobody",
             "phone    200 of acme: reaches desk, 4 contacts",
             "assistant nobody of acme is not in this file",
+            "credent. main of acme: Plivo",
+            "auth_id                 MA1",
+            "auth_token              (set)",
         ] {
             assert!(lines.contains(said), "{said} is not in\n{lines}");
         }

@@ -105,6 +105,29 @@ impl<'a> Section<'a> {
         sections
     }
 
+    /// The tables below a table, such as `[credential.NAME]`, each with its name.
+    pub fn by_name(source: &'a Source<'a>, parent: &str, value: Option<Value>) -> Vec<(String, Self)> {
+        let tables = match value {
+            None => return Vec::new(),
+            Some(Value::Table(tables)) => tables,
+            Some(_) => {
+                source.wrong(parent, format!("must be tables with names: write [{parent}.NAME]"));
+                return Vec::new();
+            }
+        };
+        let mut sections = Vec::new();
+        for (name, item) in tables {
+            let Value::Table(table) = item else {
+                source.wrong(parent, format!("\"{name}\" must be a table: write [{parent}.{name}]"));
+                continue;
+            };
+            let path = format!("{parent}.{name}");
+            let (shown, owner) = (format!("[{path}]"), format!("\"{name}\""));
+            sections.push((name, Self { source, name: shown, path, owner, table, asked: Vec::new() }));
+        }
+        sections
+    }
+
     /// How messages call this table.
     pub fn name(&self) -> &str {
         &self.name
@@ -113,6 +136,16 @@ impl<'a> Section<'a> {
     /// Whether a key is there.
     pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
+    }
+
+    /// Names keys that may stand here, so that a misspelt one is told what is near.
+    pub fn know(&mut self, keys: &[&'static str]) {
+        self.asked.extend(keys);
+    }
+
+    /// How many mistakes there are in the file so far.
+    pub fn mistakes(&self) -> usize {
+        self.source.errors.borrow().len()
     }
 
     /// Says that something is wrong with a key.
