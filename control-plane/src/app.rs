@@ -182,6 +182,7 @@ impl App {
             accounts,
             pool: pool.clone(),
             writer: writer.clone(),
+            contexts: spool.clone(),
             live: live.clone(),
             trunks: config.trunks.clone(),
             metrics,

@@ -12,6 +12,8 @@ use std::time::Duration;
 use crate::call::state::State;
 use crate::sip::guard::SharedGuard;
 use crate::sip::{CONNECTED, NetCounters, SharedCounters};
+use crate::store::contexts::Contexts;
+use crate::store::contexts::spool::Spool;
 use crate::store::writer::Writer;
 use crate::trunk::guard::Why;
 
@@ -95,7 +97,13 @@ impl Metrics {
     }
 
     /// The text of a scrape.
-    pub fn render(&self, sip: &SharedCounters, guard: &SharedGuard, writer: &Writer) -> String {
+    pub fn render(
+        &self,
+        sip: &SharedCounters,
+        guard: &SharedGuard,
+        writer: &Writer,
+        contexts: &Spool<Contexts>,
+    ) -> String {
         let mut out = Text(String::with_capacity(4_096));
         out.family("tandem_calls", "gauge", "Live calls by state.");
         {
@@ -134,6 +142,7 @@ impl Metrics {
             "Records of calls not yet in the database.",
             writer.pending(),
         );
+        render_contexts(&mut out, contexts);
         render_sip(&mut out, sip);
         render_guard(&mut out, guard);
         render_net(&mut out, sip.net());
@@ -195,6 +204,27 @@ fn render_guard(out: &mut Text, guard: &SharedGuard) {
     out.sample("tandem_sip_sources{kind=\"good\"}", good);
     out.sample("tandem_sip_sources{kind=\"stranger\"}", strangers);
     out.single("tandem_sip_silences_total", "counter", "Silences that began.", counters.silences);
+}
+
+fn render_contexts(out: &mut Text, contexts: &Spool<Contexts>) {
+    out.single(
+        "tandem_contexts_pending",
+        "gauge",
+        "Contexts of calls not yet in their store.",
+        contexts.pending(),
+    );
+    out.single(
+        "tandem_contexts_failures_total",
+        "counter",
+        "Contexts that their store did not take at once: it was away or too slow.",
+        contexts.failures(),
+    );
+    out.single(
+        "tandem_contexts_restored_total",
+        "counter",
+        "Contexts of live calls that their store had taken and lost, and that were written again.",
+        contexts.restored(),
+    );
 }
 
 fn render_sip(out: &mut Text, sip: &SharedCounters) {

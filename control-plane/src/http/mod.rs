@@ -27,6 +27,8 @@ use crate::registration::driver::Office;
 use crate::sip::SharedCounters;
 use crate::sip::guard::SharedGuard;
 use crate::store::accounts::{Accounts, KeyHash, Principal};
+use crate::store::contexts::Contexts;
+use crate::store::contexts::spool::Spool;
 use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::store::{StoreError, calls, conversations};
@@ -51,6 +53,8 @@ pub struct Shared {
     pub pool: SqlitePool,
     /// Records on their way to the database.
     pub writer: Writer,
+    /// Contexts of calls.
+    pub contexts: Spool<Contexts>,
     /// Calls that are not over.
     pub live: LiveCalls,
     /// Over which calls are placed.

@@ -11,6 +11,8 @@ use super::{CallContext, Claim, ContextError, ContextStore, GRACE, Mint, Owner, 
 /// Records in the embedded store: live calls and those of the grace period, at some 500 octets each. Full: `put`
 /// refuses.
 pub const RECORDS_MAX: usize = 200_000;
+/// Between two looks for expired records in a full store.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Leases in the embedded store: one a trunk that registers. Full: `acquire` refuses.
 pub const LEASES_MAX: usize = 10_000;
 
@@ -32,12 +34,15 @@ struct Inner {
     claims: HashMap<Claim, Held>,
     events: HashMap<Uuid, Uuid>,
     leases: HashMap<Box<str>, (Owner, Instant)>,
+    /// When expired records were last looked for.
+    swept: Option<Instant>,
 }
 
 struct Record {
     context: CallContext,
     claim: Option<Claim>,
     until: Instant,
+    is_over: bool,
 }
 
 /// A claim in one of its three states.
@@ -56,6 +61,21 @@ impl Inner {
         }
     }
 
+    /// Expired records go when there is need: a look at each of them, once a second at most.
+    fn make_room(&mut self, call_id: Uuid, now: Instant) -> Result<(), ContextError> {
+        if self.records.len() < RECORDS_MAX || self.records.contains_key(&call_id) {
+            return Ok(());
+        }
+        if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP_EVERY) {
+            self.swept = Some(now);
+            self.sweep(now);
+        }
+        match self.records.len() {
+            len if len >= RECORDS_MAX => Err(ContextError::Full(len)),
+            _ => Ok(()),
+        }
+    }
+
     fn forget(&mut self, call_id: Uuid) {
         let Some(record) = self.records.remove(&call_id) else { return };
         if let Some(claim) = record.claim {
@@ -64,6 +84,12 @@ impl Inner {
         if let Some(provider) = record.context.provider {
             self.events.remove(&provider.event_id);
         }
+    }
+
+    /// The record of a claim that was turned just now; not of a call that is over.
+    fn claimed(&self, call_id: Uuid, now: Instant) -> Option<CallContext> {
+        self.records.get(&call_id).filter(|record| !record.is_over)?;
+        self.read(call_id, now)
     }
 
     fn read(&self, call_id: Uuid, now: Instant) -> Option<CallContext> {
@@ -93,16 +119,23 @@ impl ContextStore for EmbeddedContexts {
         let now = (self.now)();
         let mut inner = self.lock();
         let call_id = context.call_id;
-        if inner.records.len() >= RECORDS_MAX && !inner.records.contains_key(&call_id) {
-            // Expired records go when there is need: a look at each of them, once in RECORDS_MAX calls.
-            inner.sweep(now);
-            if inner.records.len() >= RECORDS_MAX {
-                return Err(ContextError::Full(inner.records.len()));
+        if inner.records.get(&call_id).is_some_and(|record| record.until <= now) {
+            inner.forget(call_id);
+        }
+        if let Some(record) = inner.records.get_mut(&call_id).filter(|record| record.is_over) {
+            record.context = context;
+            return Ok(false);
+        }
+        inner.make_room(call_id, now)?;
+        let earlier = inner.records.remove(&call_id);
+        let is_new = earlier.is_none();
+        let mut kept = None;
+        if let Some(earlier) = earlier {
+            kept = earlier.claim;
+            if let Some(provider) = earlier.context.provider {
+                inner.events.remove(&provider.event_id);
             }
         }
-        let earlier = inner.records.remove(&call_id).filter(|record| now < record.until);
-        let is_new = earlier.is_none();
-        let mut kept = earlier.and_then(|record| record.claim);
         if let Some(Mint { claim, ttl }) = claim {
             if let Some(earlier) = kept.replace(claim) {
                 inner.claims.remove(&earlier);
@@ -112,8 +145,16 @@ impl ContextStore for EmbeddedContexts {
         if let Some(provider) = &context.provider {
             inner.events.insert(provider.event_id, call_id);
         }
-        inner.records.insert(call_id, Record { context, claim: kept, until: now + RECORD_TTL });
+        let record = Record { context, claim: kept, until: now + RECORD_TTL, is_over: false };
+        inner.records.insert(call_id, record);
         Ok(is_new)
+    }
+
+    async fn restore(&self, context: CallContext) -> Result<bool, ContextError> {
+        match self.get(context.call_id).await? {
+            Some(_) => Ok(false),
+            None => self.put(context, None).await,
+        }
     }
 
     async fn get(&self, call_id: Uuid) -> Result<Option<CallContext>, ContextError> {
@@ -137,7 +178,7 @@ impl ContextStore for EmbeddedContexts {
             return Ok(None);
         }
         inner.claims.insert(claim, Held::Taken { call_id });
-        Ok(inner.read(call_id, now))
+        Ok(inner.claimed(call_id, now))
     }
 
     async fn dropped(&self, claim: Claim) -> Result<(), ContextError> {
@@ -159,7 +200,7 @@ impl ContextStore for EmbeddedContexts {
             return Ok(None);
         }
         inner.claims.insert(claim, Held::Taken { call_id });
-        Ok(inner.read(call_id, now))
+        Ok(inner.claimed(call_id, now))
     }
 
     async fn finish(&self, call_id: Uuid) -> Result<(), ContextError> {
@@ -167,6 +208,7 @@ impl ContextStore for EmbeddedContexts {
         let mut inner = self.lock();
         let Some(record) = inner.records.get_mut(&call_id) else { return Ok(()) };
         record.until = record.until.min(until);
+        record.is_over = true;
         if let Some(claim) = record.claim.take() {
             inner.claims.remove(&claim);
         }

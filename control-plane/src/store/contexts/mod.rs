@@ -130,12 +130,16 @@ pub enum ContextError {
 
 /// Where contexts are kept. Every implementation passes the tests of `suite.rs`.
 pub trait ContextStore: Send + Sync {
-    /// Keeps a record under its call's id, over one that is there, and with it a claim. `true`: there was none.
+    /// Keeps a record under its call's id, over one that is there, and with it a claim. `true`: there was none. A call that is
+    /// over stays so, and gets no claim.
     fn put(
         &self,
         context: CallContext,
         claim: Option<Mint>,
     ) -> impl Future<Output = Result<bool, ContextError>> + Send;
+
+    /// Keeps a record without a claim, if there is none. `true`: there was none.
+    fn restore(&self, context: CallContext) -> impl Future<Output = Result<bool, ContextError>> + Send;
 
     /// The record, as often as wanted.
     fn get(&self, call_id: Uuid) -> impl Future<Output = Result<Option<CallContext>, ContextError>> + Send;
@@ -152,7 +156,8 @@ pub trait ContextStore: Send + Sync {
     /// The media connection of a taken claim has dropped: for [`RETAKE_TTL`] from now it may come back.
     fn dropped(&self, claim: Claim) -> impl Future<Output = Result<(), ContextError>> + Send;
 
-    /// Takes a dropped claim again; `None` to everybody but the first, and after [`RETAKE_TTL`].
+    /// Takes a dropped claim again; `None` to everybody but the first, and after [`RETAKE_TTL`]. Whoever has it is not yet
+    /// known to be the same provider's call: until its connection has said so, it is on trial, and [`Self::dropped`] if it fails.
     fn retake(&self, claim: Claim) -> impl Future<Output = Result<Option<CallContext>, ContextError>> + Send;
 
     /// The call is terminal: the record goes after [`GRACE`], its claim at once.
@@ -210,6 +215,10 @@ macro_rules! either {
 impl ContextStore for Contexts {
     async fn put(&self, context: CallContext, claim: Option<Mint>) -> Result<bool, ContextError> {
         either!(self, store => store.put(context, claim))
+    }
+
+    async fn restore(&self, context: CallContext) -> Result<bool, ContextError> {
+        either!(self, store => store.restore(context))
     }
 
     async fn get(&self, call_id: Uuid) -> Result<Option<CallContext>, ContextError> {

@@ -1,8 +1,8 @@
 //! Contexts in Redis: for several control planes, and for one that is restarted under its calls.
 //!
 //! ```text
-//!   tandem:{CALL}:record    hash: context (JSON), claim        lives RECORD_TTL, after the end GRACE
-//!   tandem:{CLAIM}:claim    f|t|d + call: fresh, taken, dropped
+//!   tandem:{CALL}:record    hash: context (JSON), claim, ended     lives RECORD_TTL, after the end GRACE
+//!   tandem:{CLAIM}:claim    f|t|d, epoch, call: fresh, taken, dropped
 //!   tandem:{EVENT}:event    call
 //!   tandem:{NAME}:lease     owner
 //! ```
@@ -10,13 +10,17 @@
 //! Each operation that decides something is one script over one key, so that it is atomic and runs in a cluster, where the
 //! keys of a call lie on several nodes. A record is written before its claim: what can be taken can be read.
 //!
-//! Nothing is tried twice here. An answer that does not come in [`ANSWER_WITHIN`] is [`ContextError::Unreachable`]: what
-//! was asked may have been done or not. Whoever presented a claim is then refused, since somebody else may hold it.
+//! Nothing is tried twice here. What is not done in [`ANSWER_WITHIN`] is [`ContextError::Unreachable`]: it may have been
+//! done or not. Whoever presented a claim is then refused, since somebody else may hold it.
+//!
+//! A fresh claim remembers which life of the server it was written in. After a failover the new server may not know that
+//! one was taken in the old one's last moment, so those of the old one are refused there. (A cluster has several servers;
+//! there this is not seen.)
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ::redis::{RedisError, Script, Value, cmd};
+use ::redis::{Cmd, RedisError, Script, Value, cmd};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -28,10 +32,10 @@ pub mod link;
 #[cfg(test)]
 mod tests;
 
-use link::{Connection, Link};
+use link::{Connection, Link, Up};
 pub use link::{RedisUrl, UrlError};
 
-/// An answer that does not come in this time does not come: a webhook must be answered, and a socket is waiting.
+/// What is not done in this time is not done: a webhook must be answered, and a socket is waiting.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// Contexts in Redis.
@@ -44,7 +48,9 @@ pub struct RedisContexts {
 #[derive(Debug)]
 struct Scripts {
     put: Script,
+    restore: Script,
     turn: Script,
+    end: Script,
     shorten: Script,
     acquire: Script,
     renew: Script,
@@ -54,22 +60,37 @@ struct Scripts {
 impl Scripts {
     fn new() -> Self {
         Self {
-            // Gives 1 if there was no record, and the claim that it had.
+            // Gives 1 if there was no record, 1 if its call is over, and the claim that it had. What is over stays so.
             put: Script::new(
                 "local was = redis.call('EXISTS', KEYS[1])
+                 local ended = redis.call('HEXISTS', KEYS[1], 'ended')
                  local claim = redis.call('HGET', KEYS[1], 'claim')
                  redis.call('HSET', KEYS[1], 'context', ARGV[1])
+                 if ended == 1 then return {0, 1, claim or ''} end
                  if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'claim', ARGV[2]) end
                  redis.call('PEXPIRE', KEYS[1], ARGV[3])
-                 return {1 - was, claim or ''}",
+                 return {1 - was, 0, claim or ''}",
             ),
-            // From one state of a claim to another, once: gives the call.
+            restore: Script::new(
+                "if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+                 redis.call('HSET', KEYS[1], 'context', ARGV[1])
+                 redis.call('PEXPIRE', KEYS[1], ARGV[2])
+                 return 1",
+            ),
+            // From one state of a claim to another, once, where an epoch is given in that epoch alone: gives the call.
             turn: Script::new(
                 "local held = redis.call('GET', KEYS[1])
                  if not held or string.sub(held, 1, 1) ~= ARGV[1] then return false end
-                 local call = string.sub(held, 2)
-                 redis.call('SET', KEYS[1], ARGV[2] .. call, 'PX', ARGV[3])
-                 return call",
+                 if ARGV[4] ~= '' and string.sub(held, 2, 9) ~= ARGV[4] then return false end
+                 local rest = string.sub(held, 2)
+                 redis.call('SET', KEYS[1], ARGV[2] .. rest, 'PX', ARGV[3])
+                 return string.sub(rest, 9)",
+            ),
+            // Gives the claim and the context.
+            end: Script::new(
+                "if redis.call('EXISTS', KEYS[1]) == 0 then return {false, false} end
+                 redis.call('HSET', KEYS[1], 'ended', '1')
+                 return redis.call('HMGET', KEYS[1], 'claim', 'context')",
             ),
             shorten: Script::new(
                 "if redis.call('PTTL', KEYS[1]) > tonumber(ARGV[1]) then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end",
@@ -171,13 +192,33 @@ fn read(text: &str) -> Result<CallContext, ContextError> {
     })
 }
 
-/// What is told of an error: its kind, never an address with a password.
-fn unreachable(error: &RedisError) -> ContextError {
-    let what = match error.detail() {
-        Some(detail) if detail.len() < 200 => format!("{}: {detail}", error.category()),
-        _ => error.category().to_owned(),
-    };
-    ContextError::Unreachable(what)
+/// What is told of an error: its kind. Not what the server adds, which may repeat a command, and so a claim.
+fn said(error: &RedisError) -> String {
+    match error.code() {
+        Some(code) => format!("{}: {code}", error.category()),
+        None => error.category().to_owned(),
+    }
+}
+
+/// Whoever was asked is not the right one any more, or is gone.
+fn is_lost(error: &RedisError) -> bool {
+    // Redis 6 says it inside of another error, when a script wanted to write.
+    let is_replica =
+        error.code() == Some("READONLY") || error.detail().is_some_and(|detail| detail.contains("READONLY"));
+    error.is_unrecoverable_error() || error.is_io_error() || error.is_timeout() || is_replica
+}
+
+fn info() -> Cmd {
+    let mut info = cmd("INFO");
+    info.arg("server");
+    info
+}
+
+fn incarnation_in(answer: &Value) -> String {
+    let mut ids = Vec::new();
+    run_ids(answer, &mut ids);
+    ids.sort_unstable();
+    ids.join(" ")
 }
 
 impl RedisContexts {
@@ -189,66 +230,105 @@ impl RedisContexts {
         Ok(Self { link: Link::new(url)?, scripts: Scripts::new() })
     }
 
-    /// Asks, and does not wait for ever.
-    async fn ask<T>(
+    /// All of an operation, which does not take for ever.
+    async fn within<T>(
         &self,
-        question: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
+        operation: impl Future<Output = Result<T, ContextError>> + Send,
     ) -> Result<T, ContextError> {
-        let asked = async {
-            let mut connection = self.link.connection().await?;
-            question(&mut connection).await
-        };
-        match tokio::time::timeout(ANSWER_WITHIN, asked).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => {
-                self.link.failed(&error).await;
-                Err(unreachable(&error))
-            }
+        let generation = self.link.generation();
+        match tokio::time::timeout(ANSWER_WITHIN, operation).await {
+            Ok(outcome) => outcome,
             Err(_) => {
-                self.link.silent().await;
+                self.link.give_up(generation);
                 Err(ContextError::Unreachable(format!("no answer in {} s", ANSWER_WITHIN.as_secs())))
             }
         }
     }
 
-    /// Turns a claim from one state to the other and reads its record.
+    async fn up(&self) -> Result<Up, ContextError> {
+        self.link.connection().await.map_err(ContextError::Unreachable)
+    }
+
+    /// One question.
+    async fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(&mut Connection) -> Result<T, RedisError>,
+    ) -> Result<T, ContextError> {
+        let Up { mut connection, generation, .. } = self.up().await?;
+        question(&mut connection).await.map_err(|error| {
+            if is_lost(&error) {
+                self.link.give_up(generation);
+            }
+            ContextError::Unreachable(said(&error))
+        })
+    }
+
+    async fn command(&self, command: &Cmd) -> Result<(), ContextError> {
+        self.ask(async |connection| command.query_async::<()>(connection).await).await
+    }
+
+    /// Turns a claim from one state to the other; gives its call.
     async fn turn(
         &self,
         claim: Claim,
         [from, to]: [&str; 2],
         ttl: Duration,
-    ) -> Result<Option<CallContext>, ContextError> {
+        epoch: &str,
+    ) -> Result<Option<Uuid>, ContextError> {
         let script = &self.scripts.turn;
         let call_id: Option<String> = self
             .ask(async |connection| {
-                script.key(claim_key(claim)).arg(from).arg(to).arg(ms(ttl)).invoke_async(connection).await
+                script
+                    .key(claim_key(claim))
+                    .arg(from)
+                    .arg(to)
+                    .arg(ms(ttl))
+                    .arg(epoch)
+                    .invoke_async(connection)
+                    .await
             })
             .await?;
-        match call_id.as_deref().map(Uuid::parse_str) {
-            None => Ok(None),
-            Some(Ok(call_id)) => self.get(call_id).await,
-            Some(Err(_)) => Err(ContextError::Unreadable("a claim of no call".into())),
-        }
+        let call_id = call_id.as_deref().map(Uuid::parse_str).transpose();
+        call_id.map_err(|_| ContextError::Unreadable("a claim of no call".into()))
     }
 
     async fn shorten(&self, key: String) -> Result<(), ContextError> {
         let script = &self.scripts.shorten;
         self.ask(async |connection| script.key(key).arg(ms(GRACE)).invoke_async(connection).await).await
     }
-}
 
-impl ContextStore for RedisContexts {
-    async fn put(&self, context: CallContext, claim: Option<Mint>) -> Result<bool, ContextError> {
+    async fn read_record(&self, call_id: Uuid) -> Result<Option<CallContext>, ContextError> {
+        let mut get = cmd("HGET");
+        get.arg(record_key(call_id)).arg("context");
+        let text: Option<String> = self.ask(async |connection| get.query_async(connection).await).await?;
+        text.map(|text| read(&text)).transpose()
+    }
+
+    /// The record of a claim that was turned just now; not of a call that is over.
+    async fn claimed(&self, call_id: Option<Uuid>) -> Result<Option<CallContext>, ContextError> {
+        let Some(call_id) = call_id else { return Ok(None) };
+        let mut get = cmd("HMGET");
+        get.arg(record_key(call_id)).arg("context").arg("ended");
+        let (text, ended): (Option<String>, Option<String>) =
+            self.ask(async |connection| get.query_async(connection).await).await?;
+        text.filter(|_| ended.is_none()).map(|text| read(&text)).transpose()
+    }
+
+    /// Where callbacks find the call.
+    async fn put_event(&self, context: &CallContext) -> Result<(), ContextError> {
+        let Some(provider) = &context.provider else { return Ok(()) };
+        let mut set = cmd("SET");
+        set.arg(event_key(provider.event_id)).arg(context.call_id.to_string()).arg("PX").arg(ms(RECORD_TTL));
+        self.command(&set).await
+    }
+
+    async fn do_put(&self, context: CallContext, claim: Option<Mint>) -> Result<bool, ContextError> {
         let text = write(&context)?;
         let call_id = context.call_id;
-        if let Some(provider) = &context.provider {
-            let mut set = cmd("SET");
-            set.arg(event_key(provider.event_id)).arg(call_id.to_string()).arg("PX").arg(ms(RECORD_TTL));
-            self.ask(async |connection| set.query_async::<()>(connection).await).await?;
-        }
+        self.put_event(&context).await?;
         let script = &self.scripts.put;
         let named = claim.map_or_else(String::new, |mint| mint.claim.0.to_string());
-        let (is_new, earlier): (u8, String) = self
+        let (is_new, is_over, earlier): (u8, u8, String) = self
             .ask(async |connection| {
                 script
                     .key(record_key(call_id))
@@ -259,101 +339,128 @@ impl ContextStore for RedisContexts {
                     .await
             })
             .await?;
-        if let Some(Mint { claim, ttl }) = claim {
-            if let Ok(earlier) = Uuid::parse_str(&earlier).map(Claim)
-                && earlier != claim
-            {
-                let mut del = cmd("DEL");
-                del.arg(claim_key(earlier));
-                self.ask(async |connection| del.query_async::<()>(connection).await).await?;
-            }
-            let mut set = cmd("SET");
-            set.arg(claim_key(claim)).arg(format!("{FRESH}{call_id}")).arg("PX").arg(ms(ttl));
-            self.ask(async |connection| set.query_async::<()>(connection).await).await?;
+        let Some(Mint { claim, ttl }) = claim.filter(|_| is_over == 0) else { return Ok(is_new == 1) };
+        if let Ok(earlier) = Uuid::parse_str(&earlier).map(Claim)
+            && earlier != claim
+        {
+            self.command(cmd("DEL").arg(claim_key(earlier))).await?;
         }
+        let epoch = self.up().await?.epoch;
+        let held = format!("{FRESH}{epoch}{call_id}");
+        self.command(cmd("SET").arg(claim_key(claim)).arg(held).arg("PX").arg(ms(ttl))).await?;
         Ok(is_new == 1)
     }
 
-    async fn get(&self, call_id: Uuid) -> Result<Option<CallContext>, ContextError> {
-        let mut get = cmd("HGET");
-        get.arg(record_key(call_id)).arg("context");
-        let text: Option<String> = self.ask(async |connection| get.query_async(connection).await).await?;
-        text.map(|text| read(&text)).transpose()
-    }
-
-    async fn by_event(&self, event_id: Uuid) -> Result<Option<CallContext>, ContextError> {
-        let mut get = cmd("GET");
-        get.arg(event_key(event_id));
-        let call_id: Option<String> = self.ask(async |connection| get.query_async(connection).await).await?;
-        match call_id.as_deref().map(Uuid::parse_str) {
-            None => Ok(None),
-            Some(Ok(call_id)) => self.get(call_id).await,
-            Some(Err(_)) => Err(ContextError::Unreadable("an event of no call".into())),
-        }
-    }
-
-    async fn take(&self, claim: Claim) -> Result<Option<CallContext>, ContextError> {
-        self.turn(claim, [FRESH, TAKEN], RECORD_TTL).await
-    }
-
-    async fn dropped(&self, claim: Claim) -> Result<(), ContextError> {
-        self.turn(claim, [TAKEN, DROPPED], RETAKE_TTL).await.map(drop)
-    }
-
-    async fn retake(&self, claim: Claim) -> Result<Option<CallContext>, ContextError> {
-        self.turn(claim, [DROPPED, TAKEN], RECORD_TTL).await
-    }
-
-    /// In such an order that whoever is interrupted can begin again: the record is last to change.
-    async fn finish(&self, call_id: Uuid) -> Result<(), ContextError> {
-        let mut get = cmd("HMGET");
-        get.arg(record_key(call_id)).arg("claim").arg("context");
-        let (claim, context): (Option<String>, Option<String>) =
-            self.ask(async |connection| get.query_async(connection).await).await?;
+    /// In such an order that whoever is interrupted can begin again: the record is last to be shortened.
+    async fn do_finish(&self, call_id: Uuid) -> Result<(), ContextError> {
+        let script = &self.scripts.end;
+        let (claim, context): (Option<String>, Option<String>) = self
+            .ask(async |connection| script.key(record_key(call_id)).invoke_async(connection).await)
+            .await?;
         if let Some(Ok(claim)) = claim.as_deref().map(Uuid::parse_str) {
-            let mut del = cmd("DEL");
-            del.arg(claim_key(Claim(claim)));
-            self.ask(async |connection| del.query_async::<()>(connection).await).await?;
+            self.command(cmd("DEL").arg(claim_key(Claim(claim)))).await?;
         }
         if let Some(Ok(CallContext { provider: Some(provider), .. })) = context.as_deref().map(read) {
             self.shorten(event_key(provider.event_id)).await?;
         }
         self.shorten(record_key(call_id)).await
     }
+}
+
+impl ContextStore for RedisContexts {
+    async fn put(&self, context: CallContext, claim: Option<Mint>) -> Result<bool, ContextError> {
+        self.within(self.do_put(context, claim)).await
+    }
+
+    async fn restore(&self, context: CallContext) -> Result<bool, ContextError> {
+        let text = write(&context)?;
+        let key = record_key(context.call_id);
+        let script = &self.scripts.restore;
+        self.within(async {
+            self.put_event(&context).await?;
+            self.ask(async |connection| {
+                script.key(key).arg(text).arg(ms(RECORD_TTL)).invoke_async(connection).await
+            })
+            .await
+        })
+        .await
+    }
+
+    async fn get(&self, call_id: Uuid) -> Result<Option<CallContext>, ContextError> {
+        self.within(self.read_record(call_id)).await
+    }
+
+    async fn by_event(&self, event_id: Uuid) -> Result<Option<CallContext>, ContextError> {
+        let mut get = cmd("GET");
+        get.arg(event_key(event_id));
+        self.within(async {
+            let call_id: Option<String> =
+                self.ask(async |connection| get.query_async(connection).await).await?;
+            match call_id.as_deref().map(Uuid::parse_str) {
+                None => Ok(None),
+                Some(Ok(call_id)) => self.read_record(call_id).await,
+                Some(Err(_)) => Err(ContextError::Unreadable("an event of no call".into())),
+            }
+        })
+        .await
+    }
+
+    async fn take(&self, claim: Claim) -> Result<Option<CallContext>, ContextError> {
+        self.within(async {
+            let epoch = self.up().await?.epoch;
+            let call_id = self.turn(claim, [FRESH, TAKEN], RECORD_TTL, &epoch).await?;
+            self.claimed(call_id).await
+        })
+        .await
+    }
+
+    async fn dropped(&self, claim: Claim) -> Result<(), ContextError> {
+        self.within(self.turn(claim, [TAKEN, DROPPED], RETAKE_TTL, "")).await.map(drop)
+    }
+
+    async fn retake(&self, claim: Claim) -> Result<Option<CallContext>, ContextError> {
+        self.within(async {
+            let call_id = self.turn(claim, [DROPPED, TAKEN], RECORD_TTL, "").await?;
+            self.claimed(call_id).await
+        })
+        .await
+    }
+
+    async fn finish(&self, call_id: Uuid) -> Result<(), ContextError> {
+        self.within(self.do_finish(call_id)).await
+    }
 
     async fn acquire(&self, name: &str, owner: Owner, ttl: Duration) -> Result<bool, ContextError> {
         let script = &self.scripts.acquire;
-        self.ask(async |connection| {
+        self.within(self.ask(async |connection| {
             script.key(lease_key(name)).arg(owner.0.to_string()).arg(ms(ttl)).invoke_async(connection).await
-        })
+        }))
         .await
     }
 
     async fn renew(&self, name: &str, owner: Owner, ttl: Duration) -> Result<bool, ContextError> {
         let script = &self.scripts.renew;
-        self.ask(async |connection| {
+        self.within(self.ask(async |connection| {
             script.key(lease_key(name)).arg(owner.0.to_string()).arg(ms(ttl)).invoke_async(connection).await
-        })
+        }))
         .await
     }
 
     async fn release(&self, name: &str, owner: Owner) -> Result<(), ContextError> {
         let script = &self.scripts.release;
-        self.ask(async |connection| {
+        self.within(self.ask(async |connection| {
             script.key(lease_key(name)).arg(owner.0.to_string()).invoke_async(connection).await
-        })
+        }))
         .await
     }
 
     /// The run ids of all its servers: a restart or a failover changes one.
     async fn incarnation(&self) -> Result<String, ContextError> {
-        let mut info = cmd("INFO");
-        info.arg("server");
-        let answer: Value = self.ask(async |connection| info.query_async(connection).await).await?;
-        let mut ids = Vec::new();
-        run_ids(&answer, &mut ids);
-        ids.sort_unstable();
-        Ok(ids.join(" "))
+        self.within(async {
+            let answer: Value = self.ask(async |connection| info().query_async(connection).await).await?;
+            Ok(incarnation_in(&answer))
+        })
+        .await
     }
 }
 

@@ -10,14 +10,14 @@
 //! Nothing is ever dropped: a newer word replaces an older one on the same call, and a call that was admitted always finds
 //! room. Above [`PENDING_MAX`] admission refuses new calls. A store that comes back with another incarnation (a restart, a
 //! failover) may have forgotten what it had acknowledged: every live call is written again, and those that were gone are
-//! counted. Claims are not: one whose outcome is unknown is refused.
+//! counted. Claims are not: one whose outcome is unknown is refused. A call that was only minted here may be another node's by
+//! now: its record is written again if there is none, and only while its claim could be taken.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -61,18 +61,40 @@ struct Shared<S> {
 
 #[derive(Default)]
 struct Words {
+    /// Until the store has taken them.
     pending: HashMap<Uuid, Word>,
-    /// Calls of this node that are not finished.
-    live: HashMap<Uuid, CallContext>,
+    /// Calls that were put here and not finished here, and those whose claim may be taken yet.
+    live: HashMap<Uuid, Live>,
+    number: u64,
+}
+
+/// A context that the store should have.
+#[derive(Debug, Clone)]
+struct Live {
+    context: Arc<CallContext>,
+    /// Minted here and not put since: until its claim can be taken no more.
+    until: Option<Instant>,
 }
 
 /// The newest word on a call.
 #[derive(Debug, Clone)]
 struct Word {
     /// To be put first.
-    put: Option<CallContext>,
+    put: Option<Arc<CallContext>>,
     /// Then it is over.
     finish: bool,
+    /// Which word: a newer one has another number.
+    number: u64,
+}
+
+impl Words {
+    fn say(&mut self, call_id: Uuid, put: Option<Arc<CallContext>>, finish: bool) {
+        self.number += 1;
+        let earlier = self.pending.remove(&call_id);
+        let (earlier_put, earlier_finish) = earlier.map_or((None, false), |word| (word.put, word.finish));
+        let word = Word { put: put.or(earlier_put), finish: finish || earlier_finish, number: self.number };
+        self.pending.insert(call_id, word);
+    }
 }
 
 impl<S: ContextStore + 'static> Spool<S> {
@@ -96,29 +118,29 @@ impl<S: ContextStore + 'static> Spool<S> {
 
     /// Keeps a call's context. Never waits, never refuses.
     pub fn put(&self, context: CallContext) {
+        let (call_id, context) = (context.call_id, Arc::new(context));
         let mut words = self.shared.lock();
-        words.live.insert(context.call_id, context.clone());
-        words.pending.insert(context.call_id, Word { put: Some(context), finish: false });
+        words.live.insert(call_id, Live { context: context.clone(), until: None });
+        words.say(call_id, Some(context), false);
         drop(words);
         self.shared.wake.notify_one();
     }
 
     /// The call is terminal. Never waits, never refuses.
     pub fn finish(&self, call_id: Uuid) {
-        let mut words = self.shared.lock();
-        words.live.remove(&call_id);
-        words.pending.entry(call_id).or_insert(Word { put: None, finish: true }).finish = true;
-        drop(words);
-        self.shared.wake.notify_one();
+        self.shared.finish(call_id);
     }
 
     /// Keeps a new call's context and its claim, and waits until that is certain.
     ///
     /// # Errors
-    /// It is not: the call must be refused.
+    /// It is not: the call must be refused. What the store may have of it is taken back; likewise if nobody waits any more.
     pub async fn mint(&self, context: CallContext, mint: Mint) -> Result<(), ContextError> {
-        self.shared.store.put(context.clone(), Some(mint)).await?;
-        self.shared.lock().live.insert(context.call_id, context);
+        let live = Live { context: Arc::new(context.clone()), until: Some(Instant::now() + mint.ttl) };
+        let attempt = Attempt { shared: &*self.shared, call_id: context.call_id, is_kept: false };
+        self.shared.lock().live.insert(context.call_id, live);
+        self.shared.store.put(context, Some(mint)).await?;
+        attempt.keep();
         Ok(())
     }
 
@@ -149,14 +171,45 @@ impl<S: ContextStore + 'static> Spool<S> {
     }
 }
 
-impl<S: ContextStore> Shared<S> {
+/// A call that is being minted; dropped before it is kept, it is finished.
+struct Attempt<'a, S> {
+    shared: &'a Shared<S>,
+    call_id: Uuid,
+    is_kept: bool,
+}
+
+impl<S> Attempt<'_, S> {
+    fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl<S> Drop for Attempt<'_, S> {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.shared.finish(self.call_id);
+        }
+    }
+}
+
+impl<S> Shared<S> {
     fn lock(&self) -> MutexGuard<'_, Words> {
         self.words.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn finish(&self, call_id: Uuid) {
+        let mut words = self.lock();
+        words.live.remove(&call_id);
+        words.say(call_id, None, true);
+        drop(words);
+        self.wake.notify_one();
+    }
+}
+
+impl<S: ContextStore> Shared<S> {
     async fn say(&self, call_id: Uuid, word: &Word) -> Result<(), ContextError> {
         if let Some(context) = &word.put {
-            self.store.put(context.clone(), None).await?;
+            self.store.put(CallContext::clone(context), None).await?;
         }
         if word.finish {
             self.store.finish(call_id).await?;
@@ -164,79 +217,83 @@ impl<S: ContextStore> Shared<S> {
         Ok(())
     }
 
-    /// Says what waits; false if the store does not take it.
+    /// Says what waits, some at a time; false as soon as the store does not answer.
     async fn say_all(&self) -> bool {
-        let pending: Vec<(Uuid, Word)> = self.lock().pending.drain().collect();
-        let outcomes = futures_util::stream::iter(pending)
-            .map(|(call_id, word)| async move {
-                let outcome = self.say(call_id, &word).await;
-                (call_id, word, outcome)
-            })
-            .buffer_unordered(AT_ONCE);
-        let mut outcomes = std::pin::pin!(outcomes);
-        let mut failed = None;
-        while let Some((call_id, word, outcome)) = outcomes.next().await {
-            let Err(error) = outcome else { continue };
-            self.failures.fetch_add(1, Ordering::Relaxed);
-            failed = Some(error);
-            self.keep(call_id, word);
+        loop {
+            let some: Vec<(Uuid, Word)> = {
+                let words = self.lock();
+                words.pending.iter().take(AT_ONCE).map(|(call_id, word)| (*call_id, word.clone())).collect()
+            };
+            if some.is_empty() {
+                return true;
+            }
+            let said = some.iter().map(|(call_id, word)| self.say(*call_id, word));
+            let outcomes = futures_util::future::join_all(said).await;
+            let mut failed = None;
+            for ((call_id, word), outcome) in some.into_iter().zip(outcomes) {
+                match outcome {
+                    Err(error @ ContextError::Unreachable(_)) => {
+                        self.failures.fetch_add(1, Ordering::Relaxed);
+                        failed = Some(error);
+                        continue;
+                    }
+                    // Another try would fail likewise.
+                    Err(error) => tracing::error!(%call_id, %error, "the context of a call is not kept"),
+                    Ok(()) => {}
+                }
+                let mut words = self.lock();
+                if words.pending.get(&call_id).is_some_and(|newest| newest.number == word.number) {
+                    words.pending.remove(&call_id);
+                }
+            }
+            if let Some(error) = failed {
+                tracing::warn!(%error, waiting = self.lock().pending.len(), "contexts of calls wait for their store");
+                return false;
+            }
         }
-        if let Some(error) = &failed {
-            tracing::warn!(%error, waiting = self.lock().pending.len(), "contexts of calls wait for their store");
-        }
-        failed.is_none()
     }
 
-    /// A word that was not taken waits on, under whatever was said since.
-    fn keep(&self, call_id: Uuid, word: Word) {
-        let mut words = self.lock();
-        match words.pending.get_mut(&call_id) {
-            None => drop(words.pending.insert(call_id, word)),
-            Some(newer) if newer.put.is_none() => newer.put = word.put,
-            Some(_) => {}
-        }
-    }
-
-    /// Writes every live call again; false if the store does not take it.
+    /// Writes every live call again, some at a time; false as soon as the store does not answer.
     async fn restore(&self) -> bool {
-        let live: Vec<CallContext> = {
-            let words = self.lock();
+        let live: Vec<(Uuid, Live)> = {
+            let mut words = self.lock();
+            let now = Instant::now();
+            words.live.retain(|_, live| live.until.is_none_or(|until| now < until));
             // What waits to be put has not been acknowledged, and comes next.
             let waits = |call_id| words.pending.get(call_id).is_some_and(|word| word.put.is_some());
-            words
-                .live
-                .iter()
-                .filter(|(call_id, _)| !waits(call_id))
-                .map(|(_, context)| context.clone())
-                .collect()
+            words.live.iter().filter(|(id, _)| !waits(id)).map(|(id, live)| (*id, live.clone())).collect()
         };
-        let total = live.len();
-        let outcomes = futures_util::stream::iter(live)
-            .map(|context| async move {
+        let (total, mut lost) = (live.len(), 0);
+        for some in live.chunks(AT_ONCE) {
+            let written = some.iter().map(|(call_id, Live { context, until })| async move {
                 // It may have ended meanwhile: a finished call is not to be revived.
-                if !self.lock().live.contains_key(&context.call_id) {
+                if !self.lock().live.contains_key(call_id) {
                     return Ok(false);
                 }
-                self.store.put(context, None).await
-            })
-            .buffer_unordered(AT_ONCE);
-        let mut outcomes = std::pin::pin!(outcomes);
-        let (mut lost, mut is_done) = (0, true);
-        while let Some(outcome) = outcomes.next().await {
-            match outcome {
-                Ok(was_lost) => lost += u64::from(was_lost),
-                Err(_) => is_done = false,
+                match until {
+                    None => self.store.put(CallContext::clone(context), None).await,
+                    Some(_) => self.store.restore(CallContext::clone(context)).await,
+                }
+            });
+            for outcome in futures_util::future::join_all(written).await {
+                match outcome {
+                    Ok(was_lost) => lost += u64::from(was_lost),
+                    Err(_) => {
+                        self.restored.fetch_add(lost, Ordering::Relaxed);
+                        return false;
+                    }
+                }
             }
         }
         self.restored.fetch_add(lost, Ordering::Relaxed);
-        if is_done {
-            tracing::warn!(
-                live = total,
-                lost,
-                "the context store was restarted: live calls were written again"
-            );
-        }
-        is_done
+        tracing::warn!(live = total, lost, "the context store was restarted: live calls were written again");
+        true
+    }
+
+    /// Minted calls whose claim can be taken no more are not ours.
+    fn sweep(&self) {
+        let now = Instant::now();
+        self.lock().live.retain(|_, live| live.until.is_none_or(|until| now < until));
     }
 
     /// Whether the store is the one that it was; if not, it gets what it may have lost.
@@ -256,7 +313,7 @@ async fn run<S: ContextStore>(shared: Arc<Shared<S>>) {
         let is_closing = shared.closing.load(Ordering::Acquire);
         if is_closing {
             let last = tokio::time::timeout(CLOSE_WITHIN, shared.say_all()).await;
-            if last != Ok(true) {
+            if !matches!(last, Ok(true)) {
                 tracing::error!(
                     lost = shared.lock().pending.len(),
                     "contexts were not written before the end"
@@ -267,13 +324,12 @@ async fn run<S: ContextStore>(shared: Arc<Shared<S>>) {
         let is_due = asked.is_none_or(|asked| asked.elapsed() >= RETRY_AFTER);
         if is_due {
             shared.look(&mut known).await;
+            shared.sweep();
             asked = Some(Instant::now());
         }
-        while !shared.lock().pending.is_empty() && !shared.closing.load(Ordering::Acquire) {
-            if !shared.say_all().await {
-                tokio::time::sleep(RETRY_AFTER).await;
-                break;
-            }
+        if !shared.say_all().await {
+            tokio::time::sleep(RETRY_AFTER).await;
+            continue;
         }
         // A word that comes wakes at once; a store that is restarted is seen soon.
         let _ = tokio::time::timeout(RETRY_AFTER, shared.wake.notified()).await;

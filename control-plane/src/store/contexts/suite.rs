@@ -49,6 +49,8 @@ pub(super) async fn all(bed: &impl Bed) {
     new_claim_takes_the_place_of_the_earlier_one(bed).await;
     callbacks_find_their_call_by_an_id_that_claims_nothing(bed).await;
     taken_claim_comes_back_only_after_its_connection_dropped(bed).await;
+    call_that_is_over_is_not_revived(bed).await;
+    record_is_restored_only_where_there_is_none(bed).await;
     call_on_sip_has_no_provider(bed).await;
     unknown_claims_and_calls_are_nothing(bed).await;
     lease_is_held_by_one_until_it_ends(bed).await;
@@ -151,6 +153,30 @@ async fn taken_claim_comes_back_only_after_its_connection_dropped(bed: &impl Bed
     store.dropped(claim).await.unwrap();
     store.finish(context.call_id).await.unwrap();
     assert_eq!(store.retake(claim).await.unwrap(), None, "the call is over");
+}
+
+async fn call_that_is_over_is_not_revived(bed: &impl Bed) {
+    let (store, context, mint) = (bed.store(), context(), mint());
+    store.put(context.clone(), None).await.unwrap();
+    store.finish(context.call_id).await.unwrap();
+    assert!(!store.put(context.clone(), Some(mint)).await.unwrap());
+    assert_eq!(store.take(mint.claim).await.unwrap(), None, "it gets no claim");
+    bed.pass(GRACE).await;
+    assert_eq!(store.get(context.call_id).await.unwrap(), None, "nor does it live longer");
+    assert!(store.put(context.clone(), None).await.unwrap(), "what is forgotten is new");
+    store.finish(context.call_id).await.unwrap();
+}
+
+async fn record_is_restored_only_where_there_is_none(bed: &impl Bed) {
+    let (store, older) = (bed.store(), context());
+    let newer = CallContext { engine: "engine-2".into(), ..older.clone() };
+    store.put(newer.clone(), None).await.unwrap();
+    assert!(!store.restore(older.clone()).await.unwrap());
+    assert_eq!(store.get(older.call_id).await.unwrap(), Some(newer));
+    let lost = context();
+    let event_id = lost.provider.as_ref().unwrap().event_id;
+    assert!(store.restore(lost.clone()).await.unwrap());
+    assert_eq!(store.by_event(event_id).await.unwrap(), Some(lost));
 }
 
 async fn call_on_sip_has_no_provider(bed: &impl Bed) {

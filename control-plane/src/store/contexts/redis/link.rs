@@ -1,24 +1,27 @@
 //! The way to Redis: one server, a cluster, or whichever server the sentinels name.
 
 use std::fmt;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, RedisError, RedisFuture,
-    TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline,
+    RedisError, RedisFuture, TlsCertificates, TlsMode, Value,
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use super::ANSWER_WITHIN;
 
 /// A server that does not take the connection in this time is down.
 const CONNECT_WITHIN: Duration = Duration::from_millis(800);
-/// Between two tries to connect, at most.
-const RETRY_AT_MOST: Duration = Duration::from_secs(1);
+/// All of a try: sentinels that are dark are asked one after the other.
+const DIAL_WITHIN: Duration = Duration::from_secs(5);
+/// After a try that failed.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// What `TANDEM_REDIS_URL` says. Its password is not shown.
 #[derive(Clone)]
@@ -124,44 +127,18 @@ impl RedisUrl {
     }
 }
 
-/// A way that is being used. Connections come and go behind it.
-pub(super) enum Link {
-    /// Connects again by itself.
-    Server(Box<ConnectionManager>),
-    /// Likewise, once it is up.
-    Cluster { client: Box<ClusterClient>, connection: Mutex<Option<ClusterConnection>> },
-    /// Asks the sentinels again when the server has failed.
-    Sentinel(Box<Mutex<Sentinel>>),
-}
-
-pub(super) struct Sentinel {
-    client: SentinelClient,
-    connection: Option<MultiplexedConnection>,
-}
-
-impl fmt::Debug for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Server(_) => "Server",
-            Self::Cluster { .. } => "Cluster",
-            Self::Sentinel(_) => "Sentinel",
-        })
-    }
-}
-
-/// One of the kinds of connection.
+/// One of the kinds of connection. Cheap to clone: clones share it.
+#[derive(Clone)]
 pub(super) enum Connection {
-    Server(Box<ConnectionManager>),
-    Cluster(ClusterConnection),
     Plain(MultiplexedConnection),
+    Cluster(ClusterConnection),
 }
 
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         match self {
-            Self::Server(connection) => connection.req_packed_command(cmd),
-            Self::Cluster(connection) => connection.req_packed_command(cmd),
             Self::Plain(connection) => connection.req_packed_command(cmd),
+            Self::Cluster(connection) => connection.req_packed_command(cmd),
         }
     }
 
@@ -172,48 +149,94 @@ impl ConnectionLike for Connection {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         match self {
-            Self::Server(connection) => connection.req_packed_commands(pipeline, offset, count),
-            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
             Self::Plain(connection) => connection.req_packed_commands(pipeline, offset, count),
+            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
         }
     }
 
     fn get_db(&self) -> i64 {
         match self {
-            Self::Server(connection) => connection.get_db(),
-            Self::Cluster(connection) => connection.get_db(),
             Self::Plain(connection) => connection.get_db(),
+            Self::Cluster(connection) => connection.get_db(),
         }
+    }
+}
+
+/// How a connection is made.
+enum Dial {
+    Server(Client),
+    Cluster(Box<ClusterClient>),
+    Sentinel(Box<Mutex<SentinelClient>>),
+}
+
+/// A way that is being used. There is one connection at a time; one that fails or falls silent is given up, and another
+/// is made aside, by one task, however many wait for it.
+#[derive(Clone)]
+pub(super) struct Link {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    dial: Dial,
+    state: std::sync::Mutex<State>,
+    /// A try to connect is over.
+    tried: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    up: Option<Up>,
+    generation: u64,
+    is_dialling: bool,
+    /// Of the last try that failed.
+    error: Option<String>,
+    failures: u64,
+}
+
+/// A connection that is up.
+#[derive(Clone)]
+pub(super) struct Up {
+    pub(super) connection: Connection,
+    /// Which one it is.
+    pub(super) generation: u64,
+    /// Which life of its server it leads to, in [`EPOCH_LEN`] characters; `-` throughout where there are several.
+    pub(super) epoch: String,
+}
+
+/// Characters of an epoch.
+pub(super) const EPOCH_LEN: usize = 8;
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.shared.dial {
+            Dial::Server(_) => "Server",
+            Dial::Cluster(_) => "Cluster",
+            Dial::Sentinel(_) => "Sentinel",
+        })
     }
 }
 
 impl Link {
     pub(super) fn new(url: &RedisUrl) -> Result<Self, UrlError> {
         let certificates = url.certificates();
-        Ok(match &url.way {
-            Way::Server(server) => {
-                let client = match certificates {
+        let dial = match &url.way {
+            Way::Server(server) => Dial::Server(
+                match certificates {
                     Some(certificates) => Client::build_with_tls(server.clone(), certificates),
                     None => Client::open(server.clone()),
                 }
-                .map_err(|error| malformed(&error))?;
-                let config = ConnectionManagerConfig::new()
-                    .set_connection_timeout(Some(CONNECT_WITHIN))
-                    .set_response_timeout(Some(ANSWER_WITHIN))
-                    .set_max_delay(RETRY_AT_MOST);
-                let manager = ConnectionManager::new_lazy_with_config(client, config)
-                    .map_err(|error| malformed(&error))?;
-                Self::Server(Box::new(manager))
-            }
+                .map_err(|error| malformed(&error))?,
+            ),
             Way::Cluster(nodes) => {
                 let mut builder: ClusterClientBuilder = ClusterClient::builder(nodes.clone())
                     .connection_timeout(CONNECT_WITHIN)
-                    .response_timeout(ANSWER_WITHIN);
+                    .response_timeout(ANSWER_WITHIN)
+                    // For a slot that has moved; nothing is done twice.
+                    .retries(1);
                 if let Some(certificates) = certificates {
                     builder = builder.certs(certificates);
                 }
-                let client = Box::new(builder.build().map_err(|error| malformed(&error))?);
-                Self::Cluster { client, connection: Mutex::default() }
+                Dial::Cluster(Box::new(builder.build().map_err(|error| malformed(&error))?))
             }
             Way::Sentinel { sentinels, service, server } => {
                 let addresses = sentinels.iter().map(|sentinel| sentinel.addr().clone());
@@ -237,46 +260,110 @@ impl Link {
                         .set_client_to_redis_certificates(certificates.clone())
                         .set_client_to_sentinel_certificates(certificates);
                 }
-                let client = builder.build().map_err(|error| malformed(&error))?;
-                Self::Sentinel(Box::new(Mutex::new(Sentinel { client, connection: None })))
+                Dial::Sentinel(Box::new(Mutex::new(builder.build().map_err(|error| malformed(&error))?)))
             }
+        };
+        Ok(Self {
+            shared: Arc::new(Shared { dial, state: std::sync::Mutex::default(), tried: Notify::new() }),
         })
     }
 
-    pub(super) async fn connection(&self) -> Result<Connection, RedisError> {
-        match self {
-            Self::Server(manager) => Ok(Connection::Server(manager.clone())),
-            Self::Cluster { client, connection } => {
-                let mut connection = connection.lock().await;
-                let up = match &*connection {
-                    Some(up) => up.clone(),
-                    None => connection.insert(client.get_async_connection().await?).clone(),
-                };
-                Ok(Connection::Cluster(up))
+    /// The connection, or the one that is made next. Whoever waits brings a deadline of his own.
+    ///
+    /// # Errors
+    /// A try that began or went on while we waited has failed; in words.
+    pub(super) async fn connection(&self) -> Result<Up, String> {
+        let failures = self.shared.lock().failures;
+        loop {
+            let tried = self.shared.tried.notified();
+            let mut tried = std::pin::pin!(tried);
+            tried.as_mut().enable();
+            {
+                let mut state = self.shared.lock();
+                if let Some(up) = &state.up {
+                    return Ok(up.clone());
+                }
+                if state.failures != failures {
+                    return Err(state.error.clone().unwrap_or_default());
+                }
+                if !std::mem::replace(&mut state.is_dialling, true) {
+                    tokio::spawn(self.shared.clone().dial());
+                }
             }
-            Self::Sentinel(sentinel) => {
-                let Sentinel { client, connection } = &mut *sentinel.lock().await;
-                let up = match connection {
-                    Some(up) => up.clone(),
-                    None => connection.insert(client.get_async_connection().await?).clone(),
-                };
-                Ok(Connection::Plain(up))
-            }
+            tried.await;
         }
     }
 
-    /// A question failed: whoever was asked may not be the right one any more.
-    pub(super) async fn failed(&self, error: &RedisError) {
-        if error.is_unrecoverable_error() || error.is_io_error() || error.code() == Some("READONLY") {
-            self.silent().await;
-        }
+    /// The newest connection's number.
+    pub(super) fn generation(&self) -> u64 {
+        self.shared.lock().generation
     }
 
-    /// Nobody answered.
-    pub(super) async fn silent(&self) {
-        if let Self::Sentinel(sentinel) = self {
-            sentinel.lock().await.connection = None;
+    /// That connection has failed or does not answer: whoever asks next gets another one.
+    pub(super) fn give_up(&self, generation: u64) {
+        let mut state = self.shared.lock();
+        if state.generation == generation {
+            state.up = None;
         }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn dial(self: Arc<Self>) {
+        let outcome = match tokio::time::timeout(DIAL_WITHIN, self.connect()).await {
+            Ok(Ok(up)) => Ok(up),
+            Ok(Err(error)) => Err(super::said(&error)),
+            Err(_) => Err(format!("no connection in {} s", DIAL_WITHIN.as_secs())),
+        };
+        if outcome.is_err() {
+            // Whoever waits hears of it now; the next try is not at once.
+            tokio::time::sleep(RETRY_AFTER).await;
+        }
+        {
+            let mut state = self.lock();
+            state.is_dialling = false;
+            match outcome {
+                Ok((connection, epoch)) => {
+                    state.generation += 1;
+                    let generation = state.generation;
+                    state.up = Some(Up { connection, generation, epoch });
+                }
+                Err(error) => {
+                    state.failures += 1;
+                    state.error = Some(error);
+                }
+            }
+        }
+        self.tried.notify_waiters();
+    }
+
+    async fn connect(&self) -> Result<(Connection, String), RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_WITHIN))
+            .set_response_timeout(Some(ANSWER_WITHIN));
+        let mut connection = match &self.dial {
+            Dial::Server(client) => {
+                Connection::Plain(client.get_multiplexed_async_connection_with_config(&config).await?)
+            }
+            Dial::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
+            Dial::Sentinel(client) => {
+                let mut client = client.lock().await;
+                Connection::Plain(client.get_async_connection_with_config(&config).await?)
+            }
+        };
+        let epoch = match &mut connection {
+            Connection::Cluster(_) => "-".repeat(EPOCH_LEN),
+            connection => {
+                let answer = super::info().query_async(connection).await?;
+                let id = super::incarnation_in(&answer);
+                format!("{:-<EPOCH_LEN$.EPOCH_LEN$}", id)
+            }
+        };
+        Ok((connection, epoch))
     }
 }
 

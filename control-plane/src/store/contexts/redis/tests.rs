@@ -46,7 +46,7 @@ fn spawn(folder: &Path, port: u16, arguments: &[String]) -> Child {
 impl Server {
     async fn start(arguments: &[&str]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        loop {
+        for _ in 0..10 {
             let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
             let process = spawn(folder.path(), port, &arguments);
             let mut server = Self { process, port, folder, arguments: arguments.clone() };
@@ -55,6 +55,7 @@ impl Server {
             }
             // Somebody else took the port meanwhile.
         }
+        panic!("redis-server {arguments:?} does not start");
     }
 
     /// Waits until it answers; false if it has ended.
@@ -241,10 +242,10 @@ async fn sentinel_leads_to_the_server_that_took_over() {
     }
 
     let store = contexts(&format!("redis-sentinel://127.0.0.1:{port}/main"));
-    let context = suite::context();
-    store.put(context.clone(), None).await.unwrap();
+    let (context, ringing) = (suite::context(), Mint::fresh(Duration::ZERO));
+    store.put(context.clone(), Some(ringing)).await.unwrap();
     let before = store.incarnation().await.unwrap();
-    while !replica.cli(&["DBSIZE"]).contains('2') {
+    while !replica.cli(&["DBSIZE"]).contains('3') {
         assert!(Instant::now() < end, "the replica does not follow");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -252,6 +253,52 @@ async fn sentinel_leads_to_the_server_that_took_over() {
     answers(&store, Duration::from_secs(30)).await;
     assert_eq!(store.get(context.call_id).await.unwrap(), Some(context));
     assert_ne!(store.incarnation().await.unwrap(), before);
+    // It may have been taken from the old server in its last moment.
+    assert_eq!(store.take(ringing.claim).await.unwrap(), None);
+    let minted = Mint::fresh(Duration::ZERO);
+    store.put(suite::context(), Some(minted)).await.unwrap();
+    assert!(store.take(minted.claim).await.unwrap().is_some());
+}
+
+/// Stops a server in its tracks: it is there, and does not answer.
+fn signal(server: &Server, name: &str) {
+    let done = Command::new("kill").args([name, &server.process.id().to_string()]).status().unwrap();
+    assert!(done.success());
+}
+
+#[tokio::test]
+async fn server_that_falls_silent_is_given_up_and_found_again() {
+    let server = Server::start(&[]).await;
+    let store = contexts(&server.url());
+    let context = suite::context();
+    store.put(context.clone(), None).await.unwrap();
+    let before = store.link.generation();
+    signal(&server, "-STOP");
+    let silent = store.get(context.call_id).await;
+    assert!(matches!(silent, Err(ContextError::Unreachable(_))), "{silent:?}");
+    signal(&server, "-CONT");
+    answers(&store, Duration::from_secs(10)).await;
+    assert_eq!(store.get(context.call_id).await.unwrap(), Some(context));
+    assert!(store.link.generation() > before, "by another connection");
+}
+
+#[tokio::test]
+async fn call_that_could_not_be_minted_leaves_nothing_behind() {
+    let server = Server::start(&[]).await;
+    let store = contexts(&server.url());
+    let (spool, writing) = Spool::new(store.clone());
+    let writing = tokio::spawn(writing);
+    let (given_up, mint) = (suite::context(), Mint::fresh(Duration::ZERO));
+    // Whoever asked has gone before the store has answered.
+    let minting = spool.mint(given_up.clone(), mint);
+    assert!(tokio::time::timeout(Duration::ZERO, minting).await.is_err());
+    until(|| spool.pending() == 0).await;
+    // What was on its way may have come in between; the last word is that it is over.
+    spool.finish(given_up.call_id);
+    until(|| spool.pending() == 0).await;
+    assert_eq!(store.take(mint.claim).await.unwrap(), None);
+    spool.close();
+    writing.await.unwrap();
 }
 
 #[tokio::test]
