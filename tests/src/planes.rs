@@ -296,6 +296,9 @@ impl Planes {
         let mut news = Vec::new();
         let mut packet = [0; 1_472];
         for (id, open) in &mut self.sessions {
+            while open.session.wants_handshake() {
+                open.session.handle_handshake(now);
+            }
             while let Some(transmit) = open.session.poll_transmit(now, &mut packet) {
                 self.rtp_sent += usize::from(transmit.from == Port::Rtp);
                 Open::send(open.address, &transmit, &packet, network);
