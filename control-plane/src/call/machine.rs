@@ -39,7 +39,7 @@ use crate::media::{Fleet, SessionEvent};
 use crate::sip::Verb;
 use crate::store::accounts::Found;
 use crate::store::contexts::CallContext;
-use crate::trunk::Trunk;
+use crate::trunk::{SrtpRules, Trunk};
 
 mod change;
 mod fork;
@@ -373,26 +373,8 @@ impl Call {
             _ => self.flow.transport.is_secure(),
         };
         let policy = rules.policy(self.outbound.is_some(), is_private);
-        let (srtp, secret) = self.fresh_keys(policy, around);
+        let (srtp, secret) = fresh_keys(rules, policy, around);
         self.negotiation.protect(srtp, secret);
-    }
-
-    /// Keys that no other dialog has, and what credentials of ICE come from.
-    fn fresh_keys(&self, policy: SrtpPolicy, around: &mut Surroundings<'_>) -> (LocalSrtp, Option<Secret>) {
-        let rules = self.trunk.as_ref().map(|trunk| trunk.srtp).unwrap_or_default();
-        let mut random = |octets: &mut [u8]| {
-            for eight in octets.chunks_mut(8) {
-                eight.copy_from_slice(&around.random().to_ne_bytes()[..eight.len()]);
-            }
-        };
-        let srtp = LocalSrtp::new(policy, &mut random);
-        // A certificate's hash is no secret: signalling in the clear may carry it.
-        let secret = rules.allows_dtls().then(|| {
-            let mut octets = [0; 32];
-            random(&mut octets);
-            Secret(octets)
-        });
-        (srtp, secret)
     }
 
     fn check_offer(&mut self) -> Result<(), Ending> {
@@ -967,4 +949,25 @@ impl Call {
             },
         })
     }
+}
+
+/// Keys that no other dialog has, and what credentials of ICE come from.
+fn fresh_keys(
+    rules: SrtpRules,
+    policy: SrtpPolicy,
+    around: &mut Surroundings<'_>,
+) -> (LocalSrtp, Option<Secret>) {
+    let mut random = |octets: &mut [u8]| {
+        for eight in octets.chunks_mut(8) {
+            eight.copy_from_slice(&around.random().to_ne_bytes()[..eight.len()]);
+        }
+    };
+    let srtp = LocalSrtp::new(policy, &mut random);
+    // A certificate's hash is no secret: signalling in the clear may carry it.
+    let secret = rules.allows_dtls().then(|| {
+        let mut octets = [0; 32];
+        random(&mut octets);
+        Secret(octets)
+    });
+    (srtp, secret)
 }
