@@ -25,7 +25,7 @@ use tandem_sip::{CallHandle, EndReason, Flow, HeaderName, Headers, Request, Uri}
 use uuid::Uuid;
 
 use super::action::{Action, Change, EngineRefusal, EngineReply, Refusal};
-use super::admission::{self, Credential, Trace, refused_by};
+use super::admission::{self, Credential, Trace, cut_off_by, refused_by};
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
 use super::headers;
@@ -615,6 +615,7 @@ impl Call {
             SessionEvent::AgentHeaders { headers } => self.set_agent_headers(&headers),
             SessionEvent::AgentAnswer => self.answer_after_early_media(around),
             SessionEvent::LegLost { reason, detail } => self.handle_guest_lost(reason, &detail, around),
+            SessionEvent::Idle { idle_ms } => self.handle_idle(idle_ms, around),
             // What only counts.
             SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
             SessionEvent::Report { stats } => self.stats = Some(*stats),
@@ -634,6 +635,18 @@ impl Call {
                 self.end(Ending::with_detail(cause, detail), around);
             }
         }
+    }
+
+    /// Nobody has spoken for too long. Nobody has to while one side holds the other or is about to, while somebody is being
+    /// brought in or is there, or while the call is handed on: the engine counts anew afterwards.
+    fn handle_idle(&mut self, idle_ms: u64, around: &mut Surroundings<'_>) {
+        let is_elsewhere = self.has_open_guest() || self.transfer.is_some() || self.successor.is_some();
+        if self.life.state() != State::Connected || is_elsewhere || self.is_about_to_hold() {
+            return;
+        }
+        let got = format!("none for {} s", idle_ms / 1_000);
+        self.trace.push(cut_off_by("idle", "speech", "of either side", &got));
+        self.end(Ending::with_detail(Cause::Idle, got), around);
     }
 
     /// The engine that has the session is gone.

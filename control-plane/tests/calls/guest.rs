@@ -62,7 +62,7 @@ impl Bed {
         self.callee()
     }
 
-    fn byes(&self) -> usize {
+    pub(crate) fn byes(&self) -> usize {
         self.heard.iter().filter(|heard| matches!(heard, Heard::Bye { .. })).count()
     }
 }
@@ -502,4 +502,30 @@ fn phone_that_must_be_protected_and_answers_in_the_clear_does_not_come_in() {
     assert_eq!(bed.operator_wants(call_id, "phone:anna", LegRole::Bridge), Asked::Done);
     bed.guest_answers();
     assert_eq!((bed.byes(), bed.legs_removed(), bed.state(call_id).as_str()), (1, 1, "connected"));
+}
+
+#[test]
+fn silence_ends_no_call_into_which_somebody_is_brought_but_a_secret_listener_hinders_nothing() {
+    let idle = || SessionEvent::Idle { idle_ms: 30_000 };
+    for mode in [TransferMode::Bridge, TransferMode::Consult] {
+        let mut bed = Bed::new();
+        let (_, call_id) = bed.talking(&trunk(|_| {}));
+        bed.agent_wants(call_id, "+4930333", mode);
+        bed.session(call_id, idle());
+        assert_eq!(bed.state(call_id), "connected", "{mode:?}: it rings");
+        let guest = bed.guest_answers();
+        bed.session(call_id, idle());
+        assert_eq!(bed.state(call_id), "connected", "{mode:?}: they talk");
+        bed.caller.bye(guest, Headers::new(), bed.now).unwrap();
+        bed.run();
+        bed.session(call_id, idle());
+        assert_eq!(bed.last_record().call.ending.clone().unwrap().reason, "idle");
+    }
+    let mut bed = Bed::new();
+    let (_, call_id) = bed.talking(&trunk(|_| {}));
+    assert_eq!(bed.operator_wants(call_id, "+4930333", LegRole::Listen), Asked::Done);
+    bed.guest_answers();
+    bed.session(call_id, idle());
+    assert_eq!(bed.last_record().call.ending.clone().unwrap().reason, "idle");
+    assert_eq!(bed.byes(), 2);
 }
