@@ -57,7 +57,7 @@ const COMPLETIONS_MAX: u64 = 4 * BATCH_MAX as u64;
 /// Commands carried out in one turn: opening a session binds a port and allocates, tens of microseconds each.
 const COMMANDS_A_TURN: usize = 16;
 
-/// Steps of TLS and DTLS handshakes that are done in one turn: some 0.2 ms each, and packets wait for them.
+/// Steps of TLS and DTLS handshakes that are done in one turn: at most some 0.5 ms each, and packets wait for them.
 const HANDSHAKES_A_TURN: usize = 2;
 
 /// A closed agent stream is given so long to read its good-bye and close its side.
