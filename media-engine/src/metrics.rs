@@ -189,6 +189,12 @@ core_metrics! {
     agent_marks_refused_total: "counter",
     /// Messages of agents that were none of their dialect.
     agent_malformed_total: "counter",
+    /// Steps of TLS and DTLS handshakes.
+    handshake_steps_total: "counter",
+    /// Steps of TLS and DTLS handshakes that waited for more than a turn, because others were before them.
+    handshakes_deferred_total: "counter",
+    /// Datagrams of DTLS handshakes that found too many waiting, and were dropped.
+    handshakes_overflowed_total: "counter",
     /// Links to built-in voice agents that carry calls.
     links: "gauge",
     /// Links that broke, or could not be had.

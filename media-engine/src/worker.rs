@@ -61,7 +61,7 @@ const COMPLETIONS_MAX: u64 = 4 * BATCH_MAX as u64;
 /// Commands carried out in one turn: opening a session binds a port and allocates, tens of microseconds each.
 const COMMANDS_A_TURN: usize = 16;
 
-/// TLS handshakes that go on in one turn: some 0.2 ms each, and packets wait for them.
+/// Steps of TLS and DTLS handshakes that are done in one turn: at most some 0.5 ms each, and packets wait for them.
 const HANDSHAKES_A_TURN: usize = 2;
 
 /// A closed agent stream is given so long to read its good-bye and close its side.
@@ -137,7 +137,7 @@ pub struct Worker {
     /// Ports of other cores that were closed here, and that the control thread does not know of yet. As many at most as second
     /// legs have come from there.
     homeless: Vec<u16>,
-    /// Sessions whose agent's TLS handshake waits for its turn, each once.
+    /// Sessions of which a step of a handshake waits for its turn, each once: one that has more goes to the end.
     handshakes: VecDeque<u32>,
     generation: u32,
     wheel: Wheel,
@@ -298,13 +298,14 @@ impl Worker {
         }
     }
 
-    /// Goes on with up to [`HANDSHAKES_A_TURN`] TLS handshakes; true when more wait.
+    /// Does up to [`HANDSHAKES_A_TURN`] steps of handshakes; true when more wait.
     fn shake_hands(&mut self, now: Instant) -> bool {
         for _ in 0..HANDSHAKES_A_TURN {
             let Some(index) = self.handshakes.pop_front() else { return false };
             if let Some(slot) = self.sessions.get_mut(index as usize) {
                 slot.is_shaking = false;
                 slot.session.handle_handshake(now);
+                self.tally.handshake_steps_total += 1;
                 self.touch(index);
             }
         }
@@ -973,6 +974,7 @@ impl Worker {
         self.get_ready(index);
         let slot = &mut self.sessions[index as usize];
         if slot.session.wants_handshake() && !std::mem::replace(&mut slot.is_shaking, true) {
+            self.tally.handshakes_deferred_total += u64::from(self.handshakes.len() >= HANDSHAKES_A_TURN);
             self.handshakes.push_back(index);
         }
         let slot = &mut self.sessions[index as usize];
@@ -980,6 +982,7 @@ impl Worker {
         self.tally.events_refused_total += oddities.events_refused;
         self.tally.agent_marks_refused_total += oddities.marks_refused;
         self.tally.agent_malformed_total += oddities.malformed;
+        self.tally.handshakes_overflowed_total += oddities.handshake_overflowed;
         while let Some(event) = slot.session.poll_event() {
             if let Event::Ended { .. } | Event::Joined { .. } = event {
                 self.tally.sessions_ended_total += 1;

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use control_plane::call::machine::Asked;
 use control_plane::config::Limits;
+use tandem_api::engine::v1::LegRole;
 use tandem_tests::network::Network;
+use tandem_tests::planes::MUTE_IDLE;
 use tandem_tests::world::World;
 
 fn ending(world: &World) -> (String, String) {
@@ -66,4 +69,68 @@ fn shutdown_hangs_up_even_when_every_third_datagram_is_lost() {
     world.until("the caller is hung up on", |world| world.caller.was_hung_up_on());
     world.until("the call is over", |world| world.planes.live_calls() == 0);
     assert_eq!(ending(&world), ("us".to_owned(), "shutdown".to_owned()));
+}
+
+#[test]
+fn call_in_which_nobody_speaks_is_ended_by_us() {
+    let mut world = World::new(Network::seeded(25));
+    world.dials("mute:demo-key");
+    world.until("the caller is hung up on", |world| world.caller.was_hung_up_on());
+    let lasted = world.caller.lasted().expect("it was answered and has ended");
+    assert!((MUTE_IDLE..MUTE_IDLE + Duration::from_secs(1)).contains(&lasted), "{lasted:?}");
+    world.until("the call is over", |world| world.planes.live_calls() == 0);
+    assert_eq!(ending(&world), ("us".to_owned(), "idle".to_owned()));
+    assert_eq!(world.planes.ports_in_use(), 0);
+}
+
+#[test]
+fn caller_who_holds_may_be_silent_as_long_as_he_likes() {
+    let mut world = World::new(Network::seeded(26));
+    world.dials("mute:demo-key");
+    world.until("the call is answered", |world| world.caller.is_connected());
+    world.passes(MUTE_IDLE / 2);
+    world.offers_again("sendonly");
+    world.passes(MUTE_IDLE * 4);
+    assert_eq!(world.planes.state(world.planes.only_call()), "on_hold");
+    world.offers_again("sendrecv");
+    let resumed = world.network.elapsed();
+    world.until("the caller is hung up on", |world| world.caller.was_hung_up_on());
+    let silent = world.network.elapsed() - resumed;
+    assert!((MUTE_IDLE..MUTE_IDLE + Duration::from_secs(1)).contains(&silent), "{silent:?}: counted anew");
+    world.until("the call is over", |world| world.planes.live_calls() == 0);
+    assert_eq!(ending(&world), ("us".to_owned(), "idle".to_owned()));
+}
+
+#[test]
+fn silence_does_not_count_while_somebody_is_there_or_is_called() {
+    for role in [LegRole::Consult, LegRole::Bridge] {
+        let mut world = World::with_trunk(Network::seeded(27), |trunk| {
+            trunk.inbound.routes[0].assistant_id = "mute".into();
+            trunk.outbound.ring_timeout = MUTE_IDLE * 2;
+        });
+        world.dials("700");
+        world.until("the call is answered", |world| world.caller.is_connected());
+        let call = world.planes.only_call();
+        world.until("its ACK has come", |world| world.planes.state(call) == "connected");
+        world.passes(Duration::from_secs(1));
+        assert_eq!(
+            world.planes.brings_in(call, "+4930333", role, &mut world.network),
+            Asked::Done,
+            "{role:?}"
+        );
+        world.until("the guest is called", |world| !world.other.incoming().is_empty());
+        world.other_rings();
+        world.passes(MUTE_IDLE + Duration::from_secs(5));
+        assert_eq!(world.planes.state(call), "connected", "{role:?}: it rings");
+        world.other_answers();
+        world.passes(MUTE_IDLE * 4);
+        assert_eq!(world.planes.state(call), "connected", "{role:?}: they may be silent");
+        world.other_hangs_up();
+        let left = world.network.elapsed();
+        world.until("the caller is hung up on", |world| world.caller.was_hung_up_on());
+        let silent = world.network.elapsed() - left;
+        assert!((MUTE_IDLE..MUTE_IDLE + Duration::from_secs(1)).contains(&silent), "{role:?}: {silent:?}");
+        world.until("the call is over", |world| world.planes.live_calls() == 0);
+        assert_eq!(world.planes.ending(call), "idle");
+    }
 }

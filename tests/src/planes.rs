@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use control_plane::call::action::{Action, EngineCommand, EngineRefusal, EngineReply, Refusal};
 use control_plane::call::admission::{Credential, Proof};
-use control_plane::call::agent::{Agent, Dialect};
+use control_plane::call::agent::{Agent, Dialect, Speech};
 use control_plane::call::gate::{Gate, TenantLimits};
 use control_plane::call::machine::{Asked, TransferTo};
 use control_plane::call::order::{Callee, Order, PHONES};
@@ -29,6 +29,7 @@ use tandem_api::engine::v1 as engine;
 use tandem_api::engine::v1::LegRole;
 use tandem_api::v1::Call;
 use tandem_sip::{Endpoint, EndpointConfig, Flow, Headers, InviteRequest, Method, Uri};
+use tandem_stream::websocket::UpgradeRequest;
 use uuid::Uuid;
 
 use crate::network::{Datagram, Network};
@@ -75,7 +76,8 @@ impl Open {
 }
 
 impl Planes {
-    /// A stack that knows the demo key and the assistants `echo`, `tone` and `pcm` (whose agent never answers).
+    /// A stack that knows the demo key and the assistants `echo`, `tone`, `pcm` (whose agent never answers) and `mute` (whose
+    /// agent is there and says nothing).
     pub fn new(limits: Limits, network: &mut Network) -> Self {
         let seed = network.random();
         let settings = Settings {
@@ -311,6 +313,11 @@ impl Planes {
         let mut news = Vec::new();
         let mut packet = [0; 1_472];
         for (id, open) in &mut self.sessions {
+            while open.session.wants_handshake() {
+                open.session.handle_handshake(now);
+            }
+            // Nobody minds what the agent hears.
+            while open.session.poll_stream(&mut packet) > 0 {}
             while let Some(transmit) = open.session.poll_transmit(now, &mut packet) {
                 self.rtp_sent += usize::from(transmit.from == Port::Rtp);
                 Open::send(open.address, &transmit, &packet, network);
@@ -498,6 +505,7 @@ impl Planes {
         network: &mut Network,
     ) -> engine::OpenSessionResponse {
         let (rtp, _) = contract::rtp(request.rtp).expect("the control plane sends what can be carried");
+        let is_mute = request.call.as_ref().is_some_and(|call| call.assistant_id == MUTE);
         let call = contract::call(request.call, &request.session_id);
         let speech = contract::speech(request.agent.as_ref());
         let agent =
@@ -522,7 +530,10 @@ impl Planes {
             since_epoch: Default::default(),
             identity: None,
         };
-        let session = Session::new(parameters, network.now()).expect("an upgrade request can be written");
+        let mut session = Session::new(parameters, network.now()).expect("an upgrade request can be written");
+        if is_mute {
+            upgrade(&mut session, network.now());
+        }
         let agent_ready = session.is_agent_ready();
         let address = SocketAddr::from((ENGINE_ADDRESS, self.next_port));
         self.next_port += 2;
@@ -536,6 +547,23 @@ impl Planes {
             dtls_fingerprint: vec![0xAB; 32],
         }
     }
+}
+
+/// The assistant whose agent says nothing.
+const MUTE: &str = "mute";
+/// After so long in which nobody spoke its calls end.
+pub const MUTE_IDLE: Duration = Duration::from_secs(30);
+
+/// The agent takes the connection of its session.
+fn upgrade(session: &mut Session, now: Instant) {
+    session.handle_connected(now);
+    let mut out = [0; 4_096];
+    let len = session.poll_stream(&mut out);
+    let request = UpgradeRequest::parse(&out[..len]).expect("the engine writes HTTP");
+    let (request, _) = request.expect("an upgrade request fits");
+    let mut answer = Vec::new();
+    request.write_response(&mut answer);
+    session.handle_bytes(&answer, now);
 }
 
 /// Whose everything is.
@@ -581,13 +609,18 @@ fn agent(assistant: &str) -> Option<Agent> {
     match assistant {
         "echo" => Some(Agent::Echo),
         "tone" => Some(Agent::Tone { frequency_hz: 440.0 }),
-        "pcm" => Some(Agent::WebSocket {
-            url: "ws://192.0.2.40:8766/".to_owned(),
-            dialect: Dialect::Pcm,
-            headers: Default::default(),
-            custom: Default::default(),
-            speech: Default::default(),
-        }),
+        "pcm" => Some(websocket(Speech::default())),
+        MUTE => Some(websocket(Speech { idle_seconds: MUTE_IDLE.as_secs() as u32, ..Speech::default() })),
         _ => None,
+    }
+}
+
+fn websocket(speech: Speech) -> Agent {
+    Agent::WebSocket {
+        url: "ws://192.0.2.40:8766/".to_owned(),
+        dialect: Dialect::Pcm,
+        headers: Default::default(),
+        custom: Default::default(),
+        speech,
     }
 }

@@ -394,6 +394,11 @@ pub fn ended_by(reason: &str, got: &str) -> DecisionStep {
     step("ending", reason, "call", "an answer", got, false)
 }
 
+/// What cut an answered call off, as the last step of the same trace.
+pub fn cut_off_by(reason: &str, field: &str, expected: &str, got: &str) -> DecisionStep {
+    step("ending", reason, field, expected, got, false)
+}
+
 /// What a stranger wrote, as a trace may hold it: short, and nothing that breaks a line.
 pub fn shown(text: &str) -> String {
     const SHOWN_MAX: usize = 64;

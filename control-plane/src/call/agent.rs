@@ -78,7 +78,7 @@ pub struct Speech {
     pub barge_in: BargeIn,
     /// The agent gets no frames of silence.
     pub suppress_silence: bool,
-    /// Nobody has spoken for so long: an event of the engine; 0 for none.
+    /// The call ends when nobody has spoken for so long; 0 for never.
     pub idle_seconds: u32,
     /// The caller gets comfort noise while the agent says nothing.
     pub comfort_noise: bool,

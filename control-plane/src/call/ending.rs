@@ -113,6 +113,7 @@ causes! {
     Joined           = Us,     "joined",               200, 16, false, "the call was joined to another one, in which its other side talks on";
     OperatorHangup   = Us,     "operator_hangup",      200, 16, true,  "the call was ended through the API";
     MaxDuration      = Us,     "max_duration",         200, 31, true,  "the call lasted as long as a call may";
+    Idle             = Us,     "idle",                 200, 31, true,  "nobody spoke for as long as the assistant allows";
     // --- admission ---
     MissingKey       = Caller, "missing_key",          403, 21, false, "the URI carries no API key";
     WrongKey         = Caller, "wrong_key",            403, 21, false, "nobody has this API key";

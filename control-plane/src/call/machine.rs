@@ -25,7 +25,7 @@ use tandem_sip::{CallHandle, EndReason, Flow, HeaderName, Headers, Request, Uri}
 use uuid::Uuid;
 
 use super::action::{Action, Change, EngineRefusal, EngineReply, Refusal};
-use super::admission::{self, Credential, Trace, refused_by};
+use super::admission::{self, Credential, Trace, cut_off_by, refused_by};
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
 use super::headers;
@@ -39,7 +39,7 @@ use crate::media::{Fleet, SessionEvent};
 use crate::sip::Verb;
 use crate::store::accounts::Found;
 use crate::store::contexts::CallContext;
-use crate::trunk::Trunk;
+use crate::trunk::{SrtpRules, Trunk};
 
 mod change;
 mod fork;
@@ -378,26 +378,8 @@ impl Call {
             _ => self.flow.transport.is_secure(),
         };
         let policy = rules.policy(self.outbound.is_some(), is_private);
-        let (srtp, secret) = self.fresh_keys(policy, around);
+        let (srtp, secret) = fresh_keys(rules, policy, around);
         self.negotiation.protect(srtp, secret);
-    }
-
-    /// Keys that no other dialog has, and what credentials of ICE come from.
-    fn fresh_keys(&self, policy: SrtpPolicy, around: &mut Surroundings<'_>) -> (LocalSrtp, Option<Secret>) {
-        let rules = self.trunk.as_ref().map(|trunk| trunk.srtp).unwrap_or_default();
-        let mut random = |octets: &mut [u8]| {
-            for eight in octets.chunks_mut(8) {
-                eight.copy_from_slice(&around.random().to_ne_bytes()[..eight.len()]);
-            }
-        };
-        let srtp = LocalSrtp::new(policy, &mut random);
-        // A certificate's hash is no secret: signalling in the clear may carry it.
-        let secret = rules.allows_dtls().then(|| {
-            let mut octets = [0; 32];
-            random(&mut octets);
-            Secret(octets)
-        });
-        (srtp, secret)
     }
 
     fn check_offer(&mut self) -> Result<(), Ending> {
@@ -642,6 +624,7 @@ impl Call {
             SessionEvent::AgentHeaders { headers } => self.set_agent_headers(&headers),
             SessionEvent::AgentAnswer => self.answer_after_early_media(around),
             SessionEvent::LegLost { reason, detail } => self.handle_guest_lost(reason, &detail, around),
+            SessionEvent::Idle { idle_ms } => self.handle_idle(idle_ms, around),
             // What only counts.
             SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
             SessionEvent::Report { stats } => self.stats = Some(*stats),
@@ -667,6 +650,18 @@ impl Call {
                 self.end(Ending::with_detail(cause, detail), around);
             }
         }
+    }
+
+    /// Nobody has spoken for too long. Nobody has to while one side holds the other or is about to, while somebody is being
+    /// brought in or is there, or while the call is handed on: the engine counts anew afterwards.
+    fn handle_idle(&mut self, idle_ms: u64, around: &mut Surroundings<'_>) {
+        let is_elsewhere = self.has_open_guest() || self.transfer.is_some() || self.successor.is_some();
+        if self.life.state() != State::Connected || is_elsewhere || self.is_about_to_hold() {
+            return;
+        }
+        let got = format!("none for {} s", idle_ms / 1_000);
+        self.trace.push(cut_off_by("idle", "speech", "of either side", &got));
+        self.end(Ending::with_detail(Cause::Idle, got), around);
     }
 
     /// The engine that has the session is gone.
@@ -982,4 +977,25 @@ impl Call {
             },
         })
     }
+}
+
+/// Keys that no other dialog has, and what credentials of ICE come from.
+fn fresh_keys(
+    rules: SrtpRules,
+    policy: SrtpPolicy,
+    around: &mut Surroundings<'_>,
+) -> (LocalSrtp, Option<Secret>) {
+    let mut random = |octets: &mut [u8]| {
+        for eight in octets.chunks_mut(8) {
+            eight.copy_from_slice(&around.random().to_ne_bytes()[..eight.len()]);
+        }
+    };
+    let srtp = LocalSrtp::new(policy, &mut random);
+    // A certificate's hash is no secret: signalling in the clear may carry it.
+    let secret = rules.allows_dtls().then(|| {
+        let mut octets = [0; 32];
+        random(&mut octets);
+        Secret(octets)
+    });
+    (srtp, secret)
 }

@@ -237,8 +237,7 @@ pub fn read(event: engine::Event) -> Option<News> {
             (None, stats) => SessionEvent::LegReport { stats: Box::new(stats?) },
         },
         Body::LegLost(lost) => SessionEvent::LegLost { reason: lost.reason(), detail: lost.detail },
-        // For whoever watches the engine; the life of a call does not depend on it yet.
-        Body::Idle(_) => return None,
+        Body::Idle(idle) => SessionEvent::Idle { idle_ms: idle.idle_ms },
         Body::SessionEnded(ended) => {
             SessionEvent::Ended { reason: ended.reason(), stats: ended.stats, detail: ended.detail }
         }

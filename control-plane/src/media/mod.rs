@@ -122,6 +122,11 @@ pub enum SessionEvent {
         /// Figures until now.
         stats: Box<tandem_api::engine::v1::SessionStats>,
     },
+    /// Nobody has spoken for as long as the assistant allows.
+    Idle {
+        /// Milliseconds since the last sound that was heard.
+        idle_ms: u64,
+    },
     /// Nothing comes from the second leg any more, or there is no way to it.
     LegLost {
         /// Which of the two.

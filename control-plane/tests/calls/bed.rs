@@ -9,6 +9,7 @@ use control_plane::call::admission::{Credential, Proof};
 use control_plane::call::agent::Agent;
 use control_plane::call::ending::CALL_ID_HEADER;
 use control_plane::call::gate::{Gate, TenantLimits};
+use control_plane::call::order::PHONES;
 use control_plane::call::record::CallRecord;
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
@@ -415,8 +416,13 @@ impl Bed {
 
     /// Carries a verb out as the shell does.
     pub(crate) fn verb(&mut self, mut verb: Verb) {
-        if let Verb::Invite(_, invite, _) = &mut verb {
+        if let Verb::Invite(_, invite, to) = &mut verb {
             invite.flow = Flow::udp(addr(OURS), addr(CALLERS));
+            // A phone of ours is registered where the caller is.
+            if to.trunk.as_deref() == Some(PHONES) {
+                invite.target = Uri::parse(&format!("sip:phone@{CALLERS}")).expect("an address is a host");
+                (to.uri, to.trunk) = (invite.target.clone(), None);
+            }
         }
         // A verb that comes too late is what the driver ignores too.
         if let Ok(Some(event)) = verb.perform(&mut self.ours, self.now) {
@@ -446,7 +452,7 @@ impl Bed {
                 Box::new(engine::AddLegResponse {
                     local_address: "192.0.2.1".into(),
                     local_port: GUEST_PORT,
-                    ..Default::default()
+                    dtls_fingerprint: vec![0xCD; 32],
                 })
             })),
             EngineCommand::UpdateLeg(_) => EngineReply::LegUpdated(self.leg_updates.clone()),

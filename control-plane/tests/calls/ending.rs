@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use control_plane::call::action::EngineReply;
+use control_plane::call::action::{EngineCommand, EngineReply};
 use control_plane::config::Limits;
 use control_plane::media::SessionEvent;
 use tandem_api::engine::v1::session_ended::Reason;
@@ -104,6 +104,48 @@ fn session_that_ends_by_media_timeout_ends_the_call_and_is_not_closed_again() {
     assert!(bye(&bed).contains("cause=102"));
     assert_eq!(reason(&bed), "media_timeout");
     assert_eq!(bed.commands_of(call_id), ["open", "start"]);
+}
+
+#[test]
+fn call_in_which_nobody_speaks_is_ended_and_says_so_everywhere() {
+    let mut bed = Bed::new();
+    let (_, call_id) = bed.connected();
+    bed.session(call_id, SessionEvent::Idle { idle_ms: 30_000 });
+    assert!(bye(&bed).contains("cause=31"));
+    let record = &bed.last_record().call;
+    let ending = record.ending.clone().unwrap();
+    assert_eq!((ending.party.as_str(), ending.reason.as_str()), ("us", "idle"));
+    assert!(ending.detail.ends_with("none for 30 s"), "{}", ending.detail);
+    let step = record.decisions.last().unwrap();
+    assert_eq!((step.rule.as_str(), step.got.as_str(), step.passed), ("idle", "none for 30 s", false));
+    let counted = bed.changes.last().unwrap().ending.as_ref().map(|ending| ending.cause.row().word);
+    assert_eq!(counted, Some("idle"));
+    assert_eq!(bed.commands.last().unwrap().2, EngineCommand::Close { reason: "idle" });
+    assert!(bed.calls.is_empty());
+}
+
+#[test]
+fn silence_on_hold_ends_nothing() {
+    let mut bed = Bed::new();
+    let (call, call_id) = bed.connected();
+    bed.reinvite(call, Some(&offer("sendonly", "0")));
+    bed.session(call_id, SessionEvent::Idle { idle_ms: 30_000 });
+    assert_eq!(bed.state(call_id), "on_hold");
+    bed.reinvite(call, Some(&offer("sendrecv", "0")));
+    assert_eq!(bed.state(call_id), "connected");
+    bed.session(call_id, SessionEvent::Idle { idle_ms: 30_000 });
+    assert_eq!(reason(&bed), "idle");
+}
+
+#[test]
+fn silence_while_a_hold_of_ours_is_under_way_ends_nothing() {
+    let mut bed = Bed::new();
+    let (_, call_id) = bed.connected();
+    bed.answers_reinvites = false;
+    bed.calls.hold("t1", call_id, true, bed.now).unwrap();
+    bed.session(call_id, SessionEvent::Idle { idle_ms: 30_000 });
+    assert_ne!(bed.state(call_id), "ending");
+    assert_eq!(bed.byes(), 0);
 }
 
 #[test]

@@ -7,16 +7,18 @@ use control_plane::call::gate::TenantLimits;
 use control_plane::call::machine::Asked;
 use control_plane::call::registry::joining::Guest;
 use control_plane::media::SessionEvent;
-use control_plane::trunk::{Trunk, Trunks};
+use control_plane::trunk::{Phone, SrtpRules, Trunk, Trunks};
 use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::engine::v1::tell_agent_request::What as Tell;
-use tandem_api::engine::v1::{Direction, LegRole, SessionStats, TransferMode};
+use tandem_api::engine::v1::{Direction, LegRole, RtpParameters, SessionStats, TransferMode};
+use tandem_sdp::SrtpPolicy;
 use tandem_sip::message::{Body, Method, Reply};
 use tandem_sip::{CallHandle, Headers};
 use uuid::Uuid;
 
 use crate::bed::{Bed, GUEST_PORT, Heard, offer};
 use crate::place::trunk;
+use crate::takeover::of_a_browser;
 
 impl Bed {
     fn agent_wants(&mut self, call_id: Uuid, to: &str, mode: TransferMode) {
@@ -60,7 +62,7 @@ impl Bed {
         self.callee()
     }
 
-    fn byes(&self) -> usize {
+    pub(crate) fn byes(&self) -> usize {
         self.heard.iter().filter(|heard| matches!(heard, Heard::Bye { .. })).count()
     }
 }
@@ -450,4 +452,80 @@ fn invite_of_a_guest_that_leaves_too_late_is_hung_up() {
     bed.caller.bye(callee, Headers::new(), bed.now).unwrap();
     bed.run();
     assert!(bed.calls.is_empty());
+}
+
+/// What the engine was last told of the guest's leg.
+fn last_of_leg(bed: &Bed) -> RtpParameters {
+    let told = bed.commands.iter().rev().find_map(|(_, _, command)| match command {
+        EngineCommand::UpdateLeg(update) => update.rtp.clone(),
+        _ => None,
+    });
+    told.expect("an UpdateLeg with RTP")
+}
+
+#[test]
+fn browser_is_brought_in_with_credentials_of_its_own_and_keeps_them_through_a_hold() {
+    let srtp = SrtpRules { mode: Some(SrtpPolicy::Required), offers_dtls: true, ..SrtpRules::default() };
+    let phone = Phone { user: "anna".into(), tenant_id: "t1".into(), srtp, ..Phone::default() };
+    for role in [LegRole::Bridge, LegRole::Consult, LegRole::Listen] {
+        let mut bed = Bed::with_trunks(Trunks::new([], [phone.clone()]), TenantLimits::default());
+        let (_, call_id) = bed.talking(&trunk(|_| {}));
+        assert_eq!(bed.operator_wants(call_id, "phone:anna", role), Asked::Done);
+        let offer = String::from_utf8_lossy(&bed.incoming.last().unwrap().1.body).into_owned();
+        for line in
+            [&format!("m=audio {GUEST_PORT} UDP/TLS/RTP/SAVPF"), "a=ice-lite", "a=fingerprint:sha-256 CD:CD"]
+        {
+            assert!(offer.contains(line), "{line}: {offer}");
+        }
+        bed.callee_says(200, Some(&of_a_browser().replace("actpass", "active")));
+        let guest = bed.callee();
+        let told = last_of_leg(&bed);
+        let dtls = told.dtls.clone().unwrap();
+        assert_eq!((dtls.active, dtls.remote_ufrag.as_str()), (false, "them"));
+        assert_eq!(dtls.remote_fingerprint, [0xAB; 32]);
+        assert!(offer.contains(&format!("a=ice-ufrag:{}\r\n", dtls.local_ufrag)), "{offer}");
+        assert_eq!(told.srtp, None);
+
+        bed.reinvite(guest, Some(&of_a_browser().replace("sendrecv", "sendonly")));
+        let held = last_of_leg(&bed);
+        assert_eq!((held.direction(), held.dtls), (Direction::Recvonly, Some(dtls)));
+        assert_eq!(bed.state(call_id), "connected");
+    }
+}
+
+#[test]
+fn phone_that_must_be_protected_and_answers_in_the_clear_does_not_come_in() {
+    let srtp = SrtpRules { mode: Some(SrtpPolicy::Required), offers_dtls: true, ..SrtpRules::default() };
+    let phone = Phone { user: "anna".into(), tenant_id: "t1".into(), srtp, ..Phone::default() };
+    let mut bed = Bed::with_trunks(Trunks::new([], [phone]), TenantLimits::default());
+    let (_, call_id) = bed.talking(&trunk(|_| {}));
+    assert_eq!(bed.operator_wants(call_id, "phone:anna", LegRole::Bridge), Asked::Done);
+    bed.guest_answers();
+    assert_eq!((bed.byes(), bed.legs_removed(), bed.state(call_id).as_str()), (1, 1, "connected"));
+}
+
+#[test]
+fn silence_ends_no_call_into_which_somebody_is_brought_but_a_secret_listener_hinders_nothing() {
+    let idle = || SessionEvent::Idle { idle_ms: 30_000 };
+    for mode in [TransferMode::Bridge, TransferMode::Consult] {
+        let mut bed = Bed::new();
+        let (_, call_id) = bed.talking(&trunk(|_| {}));
+        bed.agent_wants(call_id, "+4930333", mode);
+        bed.session(call_id, idle());
+        assert_eq!(bed.state(call_id), "connected", "{mode:?}: it rings");
+        let guest = bed.guest_answers();
+        bed.session(call_id, idle());
+        assert_eq!(bed.state(call_id), "connected", "{mode:?}: they talk");
+        bed.caller.bye(guest, Headers::new(), bed.now).unwrap();
+        bed.run();
+        bed.session(call_id, idle());
+        assert_eq!(bed.last_record().call.ending.clone().unwrap().reason, "idle");
+    }
+    let mut bed = Bed::new();
+    let (_, call_id) = bed.talking(&trunk(|_| {}));
+    assert_eq!(bed.operator_wants(call_id, "+4930333", LegRole::Listen), Asked::Done);
+    bed.guest_answers();
+    bed.session(call_id, idle());
+    assert_eq!(bed.last_record().call.ending.clone().unwrap().reason, "idle");
+    assert_eq!(bed.byes(), 2);
 }

@@ -52,7 +52,8 @@ fn with_key(fill: u8) -> String {
     format!("{clear}a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:{key}\r\n")
 }
 
-fn of_a_browser() -> String {
+/// An offer of a browser.
+pub(crate) fn of_a_browser() -> String {
     let hash = "AB:".repeat(31) + "AB";
     let text = offer("sendrecv", "0").replace("RTP/AVP", "UDP/TLS/RTP/SAVPF");
     format!(

@@ -207,3 +207,16 @@ fn agents_headers_go_on_the_refer_and_the_bye_as_far_as_the_trunk_lets_them() {
     assert_eq!(headers.get_named("X-Result"), Some("sold"));
     assert_eq!(headers.get_named("X-Bad"), None);
 }
+
+#[test]
+fn silence_while_the_other_side_is_handed_on_ends_nothing() {
+    let mut bed = Bed::new();
+    let (callee, call_id) = bed.talking(&trunk(|_| {}));
+    assert_eq!(bed.transfer(call_id, "+4930333"), Asked::Done);
+    bed.session(call_id, SessionEvent::Idle { idle_ms: 30_000 });
+    assert_eq!(bed.state(call_id), "connected");
+    bed.caller.notify_refer(callee, 486, "Busy Here", bed.now).unwrap();
+    bed.run();
+    bed.session(call_id, SessionEvent::Idle { idle_ms: 30_000 });
+    assert_eq!(bed.last_record().call.ending.clone().unwrap().reason, "idle");
+}

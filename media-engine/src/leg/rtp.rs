@@ -356,6 +356,24 @@ impl RtpLeg {
         false
     }
 
+    /// A step of the DTLS handshake waits for [`RtpLeg::handle_handshake`].
+    pub fn wants_handshake(&self) -> bool {
+        self.secure.as_ref().is_some_and(|secure| secure.wants_handshake())
+    }
+
+    /// One step of the DTLS handshake; the worker says when.
+    pub fn handle_handshake(&mut self, now: Instant) {
+        if let Some(secure) = &mut self.secure {
+            secure.handle_handshake(now);
+            self.take_keys();
+        }
+    }
+
+    /// Datagrams of a handshake that found too many waiting.
+    pub fn handshake_overflowed(&self) -> u64 {
+        self.secure.as_ref().map_or(0, |secure| secure.overflowed())
+    }
+
     /// Takes the keys of a handshake that is over.
     fn take_keys(&mut self) {
         if let Some(keys) = self.secure.as_mut().and_then(|secure| secure.poll_keys()) {

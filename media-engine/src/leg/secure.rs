@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   datagram ─┬─ STUN ─▶ ice ─▶ answer              a nomination makes its source the pair: the only one heard and sent to
-//!             ├─ DTLS ─▶ from the pair? ─▶ dtls ─▶ flights back, and in the end keys for the leg
+//!             ├─ DTLS ─▶ from the pair? ─▶ held until the worker grants a step ─▶ dtls ─▶ flights back, in the end keys
 //!             └─ RTP  ─▶ from the pair? ─▶ the leg, which believes nothing before there are keys
 //! ```
 //!
@@ -10,7 +10,9 @@
 //! there are keys it only repeats what was lost on its way. A browser checks again every few seconds (RFC 7675); one of which no
 //! check has come for [`CONSENT_MAX`] is gone, and one that never checked has never come.
 //!
-//! A handshake allocates and costs about a millisecond of its core; packets of sound never come here.
+//! A handshake allocates, and its asymmetric arithmetic costs as much as the sound of many calls; so that many at once do not make
+//! the others' packets late, its datagrams are held, and the worker lets only few go on in one turn. Packets of sound never
+//! come here.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -34,6 +36,9 @@ const ANSWERS_MAX: usize = 8;
 const REFUSALS_MAX: usize = 2;
 /// Datagrams of the handshake that wait for the next tick; a flight has two or three. Further ones are lost, and sent again.
 const FLIGHT_MAX: usize = 16;
+
+/// Datagrams of the handshake that wait for a step: two flights of a browser. Further ones are lost, and DTLS sends them again.
+pub const HELD_MAX: usize = 8;
 
 /// What was negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +82,12 @@ pub struct SecureTransport {
     ice: IceLite,
     dtls: Option<DtlsSrtp>,
     answers: VecDeque<Answer>,
+    /// Not read yet, oldest first.
+    held: VecDeque<Vec<u8>>,
+    /// It is our part to begin, and we have not.
+    is_to_begin: bool,
+    /// Datagrams that found `held` full.
+    overflowed: u64,
     flight: VecDeque<Vec<u8>>,
     /// Something is to be sent since then.
     pending: Option<Instant>,
@@ -99,6 +110,9 @@ impl SecureTransport {
             identity,
             dtls: None,
             answers: VecDeque::with_capacity(ANSWERS_MAX),
+            held: VecDeque::new(),
+            is_to_begin: false,
+            overflowed: 0,
             flight: VecDeque::new(),
             pending: None,
             owed_since: None,
@@ -119,6 +133,8 @@ impl SecureTransport {
         let is_another = before.fingerprint != parameters.fingerprint;
         if is_another {
             self.dtls = None;
+            self.is_to_begin = false;
+            self.held.clear();
             self.flight.clear();
             self.keys_owed_since = None;
         }
@@ -135,9 +151,14 @@ impl SecureTransport {
         self.ice.pair()
     }
 
-    /// Datagrams that were not the peer's.
+    /// Datagrams that were not the peer's, or too many.
     pub const fn rejected(&self) -> u64 {
-        self.rejected + self.ice.refused()
+        self.rejected + self.overflowed + self.ice.refused()
+    }
+
+    /// Of them those of a handshake that found [`HELD_MAX`] waiting.
+    pub const fn overflowed(&self) -> u64 {
+        self.overflowed
     }
 
     /// Why there is no transport.
@@ -150,7 +171,10 @@ impl SecureTransport {
         match kind {
             Kind::Stun => self.handle_check(source, bytes, now),
             Kind::Dtls if self.pair() == Some(source) => {
-                self.shake(now, |dtls| dtls.handle_datagram(bytes, now));
+                match self.held.len() < HELD_MAX {
+                    true => self.held.push_back(bytes.to_vec()),
+                    false => self.overflowed += 1,
+                }
                 false
             }
             Kind::Dtls | Kind::Rtp | Kind::Unknown => {
@@ -173,15 +197,28 @@ impl SecureTransport {
         if checked.is_authentic && self.pair() == Some(source) && !self.has_keys() {
             self.keys_owed_since.get_or_insert(now);
             // Not only with the nomination: another certificate is another handshake with the pair that there is.
-            if self.dtls.is_none() && self.parameters.setup == Setup::Active {
-                self.shake(now, |_| ());
-            }
+            self.is_to_begin = self.dtls.is_none() && self.parameters.setup == Setup::Active;
         }
         checked.is_nominated
     }
 
     fn has_keys(&self) -> bool {
         self.dtls.as_ref().is_some_and(DtlsSrtp::is_done)
+    }
+
+    /// A step of the handshake waits for [`SecureTransport::handle_handshake`].
+    pub fn wants_handshake(&self) -> bool {
+        self.is_to_begin || !self.held.is_empty()
+    }
+
+    /// One step: a datagram is read, or the handshake begun. The worker says when.
+    pub fn handle_handshake(&mut self, now: Instant) {
+        let begins = std::mem::take(&mut self.is_to_begin);
+        match self.held.pop_front() {
+            Some(datagram) => self.shake(now, |dtls| dtls.handle_datagram(&datagram, now)),
+            None if begins => self.shake(now, |_| ()),
+            None => {}
+        }
     }
 
     /// Lets the handshake, which begins now if it has not, do something, and takes what it says.

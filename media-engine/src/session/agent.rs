@@ -35,23 +35,13 @@ impl Session {
         self.heed(now, |stream, take| stream.handle_bytes(bytes, take));
     }
 
-    /// A TLS handshake waits for its turn.
-    pub fn wants_handshake(&self) -> bool {
-        self.agent.stream().is_some_and(Stream::wants_handshake)
-    }
-
-    /// Its turn has come.
-    pub fn handle_handshake(&mut self, now: Instant) {
-        self.heed(now, |stream, take| stream.handle_handshake(take));
-    }
-
     /// A frame of the call came on its link.
     pub fn handle_frame(&mut self, message: &link::Message<'_>, now: Instant) {
         self.heed(now, |stream, take| stream.handle_frame(message, take));
     }
 
     /// Lets the stream read and does what the agent says.
-    fn heed(&mut self, now: Instant, read: impl FnOnce(&mut Stream, &mut dyn FnMut(Said<'_>))) {
+    pub(super) fn heed(&mut self, now: Instant, read: impl FnOnce(&mut Stream, &mut dyn FnMut(Said<'_>))) {
         let took_ms = self.age(now).as_millis() as u32;
         self.playout.set_time(now);
         let Self { agent, playout, events, budget, rtp, hangup_when_dry, hung_up, ended, .. } = self;

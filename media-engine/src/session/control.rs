@@ -62,6 +62,10 @@ impl Session {
         {
             return;
         }
+        if let (Notice::Transfer { .. }, Some(speech)) = (notice, &mut self.speech) {
+            // The agent has something to say, or others speak.
+            speech.attend(now);
+        }
         let Some(stream) = self.agent.stream_mut() else { return };
         match notice {
             Notice::Dtmf { digit, duration_ms } => {

@@ -11,7 +11,7 @@ use super::agent::tell_cleared;
 use super::bridge::Bridge;
 use super::digits::Source;
 use super::playout::Playout;
-use super::second::{Party, SecondLeg};
+use super::second::{Party, Role, SecondLeg};
 use super::speech::{BargeIn, Due, Gate};
 use crate::leg::agent::Agent;
 use crate::leg::event::{Event, Heard};
@@ -209,9 +209,11 @@ impl Session {
         self.set_ringing();
     }
 
-    /// Silence counts.
+    /// Silence counts: the call is up, nobody holds it, and caller and agent talk with nobody else.
     pub(super) fn is_watched(&self) -> bool {
-        self.started.is_some() && !self.is_early && !self.on_hold && !self.ended
+        let only_listens = |second: &SecondLeg| matches!(second.role(), Role::Whisper | Role::Listen);
+        let is_alone = self.second.as_deref().is_none_or(only_listens);
+        self.started.is_some() && !self.is_early && !self.on_hold && !self.ended && is_alone
     }
 
     pub(super) fn handle_speech_timeout(&mut self, now: Instant) {

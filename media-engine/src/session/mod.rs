@@ -19,12 +19,14 @@
 //! agent's sound waits in the playout queue and leaves one frame a ptime.
 //!
 //! Here is what a session is, and its deadlines. What is done with it has a file each: [`control`] for the verbs, [`listen`]
-//! for what comes from the RTP legs, [`agent`] for what comes from the agent, [`output`] for what must leave.
+//! for what comes from the RTP legs, [`agent`] for what comes from the agent, [`output`] for what must leave, [`handshakes`] for
+//! what the worker must grant first.
 
 mod agent;
 pub mod bridge;
 mod control;
 pub mod digits;
+mod handshakes;
 pub mod joining;
 mod listen;
 mod output;
@@ -50,6 +52,7 @@ use crate::leg::rtp::{Direction, RtpLeg, RtpParameters};
 use crate::leg::stream::Stream;
 use bridge::Bridge;
 use digits::Digits;
+use handshakes::With;
 use playout::{Playout, Policy, PtimeClock};
 use second::SecondLeg;
 use speech::{Speech, SpeechParameters};
@@ -126,6 +129,8 @@ pub struct Oddities {
     pub marks_refused: u64,
     /// Messages of the agent that were none of its dialect.
     pub malformed: u64,
+    /// Datagrams of a DTLS handshake that found too many waiting.
+    pub handshake_overflowed: u64,
 }
 
 /// What is left of [`EVENTS_A_SECOND`].
@@ -183,6 +188,8 @@ pub struct Session {
     wall: WallClock,
     /// For their handshakes.
     identity: Option<Arc<Identity>>,
+    /// Who had the last step of a handshake.
+    shook_with: With,
     /// Beside the caller; at most one.
     second: Option<Box<SecondLeg>>,
     /// Its RTP leg is on its way into another session: the counters until then.
@@ -246,6 +253,7 @@ impl Session {
             rtp: RtpLeg::new(rtp, identity.clone(), numbers, wall),
             wall,
             identity,
+            shook_with: With::default(),
             agent,
             bridge: None,
             playout,

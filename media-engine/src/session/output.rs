@@ -167,10 +167,12 @@ impl Session {
 
     /// What was asked for and not done since the last time, for the counters of the core.
     pub fn poll_oddities(&mut self) -> Oddities {
+        let second = self.second.as_ref().map_or(0, |second| second.rtp().handshake_overflowed());
         let all = Oddities {
             events_refused: self.budget.refused,
             marks_refused: self.playout.marks_refused(),
             malformed: self.agent.stream().map_or(0, Stream::malformed),
+            handshake_overflowed: self.rtp.handshake_overflowed() + second,
         };
         let told = std::mem::replace(&mut self.told, all);
         Oddities {
@@ -178,6 +180,8 @@ impl Session {
             // Another codec begins the echo's queue anew, and its count too.
             marks_refused: all.marks_refused.saturating_sub(told.marks_refused),
             malformed: all.malformed - told.malformed,
+            // A second leg takes its count along when it goes.
+            handshake_overflowed: all.handshake_overflowed.saturating_sub(told.handshake_overflowed),
         }
     }
 

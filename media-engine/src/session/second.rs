@@ -205,7 +205,9 @@ impl SecondLeg {
     pub fn update(&mut self, parameters: RtpParameters, first_packet: Instant) {
         let before = *self.rtp.parameters();
         self.rtp.update(parameters);
-        if (before.rtcp, before.codec) != (parameters.rtcp, parameters.codec) {
+        if (before.rtcp, before.codec, before.secure)
+            != (parameters.rtcp, parameters.codec, parameters.secure)
+        {
             self.rtp.begin(first_packet);
         }
         if before.ptime != parameters.ptime {
@@ -367,6 +369,11 @@ impl SecondLeg {
         if self.rtp.poll_timeout().is_some_and(|deadline| deadline <= now) {
             self.hear(|rtp, hear| rtp.handle_timeout(now, hear));
         }
+    }
+
+    /// One step of its handshake.
+    pub fn handle_handshake(&mut self, now: Instant) {
+        self.rtp.handle_handshake(now);
     }
 
     /// A key that was pressed there.

@@ -89,6 +89,8 @@ pub struct Speech {
     /// Nobody was heard since.
     quiet_since: Instant,
     was_idle_told: bool,
+    /// Silence counted when the clock was last looked at.
+    was_watched: bool,
     held: Held,
     gate: Option<Gate>,
     /// The agent has been silent since; and when its silence was described last.
@@ -105,6 +107,7 @@ impl Speech {
                 is_speaking: false,
                 quiet_since: now,
                 was_idle_told: false,
+                was_watched: false,
                 held: Held::No,
                 gate: parameters.suppress_silence.then(|| Gate::new(rate)),
                 still_since: None,
@@ -167,7 +170,7 @@ impl Speech {
         self.held = Held::No;
     }
 
-    /// The call was answered, or is no longer on hold: silence counts from here.
+    /// The call was answered, is no longer on hold, or the agent was told of a transfer: silence counts from here.
     pub fn attend(&mut self, now: Instant) {
         self.quiet_since = now;
         self.was_idle_told = false;
@@ -197,8 +200,13 @@ impl Speech {
         Some(is_due)
     }
 
-    /// What has become due at `now`; `is_watched`: silence counts, because the call is up and not on hold.
+    /// What has become due at `now`; `is_watched`: silence counts, because the call is up, not on hold, and nobody else is there.
+    /// What was silent before does not.
     pub fn handle_timeout(&mut self, is_watched: bool, now: Instant) -> Option<Due> {
+        if is_watched && !std::mem::replace(&mut self.was_watched, is_watched) {
+            self.attend(now);
+        }
+        self.was_watched = is_watched;
         if let Held::Until(at) = self.held
             && at <= now
         {

@@ -3,6 +3,8 @@
 use std::net::{Ipv4Addr, UdpSocket};
 
 use tandem_audio::format::{Codec, Ptime};
+use tandem_rtp::dtls::{DATAGRAM_LEN_MAX, DtlsSrtp, Kind, Setup};
+use tandem_rtp::ice::{Credentials, IceText, write_check};
 use tandem_rtp::latch::Latching;
 use tandem_rtp::units::PayloadType;
 use tokio::sync::oneshot;
@@ -11,8 +13,10 @@ mod joins;
 
 use super::*;
 use crate::config::PortRange;
+use crate::control::identity::new_identity;
 use crate::leg::agent::{AgentParameters, CallInfo};
 use crate::leg::rtp::Direction;
+use crate::leg::secure::SecureParameters;
 use crate::mailbox::{self, Commands, Inbox};
 use crate::ring::{Choice, DriverKind, Limits, Waker, decide};
 use crate::session::SessionParameters;
@@ -29,7 +33,12 @@ struct Bench {
 
 impl Bench {
     fn on_each(ports: u16, body: impl Fn(Self)) {
-        Self::on_each_kind(|kind| body(Self::new(kind, ports, LIMITS)));
+        Self::on_each_of(ports, 100, body);
+    }
+
+    /// With so many ports, RTP's and the odd ones beside them.
+    fn on_each_of(ports: u16, count: u16, body: impl Fn(Self)) {
+        Self::on_each_kind(|kind| body(Self::with_ports(kind, ports, count, LIMITS)));
     }
 
     fn on_each_kind(body: impl Fn(DriverKind)) {
@@ -43,10 +52,14 @@ impl Bench {
 
     /// Its share of the ports begins here.
     fn new(kind: DriverKind, ports: u16, limits: Limits) -> Self {
+        Self::with_ports(kind, ports, 100, limits)
+    }
+
+    fn with_ports(kind: DriverKind, ports: u16, count: u16, limits: Limits) -> Self {
         let waker = Waker::new().unwrap();
         let ring = Ring::open(kind, limits, &waker).unwrap();
         let ((commands, inbox), (queue, outbox)) = mailbox::pair(waker, Waker::new().unwrap());
-        let ports = Ports::new(crate::ports::share(PortRange { min: ports, max: ports + 99 }, 0, 1));
+        let ports = Ports::new(crate::ports::share(PortRange { min: ports, max: ports + count - 1 }, 0, 1));
         let worker = Worker::new(ring, 64, ports, queue, outbox, Arc::new(CoreMetrics::default()));
         Self { worker, commands, inbox }
     }
@@ -67,6 +80,27 @@ impl Bench {
 
     /// For a phone that is here.
     fn open_to(&mut self, name: &str, rtcp: Rtcp, remote: SocketAddr) -> Opened {
+        self.open_secure_to(name, rtcp, remote, None, None)
+    }
+
+    fn open_secure(
+        &mut self,
+        name: &str,
+        rtcp: Rtcp,
+        secure: Option<SecureParameters>,
+        identity: Option<Arc<tandem_rtp::dtls::Identity>>,
+    ) -> Opened {
+        self.open_secure_to(name, rtcp, (Ipv4Addr::LOCALHOST, 9).into(), secure, identity)
+    }
+
+    fn open_secure_to(
+        &mut self,
+        name: &str,
+        rtcp: Rtcp,
+        remote: SocketAddr,
+        secure: Option<SecureParameters>,
+        identity: Option<Arc<tandem_rtp::dtls::Identity>>,
+    ) -> Opened {
         let rtp = RtpParameters {
             remote: Some(remote),
             codec: Some(Codec::Pcmu),
@@ -77,7 +111,7 @@ impl Bench {
             latching: Latching::Auto,
             rtcp,
             srtp: None,
-            secure: None,
+            secure,
             sound: crate::session::bridge::SoundParameters::default(),
         };
         let parameters = SessionParameters {
@@ -89,7 +123,7 @@ impl Bench {
             max_session: None,
             seed: 1,
             since_epoch: Duration::ZERO,
-            identity: None,
+            identity,
         };
         let local_address = Ipv4Addr::LOCALHOST.into();
         let open = Open { id: name.into(), parameters, agent_address: None, local_address, local_port: None };
@@ -243,5 +277,101 @@ fn busy_odd_port_takes_its_pair_out_of_use() {
         let _other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 13_501)).unwrap();
         let opened = bench.open_with("a", Rtcp::Separate { remote: None });
         assert_eq!((opened.port, bench.worker.ports.quarantined()), (13_502, 1));
+    });
+}
+
+/// A browser on a socket of its own.
+struct Browser {
+    socket: UdpSocket,
+    dtls: DtlsSrtp,
+    has_keys: bool,
+}
+
+impl Browser {
+    /// Sends what its handshake has to say, and reads what has come.
+    fn shakes(&mut self) {
+        let mut datagram = [0; 1_500];
+        while let Ok(len) = self.socket.recv(&mut datagram) {
+            if Kind::of(&datagram[..len]) == Kind::Dtls {
+                self.dtls.handle_datagram(&datagram[..len], Instant::now());
+            }
+        }
+        self.dtls.handle_timeout(Instant::now());
+        while let Some(len) = self.dtls.poll_transmit(&mut datagram[..DATAGRAM_LEN_MAX]) {
+            self.socket.send(&datagram[..len]).unwrap();
+        }
+        self.has_keys |= self.dtls.poll_keys().is_some();
+    }
+}
+
+#[test]
+fn fifty_handshakes_at_once_are_done_few_in_a_turn_and_a_running_call_does_not_wait_for_them() {
+    const BROWSERS: u64 = 50;
+    Bench::on_each_of(13_700, 200, |mut bench| {
+        let identity = Arc::new(new_identity().unwrap());
+        let phone = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let running = bench.open("running");
+        let (ice, remote_ufrag) = (Credentials::from_random(&[5; 32]), IceText::parse("browser").unwrap());
+        let mut browsers: Vec<Browser> = (0..BROWSERS)
+            .map(|number| {
+                let own = new_identity().unwrap();
+                let fingerprint = own.fingerprint();
+                let secure = SecureParameters { setup: Setup::Passive, fingerprint, ice, remote_ufrag };
+                let name = number.to_string();
+                let opened = bench.open_secure(&name, Rtcp::Mux, Some(secure), Some(Arc::clone(&identity)));
+                let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+                socket.connect((Ipv4Addr::LOCALHOST, opened.port)).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                let dtls =
+                    DtlsSrtp::new(&own, Setup::Active, identity.fingerprint(), Instant::now()).unwrap();
+                Browser { socket, dtls, has_keys: false }
+            })
+            .collect();
+        let mut check = [0; 256];
+        let len = write_check(&mut check, [1; 12], (&ice, remote_ufrag), true).unwrap();
+        for browser in &browsers {
+            browser.socket.send(&check[..len]).unwrap();
+        }
+        while bench.worker.tally.rtp_received_total < BROWSERS {
+            bench.turn();
+        }
+
+        // All begin at once, and the phone of the running call speaks.
+        browsers.iter_mut().for_each(Browser::shakes);
+        let mut packet = [0; 172];
+        packet[0] = 0x80;
+        phone.send_to(&packet, (Ipv4Addr::LOCALHOST, running.port)).unwrap();
+        for _ in 0..4 {
+            bench.worker.ring.turn(Wait::none(Instant::now())).unwrap(); // completions gather
+        }
+        bench.turn();
+        let heard = |bench: &Bench| {
+            bench.worker.sessions[running.key.index as usize].session.stats(Instant::now()).rtp_received
+        };
+        assert_eq!(heard(&bench), 1, "in the turn that brought all of them");
+        assert_eq!(bench.worker.handshakes.len() as u64, BROWSERS);
+        assert!(bench.worker.wait().deadline.is_some_and(|deadline| deadline <= Instant::now()));
+        let mut done = bench.worker.tally.handshake_steps_total;
+        let mut turn = |bench: &mut Bench| {
+            bench.turn();
+            let steps = bench.worker.tally.handshake_steps_total;
+            assert!(steps - done <= HANDSHAKES_A_TURN as u64, "{} in one turn", steps - done);
+            done = steps;
+        };
+        // Everybody's first step, before anybody's second.
+        for _ in 0..BROWSERS.div_ceil(HANDSHAKES_A_TURN as u64) {
+            turn(&mut bench);
+        }
+        assert_eq!((bench.worker.tally.handshake_steps_total, bench.worker.handshakes.len()), (BROWSERS, 0));
+        let deferred = bench.worker.tally.handshakes_deferred_total;
+        assert_eq!(deferred, BROWSERS - HANDSHAKES_A_TURN as u64);
+
+        let until = Instant::now() + Duration::from_secs(30);
+        while !browsers.iter().all(|browser| browser.has_keys) {
+            assert!(Instant::now() < until, "{:?}", bench.worker.tally);
+            browsers.iter_mut().for_each(Browser::shakes);
+            turn(&mut bench);
+        }
+        assert_eq!(bench.worker.tally.handshakes_overflowed_total, 0);
     });
 }

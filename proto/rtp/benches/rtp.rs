@@ -1,10 +1,12 @@
-//! RTP: nanoseconds a packet for the header, for the whole way of a packet in order, and for SRTP there and back.
+//! RTP: nanoseconds a packet for the header, for the whole way of a packet in order, and for SRTP there and back; and what
+//! a DTLS handshake costs its server.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tandem_audio::format::ClockRate;
+use tandem_rtp::dtls::{DATAGRAM_LEN_MAX, DtlsSrtp, Identity, Setup};
 use tandem_rtp::jitter::ReorderBuffer;
 use tandem_rtp::latch::{Latching, SourceLatch};
 use tandem_rtp::packet::Packet;
@@ -69,5 +71,87 @@ fn srtp(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, one_packet, srtp);
+fn identity() -> Option<Identity> {
+    let made = rcgen::generate_simple_self_signed(["tandem.test".to_owned()]).ok()?;
+    Some(Identity::new(made.cert.der().to_vec(), made.signing_key.serialize_der()))
+}
+
+/// What one handshake cost its server.
+#[derive(Default)]
+struct Cost {
+    /// Making its state, before the first datagram.
+    begin: Duration,
+    /// All steps; the first has the beginning in it.
+    steps: Duration,
+    /// The longest step: one datagram read, and what it answers.
+    longest: Duration,
+    /// How many steps.
+    count: u32,
+}
+
+/// One handshake between two ends of ours over a link that loses nothing.
+#[allow(clippy::disallowed_methods)]
+fn shake(server: &Identity, client: &Identity) -> Option<Cost> {
+    let mut now = Instant::now();
+    let mut browser = DtlsSrtp::new(client, Setup::Active, server.fingerprint(), now).ok()?;
+    let mut cost = Cost::default();
+    let begun = Instant::now();
+    let mut engine = DtlsSrtp::new(server, Setup::Passive, client.fingerprint(), now).ok()?;
+    cost.begin = begun.elapsed();
+    let (mut to_server, mut out) = ([0; DATAGRAM_LEN_MAX], [0; DATAGRAM_LEN_MAX]);
+    let (mut has_browser, mut has_engine) = (false, false);
+    while !(has_browser && has_engine) {
+        let mut is_quiet = true;
+        while let Some(len) = browser.poll_transmit(&mut to_server) {
+            is_quiet = false;
+            let begun = Instant::now();
+            engine.handle_datagram(&to_server[..len], now);
+            let mut flight = Vec::new();
+            while let Some(len) = engine.poll_transmit(&mut out) {
+                flight.push(out[..len].to_vec());
+            }
+            has_engine |= engine.poll_keys().is_some();
+            // The first one begins it.
+            let took = begun.elapsed() + if cost.count == 0 { cost.begin } else { Duration::ZERO };
+            cost.steps += took;
+            cost.longest = cost.longest.max(took);
+            cost.count += 1;
+            flight.iter().for_each(|datagram| browser.handle_datagram(datagram, now));
+        }
+        has_browser |= browser.poll_keys().is_some();
+        if is_quiet && !(has_browser && has_engine) {
+            return None;
+        }
+        now += Duration::from_millis(1);
+        browser.handle_timeout(now);
+    }
+    Some(cost)
+}
+
+/// Milliseconds of a core for one browser.
+fn dtls(c: &mut Criterion) {
+    let (Some(server), Some(client)) = (identity(), identity()) else { return };
+    let mut group = c.benchmark_group("dtls");
+    group.sample_size(20);
+    if let Some(cost) = shake(&server, &client) {
+        println!("dtls: {} datagrams to the server", cost.count);
+    }
+    let each = |pick: fn(Cost) -> Duration| {
+        let (server, client) = (&server, &client);
+        move |times: u64| -> Duration {
+            (0..times)
+                .map(|_| match shake(server, client) {
+                    Some(cost) => pick(cost),
+                    None => panic!("a handshake over a link that loses nothing failed"),
+                })
+                .sum()
+        }
+    };
+    group.bench_function("server_begin", |b| b.iter_custom(each(|cost| cost.begin)));
+    group.bench_function("server", |b| b.iter_custom(each(|cost| cost.steps)));
+    group.bench_function("server_longest_step", |b| b.iter_custom(each(|cost| cost.longest)));
+    group.finish();
+}
+
+criterion_group!(benches, one_packet, srtp, dtls);
 criterion_main!(benches);

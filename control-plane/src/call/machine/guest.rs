@@ -12,18 +12,20 @@
 //! While a guest's phone rings the call goes on as it was, except that who is to be put through hears it ring. A call has
 //! one guest at most; what the guest's own trunk says of an offer in the 200 is not asked for: our INVITE always has one.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tandem_api::engine::v1 as engine;
 use tandem_api::engine::v1::LegRole;
 use tandem_api::engine::v1::session_ended::Reason;
-use tandem_sdp::{LocalSrtp, SessionDescription};
+use tandem_rtp::dtls::Fingerprint;
+use tandem_sdp::SessionDescription;
 use tandem_sip::message::{Body, Method, Reply, Request, Response};
 use tandem_sip::{CallHandle, EndReason, Headers, RequestHandle};
 use uuid::Uuid;
 
 use super::change::ChangeRequest;
-use super::{Asked, Call};
+use super::{Asked, Call, fresh_keys};
 use crate::call::action::{Action, EngineCommand, EngineRefusal};
 use crate::call::ending::{Cause, Ending};
 use crate::call::invite;
@@ -337,7 +339,10 @@ impl Call {
             Ok(added) => {
                 let port = u16::try_from(added.local_port).ok().filter(|port| *port != 0);
                 match (added.local_address.parse(), port) {
-                    (Ok(address), Some(port)) => self.invite_guest(address, port, around),
+                    (Ok(address), Some(port)) => {
+                        let hash = added.dtls_fingerprint.as_slice().try_into();
+                        self.invite_guest(address, port, hash.ok().map(Fingerprint::new), around);
+                    }
                     _ => self.fail_guest("the media engine gave no address", around),
                 }
             }
@@ -471,21 +476,22 @@ impl Call {
 
     // --- the guest's dialog ---
 
-    fn invite_guest(&mut self, address: std::net::IpAddr, port: u16, around: &mut Surroundings<'_>) {
+    fn invite_guest(
+        &mut self,
+        address: IpAddr,
+        port: u16,
+        fingerprint: Option<Fingerprint>,
+        around: &mut Surroundings<'_>,
+    ) {
         let id = self.id;
         let Some(guest) = self.guest.as_deref_mut() else { return };
         let Some(order) = &guest.order else { return };
         let trunk = &order.trunk;
         let policy = trunk.srtp.policy(true, trunk.credential.is_private());
-        let random = |octets: &mut [u8]| {
-            for eight in octets.chunks_mut(8) {
-                eight.copy_from_slice(&around.random().to_ne_bytes()[..eight.len()]);
-            }
-        };
-        // DTLS-SRTP is for callers only so far.
-        guest.negotiation.protect(LocalSrtp::new(policy, random), None);
+        let (srtp, secret) = fresh_keys(trunk.srtp, policy, around);
+        guest.negotiation.protect(srtp, secret);
         // 62 bits, as for the call's own description.
-        guest.negotiation.open(address, port, around.random() >> 2, None);
+        guest.negotiation.open(address, port, around.random() >> 2, fingerprint);
         let offer = guest.negotiation.offer().map(Body::sdp);
         match invite::invite(order, trunk, None, offer) {
             Ok((request, destination)) => {

@@ -113,6 +113,11 @@ impl Call {
         }
     }
 
+    /// A hold of ours is under way.
+    pub(super) fn is_about_to_hold(&self) -> bool {
+        self.own_change.is_some_and(|change| change.is_held)
+    }
+
     pub(super) fn own_change_deadline(&self) -> Option<Instant> {
         self.own_change.map(|change| change.at)
     }

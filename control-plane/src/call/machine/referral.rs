@@ -16,7 +16,7 @@ use tandem_sip::message::{Body, Reply, Request, Response};
 use tandem_sip::{CallHandle, EndReason, HeaderName, Headers, RequestHandle, Uri};
 
 use super::takeover::{Seat, Successor};
-use super::{Call, DialogId};
+use super::{Call, DialogId, fresh_keys};
 use crate::call::action::Action;
 use crate::call::ending::{Cause, Ending};
 use crate::call::invite;
@@ -146,7 +146,8 @@ impl Call {
     ) {
         // Who refers us knows the keys of this dialog: the target gets others.
         let mut negotiation = Negotiation::new(self.trunk.as_deref());
-        let (srtp, dtls) = self.fresh_keys(self.negotiation.srtp_policy(), around);
+        let rules = self.trunk.as_ref().map(|trunk| trunk.srtp).unwrap_or_default();
+        let (srtp, dtls) = fresh_keys(rules, self.negotiation.srtp_policy(), around);
         negotiation.protect(srtp, dtls);
         negotiation.take_port_of(&self.negotiation, self.has_media());
         let offer = negotiation.offer().map(Body::sdp);

@@ -1,7 +1,6 @@
 //! Whom a live call brings in: over its own trunk if it has one that can be called over, else over the tenant's only one.
 
 use super::{Agent, Arc, FieldError, Order, Trunk, Trunks, phones_as, read_phone, read_to, read_trunk};
-use crate::trunk::SrtpRules;
 use tandem_sip::Headers;
 
 /// The call that brings somebody in.
@@ -30,7 +29,10 @@ impl Order {
         let usable =
             |own: &&Arc<Trunk>| own.tenant_id == *host.tenant_id && own.credential.next_hop().is_some();
         let trunk = match (phone, trunk, host.trunk.filter(usable)) {
-            (Some(_), "", _) => phones_as(host.number, host.tenant_id, SrtpRules::default()),
+            (Some(user), "", _) => {
+                let srtp = trunks.find_phone(user).map(|phone| phone.srtp).unwrap_or_default();
+                phones_as(host.number, host.tenant_id, srtp)
+            }
             (Some(_), _, _) => {
                 return Err(FieldError::new("trunk", "must be empty: a phone of ours is called without one"));
             }

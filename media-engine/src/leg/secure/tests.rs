@@ -57,6 +57,9 @@ impl Browser {
             while let Some(len) = self.dtls.poll_transmit(&mut out) {
                 transport.handle_datagram(Kind::Dtls, at(from), &out[..len], self.now);
             }
+            while transport.wants_handshake() {
+                transport.handle_handshake(self.now);
+            }
             while let Some((to, len)) = transport.poll_transmit(&mut out) {
                 assert_eq!(Some(to), transport.pair());
                 self.dtls.handle_datagram(&out[..len], self.now);
@@ -224,4 +227,32 @@ fn checks_of_strangers_do_not_keep_the_peers_from_being_answered() {
     assert!(transport.handle_datagram(Kind::Stun, at(HERE), &out[..len], browser.now));
     assert!(transport.answers.iter().any(|answer| answer.to == at(HERE)));
     assert_eq!(transport.rejected(), 100);
+}
+
+#[test]
+fn handshake_waits_for_its_steps_and_holds_so_many_datagrams() {
+    let (mut transport, mut browser) = pair(Setup::Passive, None);
+    browser.checks(&mut transport, HERE, true);
+    let mut out = [0; 1_472];
+    let len = browser.dtls.poll_transmit(&mut out).unwrap();
+    for _ in 0..HELD_MAX + 3 {
+        transport.handle_datagram(Kind::Dtls, at(HERE), &out[..len], browser.now);
+    }
+    assert!(transport.dtls.is_none(), "nothing is computed before a step is granted");
+    assert_eq!((transport.held.len(), transport.overflowed(), transport.rejected()), (HELD_MAX, 3, 3));
+    transport.handle_handshake(browser.now);
+    assert!(transport.dtls.is_some() && transport.poll_transmit(&mut out).is_some());
+    assert_eq!(transport.held.len(), HELD_MAX - 1, "a step is one datagram");
+    browser.shakes(&mut transport, HERE);
+    assert!(transport.poll_keys().is_some(), "{:?}", transport.failure());
+}
+
+#[test]
+fn our_part_to_begin_waits_for_a_step() {
+    let (mut transport, mut browser) = pair(Setup::Active, None);
+    browser.checks(&mut transport, HERE, true);
+    assert!(transport.wants_handshake() && transport.dtls.is_none());
+    transport.handle_handshake(browser.now);
+    assert!(transport.poll_transmit(&mut [0; 1_472]).is_some());
+    assert!(!transport.wants_handshake());
 }

@@ -241,3 +241,48 @@ fn agent_that_hears_the_caller_no_more_is_told_that_he_is_silent() {
     call.line(QUIET, 1_000);
     assert!(bot.texts(&mut call).iter().all(|text| !text.contains("speech")), "once");
 }
+
+fn is_idle(call: &mut Call) -> bool {
+    call.events().iter().any(|event| matches!(event, Event::Idle { .. }))
+}
+
+#[test]
+fn silence_counts_neither_while_somebody_else_takes_part_nor_from_before() {
+    for role in [LegRole::Bridge, LegRole::Conference, LegRole::Consult { rings: true }] {
+        let wanted = SpeechParameters { idle: Some(1_000 * MS), ..SpeechParameters::default() };
+        let mut call = Call::started(with_speech(wanted));
+        Bot::meets(&mut call);
+        call.line(QUIET, 400);
+        joined(&mut call, role);
+        call.line(QUIET, 3_000);
+        assert!(!is_idle(&mut call), "{role:?}");
+        assert_eq!(call.session.stats(call.now).idle_ms, None, "{role:?}");
+        call.session.remove_second();
+        call.line(QUIET, 900);
+        assert!(!is_idle(&mut call), "{role:?}: anew from here");
+        call.line(QUIET, 200);
+        assert!(is_idle(&mut call), "{role:?}");
+    }
+    for role in [LegRole::Whisper, LegRole::Listen] {
+        let wanted = SpeechParameters { idle: Some(1_000 * MS), ..SpeechParameters::default() };
+        let mut call = Call::started(with_speech(wanted));
+        Bot::meets(&mut call);
+        joined(&mut call, role);
+        call.line(QUIET, 1_100);
+        assert!(is_idle(&mut call), "{role:?}: agent and caller are by themselves");
+    }
+}
+
+#[test]
+fn agent_that_hears_of_a_transfer_has_the_whole_time_to_speak() {
+    let wanted = SpeechParameters { idle: Some(1_000 * MS), ..SpeechParameters::default() };
+    let mut call = Call::started(with_speech(wanted));
+    Bot::meets(&mut call);
+    call.line(QUIET, 900);
+    let failed = Notice::Transfer { status: "failed".into(), reason: "busy".into() };
+    call.session.tell(&failed, call.now);
+    call.line(QUIET, 900);
+    assert!(!is_idle(&mut call));
+    call.line(QUIET, 200);
+    assert!(is_idle(&mut call));
+}

@@ -1,7 +1,7 @@
 //! The handshake; see the module above.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use dimpl::{Config, Dtls, DtlsCertificate, Error, Output, SrtpProfile, UnexpectedMessageError};
@@ -33,9 +33,26 @@ fn fingerprint_of(certificate: &[u8]) -> Fingerprint {
     Fingerprint::new(Sha256::digest(certificate).into())
 }
 
+/// What all handshakes have in common, made once: the library tries out its whole cryptography each time it is asked for.
+fn settings() -> Result<Arc<Config>, DtlsError> {
+    static SETTINGS: OnceLock<Arc<Config>> = OnceLock::new();
+    if let Some(settings) = SETTINGS.get() {
+        return Ok(Arc::clone(settings));
+    }
+    let settings = Config::builder()
+        .mtu(DATAGRAM_LEN_MAX)
+        .handshake_timeout(HANDSHAKE_MAX)
+        .require_client_certificate(true)
+        .build()
+        .map_err(|_| DtlsError::Handshake)?;
+    Ok(Arc::clone(SETTINGS.get_or_init(|| Arc::new(settings))))
+}
+
 impl Identity {
     /// From a certificate and its ECDSA key, both in DER.
-    pub const fn new(certificate: Vec<u8>, private_key: Vec<u8>) -> Self {
+    pub fn new(certificate: Vec<u8>, private_key: Vec<u8>) -> Self {
+        // Here, and not while packets wait; a refusal comes again with the first handshake.
+        let _ = settings();
         Self(DtlsCertificate { certificate, private_key })
     }
 
@@ -94,13 +111,7 @@ impl DtlsSrtp {
         expected: Fingerprint,
         now: Instant,
     ) -> Result<Self, DtlsError> {
-        let config = Config::builder()
-            .mtu(DATAGRAM_LEN_MAX)
-            .handshake_timeout(HANDSHAKE_MAX)
-            .require_client_certificate(true)
-            .build()
-            .map_err(|_| DtlsError::Handshake)?;
-        let mut dtls = Dtls::new_auto(Arc::new(config), identity.0.clone(), now);
+        let mut dtls = Dtls::new_auto(settings()?, identity.0.clone(), now);
         dtls.set_active(setup == Setup::Active);
         let mut this = Self {
             dtls,
