@@ -684,6 +684,8 @@ impl Worker {
 
     fn remove_leg(&mut self, key: SessionKey, now: Instant) -> Option<Stats> {
         self.live(key)?;
+        // One that is on its way goes back.
+        self.unexpect_leg(key);
         self.let_second_go(key.index, now);
         let stats = self.sessions[key.index as usize].session.remove_second();
         self.touch(key.index);
@@ -754,6 +756,8 @@ impl Worker {
             self.touch(index);
         }
         self.drain_touched(now);
+        // A ring that failed has no next turn.
+        self.send_ports_home();
         self.outbox.ring();
     }
 

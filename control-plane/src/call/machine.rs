@@ -672,6 +672,8 @@ impl Call {
                 self.session.lose();
             }
             Loss::Restarted => self.session.lose(),
+            // The engine has joined it to another one; the answer that says so is on its way.
+            Loss::Unlisted if self.joining.is_some() => return self.session.lose(),
             Loss::Unlisted => {}
         }
         if self.life.is_before_answer() {

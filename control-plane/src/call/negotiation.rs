@@ -87,6 +87,12 @@ pub struct Negotiation {
 }
 
 impl Negotiation {
+    /// Gives itself away; what was agreed on last stays, for the record.
+    pub fn leave_behind(&mut self) -> Self {
+        let left = Self { current: self.current, ..Self::default() };
+        std::mem::replace(self, left)
+    }
+
     /// The call is protected by these rules, with these keys, from now on. `dtls`: what credentials of ICE come from; `None`:
     /// DTLS-SRTP is refused.
     pub fn protect(&mut self, srtp: LocalSrtp, dtls: Option<Secret>) {

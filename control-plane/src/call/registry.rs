@@ -276,7 +276,7 @@ impl Calls {
         }
         match event {
             Event::IncomingInvite { call, request, flow, replaces } => {
-                let replaced = replaces.map(|old| self.by_sip.get(&old).copied().unwrap_or_default());
+                let replaced = replaces.map(|old| self.replaced_by(old));
                 self.handle_invite(call, &request, flow, peer, replaced, now);
             }
             Event::Acknowledged { call, ack } => {
@@ -397,6 +397,13 @@ impl Calls {
             }),
             _ => {}
         }
+    }
+
+    /// The call whose dialog this is; nil if it is no call's own. A guest's is not: its place is beside somebody, and whoever took
+    /// it would be given the other one's.
+    fn replaced_by(&self, old: CallHandle) -> Uuid {
+        let call_id = self.by_sip.get(&old).copied();
+        call_id.filter(|id| self.calls.get(id).is_none_or(|call| !call.is_guests(old))).unwrap_or_default()
     }
 
     /// Whose place an INVITE with Replaces wants.

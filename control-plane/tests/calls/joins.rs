@@ -3,15 +3,15 @@
 use control_plane::call::action::{EngineCommand, EngineRefusal, EngineReply};
 use control_plane::call::machine::Asked;
 use control_plane::call::registry::joining::Guest;
-use control_plane::media::SessionEvent;
+use control_plane::media::{Listed, SessionEvent};
 use tandem_api::engine::v1::session_ended::Reason;
 use tandem_api::engine::v1::tell_agent_request::What as Tell;
-use tandem_api::engine::v1::{Direction, LegRole, SessionStats};
+use tandem_api::engine::v1::{Direction, LegRole, SessionStats, TransferMode};
 use tandem_sip::message::{Body, Method};
 use tandem_sip::{CallHandle, Headers};
 use uuid::Uuid;
 
-use crate::bed::{Bed, Heard, offer};
+use crate::bed::{Bed, Heard, echo_uri, offer};
 use crate::place::trunk;
 
 /// Two callers who talk with the echo: the phone and the id of each.
@@ -68,7 +68,8 @@ fn other_call_ends_without_a_bye_and_its_phone_is_a_guest() {
         (ending.reason.as_str(), ending.party.as_str(), record.call.state.as_str()),
         ("joined", "us", "ended")
     );
-    assert_eq!(record.call.media.clone().unwrap().rtp_sent, 70);
+    let media = record.call.media.clone().unwrap();
+    assert_eq!((media.rtp_sent, media.codec.as_str()), (70, "PCMU"));
     let step = record.call.decisions.last().unwrap();
     assert!(step.rule == "joined" && step.passed && step.got.contains(&call_id.to_string()), "{step:?}");
     let steps = bed.calls.get("t1", call_id).unwrap().decisions;
@@ -263,4 +264,47 @@ fn lost_answer_leaves_nobody_without_media() {
     assert_eq!((bed.reason(other).as_str(), bed.count_byes()), ("engine_lost", 1));
     assert!(bed.commands_of(call_id).contains(&"remove_leg"));
     assert_eq!(bed.state(call_id), "connected");
+}
+
+#[test]
+fn nobody_takes_the_place_of_a_joined_phone() {
+    let (mut bed, (caller, call_id), (phone, other)) = two_calls();
+    bed.joins_calls(call_id, other);
+    let byes = bed.count_byes();
+    let heard = bed.replace(phone, &echo_uri(), Some(&offer("sendrecv", "0")));
+    assert!(matches!(heard, Heard::Refused { .. }), "{heard:?}");
+    assert_eq!(
+        (bed.state(call_id).as_str(), bed.count_byes()),
+        ("connected", byes),
+        "both are where they were"
+    );
+    // The call's own dialog may be taken as ever.
+    assert!(matches!(bed.replace(caller, &echo_uri(), Some(&offer("sendrecv", "0"))), Heard::Answered(_)));
+    bed.ends(phone);
+    assert_eq!(bed.state(call_id), "connected");
+}
+
+#[test]
+fn engine_that_lists_it_no_more_before_it_has_answered_costs_no_phone() {
+    let (mut bed, (_, call_id), (_, other)) = two_calls();
+    bed.joins = None;
+    bed.joins_calls(call_id, other);
+    let listed = Listed { agent_ready: true, ..Listed::default() };
+    bed.engine_lists(0, "instance-1", [(call_id, listed)].into());
+    assert_eq!((bed.state(other).as_str(), bed.count_byes()), ("connected", 0));
+    bed.reply(call_id, EngineReply::Joined(other, Ok(Box::default())));
+    assert_eq!((bed.state(call_id).as_str(), bed.reason(other).as_str()), ("connected", "joined"));
+    assert_eq!(bed.count_byes(), 0);
+}
+
+#[test]
+fn agent_cannot_send_away_who_is_being_joined() {
+    let (mut bed, (_, call_id), (_, other)) = two_calls();
+    bed.joins = None;
+    bed.joins_calls(call_id, other);
+    bed.session(call_id, SessionEvent::AgentTransfer { to: String::new(), mode: TransferMode::Cancel });
+    bed.reply(call_id, EngineReply::Joined(other, Ok(Box::default())));
+    assert_eq!((bed.state(call_id).as_str(), bed.reason(other).as_str()), ("connected", "joined"));
+    assert!(!bed.commands_of(call_id).contains(&"remove_leg"), "{:?}", bed.commands_of(call_id));
+    assert_eq!(bed.count_byes(), 0);
 }

@@ -21,7 +21,7 @@ const NUMBER: &str = "sip:+493012345@192.0.2.1";
 
 impl Bed {
     /// Another phone calls to take the place of this dialog; gives what it hears.
-    fn replace(&mut self, call: CallHandle, uri: &str, sdp: Option<&str>) -> Heard {
+    pub(crate) fn replace(&mut self, call: CallHandle, uri: &str, sdp: Option<&str>) -> Heard {
         self.invite_replacing(call, uri, sdp);
         let is_its = |heard: &&Heard| matches!(heard, Heard::Answered(_) | Heard::Refused { .. });
         self.heard.iter().rev().find(is_its).unwrap().clone()

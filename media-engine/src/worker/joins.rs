@@ -224,11 +224,15 @@ impl Worker {
     }
 
     fn try_land(&mut self, key: SessionKey, moving: Moving, role: Role, now: Instant) -> Result<(), Refused> {
+        // Whoever has removed it meanwhile wants it no more.
+        let is_expected =
+            self.live(key).is_some_and(|slot| matches!(slot.joining.as_deref(), Some(Joining::Expects(_))));
         self.unexpect_leg(key);
         let needed = 1 + usize::from(moving.rtcp.is_some());
         let checked = self.check_join(key, now);
         let has_room = self.ring.room() >= needed;
-        if let Err(error) = checked.and(if has_room { Ok(()) } else { Err(JoinError::Full) }) {
+        let checked = checked.and(if has_room { Ok(()) } else { Err(JoinError::Full) });
+        if let Err(error) = checked.and(if is_expected { Ok(()) } else { Err(JoinError::Busy) }) {
             return Err((error, Some(Box::new(moving))));
         }
         let Moving { mut leg, udp, rtcp, port } = moving;

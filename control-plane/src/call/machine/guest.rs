@@ -186,6 +186,10 @@ impl Call {
                 if !self.has_open_guest() {
                     return Asked::NoTarget;
                 }
+                // It is nobody's guest yet, and must not lose its call.
+                if self.guest.as_deref().is_some_and(|guest| matches!(guest.stage, Stage::Joining(_))) {
+                    return Asked::Busy;
+                }
                 self.let_guest_go("the agent wants it so", around);
                 return Asked::Done;
             }
@@ -472,6 +476,11 @@ impl Call {
                 if reason == Reason::Transport { detail } else { "nothing was heard of it for too long" };
             self.let_guest_go(why, around);
         }
+    }
+
+    /// Whether this is the dialog of somebody beside the call's own other side.
+    pub fn is_guests(&self, sip: CallHandle) -> bool {
+        self.guest.as_deref().is_some_and(|guest| guest.sip == Some(sip))
     }
 
     // --- the guest's dialog ---

@@ -122,7 +122,7 @@ impl Call {
                     &format!("call {into}"),
                     true,
                 );
-                let negotiation = Box::new(std::mem::take(&mut self.negotiation));
+                let negotiation = Box::new(self.negotiation.leave_behind());
                 self.end(Ending::new(Cause::Joined), around);
                 Some(Given { sip, negotiation })
             }

@@ -250,6 +250,23 @@ fn leg_whose_place_is_gone_comes_back_and_goes_on() {
 }
 
 #[test]
+fn leg_that_was_removed_before_it_came_goes_back() {
+    Bench::on_each_kind(|kind| {
+        let mut both = Two::new(kind, 14_800, Rtcp::Off);
+        let (key, other) = (both.stays.key, both.ends.key);
+        both.one.ask(|reply| Command::Expect { key, reply }).unwrap();
+        let moving = both.two.lift(other).unwrap();
+        assert!(both.one.ask(|reply| Command::RemoveLeg { key, reply }).is_none(), "there is none yet");
+        let (error, moving) = both.one.land(key, moving).unwrap_err();
+        assert_eq!(error, JoinError::Busy);
+        assert!(both.two.commands.send(Command::Restore { key: other, moving }));
+        both.pass(60);
+        both.desk.check_stream(both.ends.port);
+        assert!(both.one.worker.sessions[key.index as usize].session.second().is_none());
+    });
+}
+
+#[test]
 fn session_that_ends_while_its_leg_is_lifted_or_away_leaves_nothing_behind() {
     Bench::on_each_kind(|kind| {
         let mut both = Two::new(kind, 14_200, Rtcp::Off);
