@@ -433,8 +433,14 @@ impl Inbox {
     }
 }
 
+/// What the control thread has of a worker's queues.
+pub type ControlEnd<W = Waker> = (Commands<W>, Inbox);
+
+/// What the worker has of them.
+pub type WorkerEnd<W = Waker> = (Consumer<Command>, Outbox<W>);
+
 /// Both ends of one worker's queues. `waker` wakes the worker, `bell` the control thread.
-pub fn pair<W: Wake>(waker: W, bell: W) -> ((Commands<W>, Inbox), (Consumer<Command>, Outbox<W>)) {
+pub fn pair<W: Wake>(waker: W, bell: W) -> (ControlEnd<W>, WorkerEnd<W>) {
     let (command_in, command_out) = RingBuffer::new(COMMANDS_MAX);
     let (event_in, event_out) = RingBuffer::new(EVENTS_MAX);
     let lost = Arc::new(AtomicBool::new(false));

@@ -187,7 +187,7 @@ fn codecs_of_the_two_may_differ_and_go_on_from_where_they_were() {
                 let mut payload = [0; 1_000];
                 let len = encoder.encode(&tone, &mut payload);
                 // 500 Hz, of which no coder makes silence.
-                let low = |sample: usize| sample / 8 % 2 == 0;
+                let low = |sample: usize| (sample / 8).is_multiple_of(2);
                 let says: [u8; 160] = std::array::from_fn(|n| if low(n) { HALF } else { HALF & 0x7F });
                 both.call.says_from(PHONE, if frame < 75 { &[0xFF; 160] } else { &says });
                 both.desk_sends(payload_type, &payload[..len], ticks);
