@@ -8,7 +8,7 @@
 //! The filter is a Kaiser-windowed sinc of [`TAPS_PER_PHASE`] taps a phase at the lower of the two rates, so it is
 //! longer when decimating. Between a rate and its double the filter is a half-band one: but for the middle, each second tap
 //! is zero, which saves half of the work. With fn half of the lower rate (4 kHz on a telephone): flat within 0.15 dB to 0.85 fn
-//! (3.4 kHz), aliases and images from 1.15 fn (4.6 kHz) on below −70 dB, of half-band filters below −60 dB, and a gain of
+//! (3.4 kHz), aliases and images from 1.15 fn (4.6 kHz) on below −70 dB, of half-band filters below −62 dB, and a gain of
 //! exactly 1 at DC. Group delay is half of the filter: 1.4 ms between 8 and 16 kHz, else 2 ms with 8 kHz on one side; 1 ms with
 //! 16 kHz as the lower rate, 0.5 ms between 24 and 48 kHz.
 //!

@@ -28,7 +28,7 @@ fn half_of_lower(from: SampleRate, to: SampleRate) -> f64 {
 
 /// What is promised of images and aliases.
 fn limit_db(from: SampleRate, to: SampleRate) -> f64 {
-    if from.hz().max(to.hz()) == 2 * from.hz().min(to.hz()) { -60.0 } else { -70.0 }
+    if from.hz().max(to.hz()) == 2 * from.hz().min(to.hz()) { -62.0 } else { -70.0 }
 }
 
 /// One second of a tone through a converter, without the first tenth.
