@@ -443,6 +443,7 @@ impl Service {
             Some(Given::UpdateLeg(update)) => self.update_leg(update).await.map(Outcome::LegUpdated),
             Some(Given::RemoveLeg(remove)) => self.remove_leg(remove).await.map(Outcome::LegRemoved),
             Some(Given::Join(join)) => self.join(join).await.map(Outcome::Joined),
+            Some(Given::AnswerUpgrade(_)) => Err(Status::unimplemented("provider media")),
             None => Err(Status::unimplemented("a command that this engine does not know")),
         };
         let refused = |status: Status| {
@@ -589,6 +590,13 @@ impl EngineService for Service {
         request: Request<proto::StatisticsRequest>,
     ) -> Result<Response<StatisticsStream>, Status> {
         Ok(Response::new(statistics::watch(Arc::clone(&self.control), request.into_inner())?))
+    }
+
+    async fn answer_upgrade(
+        &self,
+        _: Request<proto::AnswerUpgradeRequest>,
+    ) -> Result<Response<proto::AnswerUpgradeResponse>, Status> {
+        Err(Status::unimplemented("provider media"))
     }
 
     async fn drain(&self, _: Request<proto::DrainRequest>) -> Result<Response<proto::DrainResponse>, Status> {
