@@ -14,7 +14,8 @@
 mod server;
 
 pub use server::{
-    Counters, End, FIRST_FRAME_WITHIN, Format, ID_WITHIN, MISLABELLED_FRAMES, NotAFrame, Server, ServerEvent,
+    Counters, End, FIRST_FRAME_WITHIN, Format, ID_WITHIN, MISLABELLED_FRAMES, NotAFrame, PACING, Server,
+    ServerEvent,
 };
 
 /// Octets before a payload.

@@ -13,8 +13,12 @@
 
 use std::time::{Duration, Instant};
 
+use crate::provider::{PacedBy, Pacing};
+
 use super::{HEADER_OCTETS, Message, Rate, Reader, TooLong, append, write_audio};
 
+/// Asterisk holds nothing and plays as it comes: a frame every 20 ms, none ahead.
+pub const PACING: Pacing = Pacing { paced_by: PacedBy::Us, send_ahead_ms: 0, provider_holds_ms: Some(0) };
 /// How long a connection may be silent before it says which call it is. Where the dialplan has not answered the channel, it never
 /// does: it closes.
 pub const ID_WITHIN: Duration = Duration::from_secs(5);

@@ -5,8 +5,8 @@
 
 use super::wire::{Envelope, Part, append_text, open};
 use super::{
-    Encoding, Frame, FrameRule, Incoming, Malformed, MediaFormat, PacedBy, Pacing, Provider, Receipts, Setup,
-    Start, Wire,
+    Encoding, FormatError, Frame, FrameRule, Incoming, Malformed, MediaFormat, PacedBy, Pacing, Provider,
+    Receipts, Setup, Start, Wire,
 };
 use crate::twilio::quoted;
 
@@ -48,7 +48,13 @@ impl Wire for Plivo {
                     Ok(format) => format,
                     Err(error) => return Ok(Incoming::Refused(error)),
                 };
-                let content = if format.encoding == Encoding::L16 { "audio/x-l16" } else { "audio/x-mulaw" };
+                let content = match format.encoding {
+                    Encoding::Pcmu => "audio/x-mulaw",
+                    Encoding::L16 => "audio/x-l16",
+                    Encoding::Pcma | Encoding::G722 => {
+                        return Ok(Incoming::Refused(FormatError { name, hz }));
+                    }
+                };
                 self.format = format!(r#""contentType":"{content}","sampleRate":{}"#, format.rate.hz());
                 self.stream_id = quoted(&stream_id);
                 let mut custom = object.object(&["extra_headers"]).custom(&[]);

@@ -19,6 +19,9 @@ pub(super) static TELNYX: Provider = Provider {
     wire: || Box::new(Telnyx),
 };
 
+/// Longest client state that is kept as a custom parameter; ours holds a context's id.
+const CLIENT_STATE_OCTETS_MAX: usize = 1_024;
+
 #[derive(Debug)]
 struct Telnyx;
 
@@ -36,9 +39,9 @@ impl Wire for Telnyx {
                 let name = format.text(&["encoding"]).unwrap_or_else(|| "PCMU".to_owned());
                 let hz = format.number(&["sample_rate"]).unwrap_or(u64::from(setup.rate.hz()));
                 let mut custom = start.object(&["custom_parameters"]).custom(&[]);
-                if let Some(state) =
-                    start.text(&["client_state"]).filter(|state| state.len() <= super::CUSTOM_OCTETS_MAX)
-                {
+                let state =
+                    start.text(&["client_state"]).filter(|state| state.len() <= CLIENT_STATE_OCTETS_MAX);
+                if let Some(state) = state.filter(|_| custom.len() < super::CUSTOM_MAX) {
                     custom.insert("client_state".to_owned(), state);
                 }
                 match MediaFormat::named(&name, hz) {

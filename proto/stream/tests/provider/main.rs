@@ -549,6 +549,7 @@ fn c18_the_rate_of_the_start_is_followed_and_what_we_do_not_carry_ends_the_strea
         ),
         ("vonage", r#"{"event":"websocket:connected","content-type":"audio/l16;rate=11025"}"#),
         ("telnyx", r#"{"event":"start","start":{"media_format":{"encoding":"AMR-WB","sample_rate":16000}}}"#),
+        ("plivo", r#"{"event":"start","start":{"streamId":"x","mediaFormat":{"encoding":"audio/x-alaw"}}}"#),
         ("asterisk", r#"{"event":"MEDIA_START","format":"opus","optimal_frame_size":160}"#),
         ("asterisk", r#"{"event":"MEDIA_START","format":"slin44","optimal_frame_size":1764}"#),
     ] {
