@@ -239,6 +239,10 @@ pub fn read(event: engine::Event) -> Option<News> {
         Body::LegLost(lost) => SessionEvent::LegLost { reason: lost.reason(), detail: lost.detail },
         // For whoever watches the engine; the life of a call does not depend on it yet.
         Body::Idle(_) => return None,
+        Body::MediaUpgrade(_) | Body::StreamStarted(_) | Body::StreamDropped(_) => {
+            tracing::debug!(session_id = event.session_id, "provider media is not answered yet");
+            return None;
+        }
         Body::SessionEnded(ended) => {
             SessionEvent::Ended { reason: ended.reason(), stats: ended.stats, detail: ended.detail }
         }
