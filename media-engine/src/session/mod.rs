@@ -30,6 +30,7 @@ mod listen;
 mod output;
 pub mod paced;
 pub mod playout;
+mod provider;
 pub mod second;
 pub mod skew;
 pub mod speech;
@@ -44,8 +45,10 @@ use tandem_audio::tone::ProgressTone;
 use tandem_rtp::dtls::Identity;
 use tandem_rtp::report::WallClock;
 
+use crate::leg;
 use crate::leg::agent::{Agent, AgentParameters, CallInfo};
 use crate::leg::event::{EndReason, Event, Stats};
+use crate::leg::provider::{ProviderLeg, StreamParameters};
 use crate::leg::rtp::{Direction, RtpLeg, RtpParameters};
 use crate::leg::stream::Stream;
 use bridge::Bridge;
@@ -81,6 +84,8 @@ pub struct SessionParameters {
     pub call: CallInfo,
     /// The carrier leg.
     pub rtp: RtpParameters,
+    /// In the place of its network: a provider's connection.
+    pub stream: Option<StreamParameters>,
     /// The agent leg.
     pub agent: AgentParameters,
     /// What is made of the caller's speech.
@@ -126,6 +131,8 @@ pub struct Oddities {
     pub marks_refused: u64,
     /// Messages of the agent that were none of its dialect.
     pub malformed: u64,
+    /// The same of a provider, and what else went wrong with it.
+    pub provider: leg::provider::Counters,
 }
 
 /// What is left of [`EVENTS_A_SECOND`].
@@ -213,6 +220,16 @@ pub struct Session {
     /// Why it could not be reached, or its stream broke.
     agent_gone: Option<String>,
     on_hold: bool,
+    /// In the place of the carrier's network.
+    provider: Option<Box<ProviderLeg>>,
+    /// There is one, also while it is taken out.
+    is_streamed: bool,
+    /// The packet that was made last has sound.
+    has_said: bool,
+    /// What is on its way to the provider is to be taken back.
+    wants_clear: bool,
+    /// The provider has not played all yet.
+    is_unheard: bool,
     ended: bool,
     events: VecDeque<Event>,
     budget: EventBudget,
@@ -229,6 +246,7 @@ impl Session {
         let SessionParameters {
             call,
             rtp,
+            stream,
             agent,
             speech,
             media_timeout,
@@ -268,6 +286,11 @@ impl Session {
             hung_up: false,
             agent_gone: None,
             on_hold: false,
+            is_streamed: stream.is_some(),
+            provider: stream.map(|stream| Box::new(ProviderLeg::new(stream, now))),
+            has_said: false,
+            wants_clear: false,
+            is_unheard: false,
             ended: false,
             events: VecDeque::with_capacity(4),
             budget: EventBudget { since: now, used: 0, refused: 0 },
@@ -382,6 +405,7 @@ impl Session {
             stream.handle_timeout(now);
             self.handle_loss(now);
         }
+        self.handle_provider_timeout(now);
         self.handle_speech_timeout(now);
         if self.hangup_when_dry.is_some_and(|at| at <= now) {
             self.hang_up_dry();
