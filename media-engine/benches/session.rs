@@ -39,6 +39,7 @@ fn open(number: u64, source: SocketAddr, now: Instant) -> Session {
     let parameters = SessionParameters {
         call: CallInfo::default(),
         rtp,
+        stream: None,
         agent: AgentParameters::Echo,
         media_timeout: Duration::from_hours(1),
         max_session: None,

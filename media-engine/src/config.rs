@@ -43,6 +43,32 @@ pub const SETTINGS: &[Setting] = &[
         default: "127.0.0.1:9101",
         help: "Address of /metrics, /healthz and /readyz",
     },
+    Setting {
+        name: "ws-listen",
+        default: "127.0.0.1:8090",
+        help: "Address of the providers' media WebSockets, wss with a certificate",
+    },
+    Setting {
+        name: "ws-public",
+        default: "",
+        help: "HOST:PORT of them that providers are told; unset: the listener's",
+    },
+    Setting {
+        name: "audiosocket-listen",
+        default: "127.0.0.1:9093",
+        help: "Address of Asterisk's AudioSocket (TCP)",
+    },
+    Setting {
+        name: "audiosocket-public",
+        default: "",
+        help: "HOST:PORT of it that dialplans are told; unset: the listener's",
+    },
+    Setting {
+        name: "tls-cert",
+        default: "",
+        help: "PEM file of the certificate chain for wss; with tls-key; read anew when it changes",
+    },
+    Setting { name: "tls-key", default: "", help: "PEM file of its key" },
     Setting { name: "rtp-addr", default: "127.0.0.1", help: "IP address that RTP ports are bound to" },
     Setting {
         name: "rtp-public",
@@ -75,13 +101,16 @@ pub const SETTINGS: &[Setting] = &[
     },
 ];
 
-/// Keys of later parts and of other programs that begin with `engine`, so that they are not taken for typing errors.
-const LATER: &[&str] = &["ws-listen", "ws-public", "audiosocket-listen", "audiosocket-public"];
-
 impl Setting {
     /// The key in tandem.toml.
     pub fn key(&self) -> String {
-        format!("engine_{}", self.name.replace('-', "_"))
+        let name = self.name.replace('-', "_");
+        if self.is_shared() { name } else { format!("engine_{name}") }
+    }
+
+    /// It is the control plane's, too, and has no `engine_` before it.
+    fn is_shared(&self) -> bool {
+        matches!(self.name, "tls-cert" | "tls-key")
     }
 
     /// The environment variable.
@@ -106,6 +135,16 @@ pub struct Config {
     pub grpc_listen: SocketAddr,
     /// Where metrics are read; port 0 lets the system choose.
     pub metrics_listen: SocketAddr,
+    /// Where providers' media WebSockets come in; port 0 lets the system choose.
+    pub ws_listen: SocketAddr,
+    /// What providers are told, if it is another.
+    pub ws_public: Option<String>,
+    /// Where Asterisk's AudioSocket comes in; port 0 lets the system choose.
+    pub audiosocket_listen: SocketAddr,
+    /// What dialplans are told, if it is another.
+    pub audiosocket_public: Option<String>,
+    /// Certificate chain and key of the WebSockets, which are `wss` with them.
+    pub tls: Option<(PathBuf, PathBuf)>,
     /// Where RTP ports are bound.
     pub rtp_address: IpAddr,
     /// What SDP says.
@@ -195,13 +234,20 @@ impl Layers {
             layers.lay_file(&path, &text)?;
         }
         for (variable, value) in environment {
+            if let Some(shared) =
+                SETTINGS.iter().find(|setting| setting.is_shared() && setting.variable() == variable)
+            {
+                if !value.is_empty() {
+                    layers.values.insert(shared.name, (value, variable));
+                }
+                continue;
+            }
             let Some(rest) = variable.strip_prefix("TANDEM_ENGINE_") else { continue };
             let name = rest.to_ascii_lowercase().replace('_', "-");
-            match SETTINGS.iter().find(|setting| setting.name == name) {
+            match SETTINGS.iter().find(|setting| setting.name == name && !setting.is_shared()) {
                 // An empty variable means "not set", as compose files and unit files write it.
                 Some(_) if value.is_empty() => {}
                 Some(setting) => drop(layers.values.insert(setting.name, (value, variable))),
-                None if LATER.contains(&name.as_str()) => {}
                 None => {
                     let nearest = nearest(&name).variable();
                     return Err(ConfigError::Unknown {
@@ -232,7 +278,10 @@ impl Layers {
                 }
                 // `engines` is the control plane's.
                 (key, value) => {
-                    if let Some(name) = key.strip_prefix("engine_") {
+                    let shared = SETTINGS.iter().find(|setting| setting.is_shared() && setting.key() == key);
+                    if let Some(shared) = shared {
+                        self.lay(path, key, shared.name, value)?;
+                    } else if let Some(name) = key.strip_prefix("engine_") {
                         self.lay(path, key, &name.replace('_', "-"), value)?;
                     }
                 }
@@ -244,9 +293,6 @@ impl Layers {
     fn lay(&mut self, path: &Path, key: &str, name: &str, value: &toml::Value) -> Result<(), ConfigError> {
         let origin = path.display().to_string();
         let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
-            if LATER.contains(&name) {
-                return Ok(());
-            }
             let nearest = nearest(name).key();
             let nearest = match key.starts_with("engine_") {
                 true => nearest,
@@ -318,10 +364,33 @@ impl Config {
             "" => Some(SESSIONS_PER_CORE * cores.len()),
             text => text.parse().ok().filter(|count| (1..=1_000_000).contains(count)),
         })?;
+        let readable = "a PEM file that can be read, and goes with the other of tls-cert and tls-key";
+        let has = |name: &'static str| !layers.get(name).0.is_empty();
+        let file = |name: &'static str, other: &'static str| {
+            layers.parse(name, readable, |text| match text {
+                "" if has(other) => None,
+                "" => Some(None),
+                text => std::fs::File::open(text).ok().map(|_| Some(PathBuf::from(text))),
+            })
+        };
+        let tls = file("tls-cert", "tls-key")?.zip(file("tls-key", "tls-cert")?);
+        let public = |text: &str| match text {
+            "" => Some(None),
+            text => text
+                .rsplit_once(':')
+                .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+                .map(|_| Some(text.to_owned())),
+        };
+        let host = "a host with its port, as in media.example.com:443";
         let seconds = |text: &str| text.parse().ok().map(Duration::from_secs);
         Ok(Self {
             grpc_listen: layers.parse("grpc-listen", address, |text| text.parse().ok())?,
             metrics_listen: layers.parse("metrics-listen", address, |text| text.parse().ok())?,
+            ws_listen: layers.parse("ws-listen", address, |text| text.parse().ok())?,
+            ws_public: layers.parse("ws-public", host, public)?,
+            audiosocket_listen: layers.parse("audiosocket-listen", address, |text| text.parse().ok())?,
+            audiosocket_public: layers.parse("audiosocket-public", host, public)?,
+            tls,
             rtp_address,
             rtp_public: layers.parse("rtp-public", "an IP address, as in 192.0.2.7", |text| match text {
                 "" => Some(rtp_address),
@@ -352,6 +421,11 @@ impl Config {
         Self {
             grpc_listen: (loopback, 0).into(),
             metrics_listen: (loopback, 0).into(),
+            ws_listen: (loopback, 0).into(),
+            ws_public: None,
+            audiosocket_listen: (loopback, 0).into(),
+            audiosocket_public: None,
+            tls: None,
             rtp_address: loopback,
             rtp_public: loopback,
             rtp_ports,
@@ -443,6 +517,8 @@ mod tests {
         let config = Config::from_layers(&Layers::default()).unwrap();
         assert_eq!(config.grpc_listen.to_string(), "127.0.0.1:7070");
         assert_eq!(config.metrics_listen.to_string(), "127.0.0.1:9101");
+        assert_eq!(config.ws_listen.to_string(), "127.0.0.1:8090");
+        assert_eq!(config.audiosocket_listen.to_string(), "127.0.0.1:9093");
         assert_eq!(config.rtp_ports, PortRange { min: 20_000, max: 29_999 });
         assert_eq!(config.rtp_public, config.rtp_address);
         assert_eq!(config.sessions_max, SESSIONS_PER_CORE * config.cores.len());
@@ -467,7 +543,7 @@ mod tests {
         assert!(error.contains("\"cores\""), "{error}");
         let error = layers(&[("TANDEM_ENGINE_DRIVR", "x")], &[], "").unwrap_err().to_string();
         assert!(error.contains("TANDEM_ENGINE_DRIVER"), "{error}");
-        layers(&[("TANDEM_ENGINE_WS_LISTEN", "x")], &[], "http_listen = \"x\"\nengines = \"y\"").unwrap();
+        layers(&[], &[], "http_listen = \"x\"\nengines = \"y\"").unwrap();
     }
 
     #[test]
@@ -475,6 +551,20 @@ mod tests {
         let wrong = layers(&[("TANDEM_ENGINE_RTP_PORTS", "20001-20002")], &[], "").unwrap();
         let error = Config::from_layers(&wrong).unwrap_err().to_string();
         assert!(error.contains("TANDEM_ENGINE_RTP_PORTS") && error.contains("20001-20002"), "{error}");
+    }
+
+    #[test]
+    fn certificate_and_key_have_no_engine_in_their_names_and_go_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.pem");
+        std::fs::write(&path, "").unwrap();
+        let path = path.to_str().unwrap();
+        let file = format!("tls_key = \"{path}\"");
+        let both = layers(&[("TANDEM_TLS_CERT", path)], &[], &file).unwrap();
+        assert_eq!(Config::from_layers(&both).unwrap().tls, Some((path.into(), path.into())));
+        let one = layers(&[], &[], &file).unwrap();
+        let error = Config::from_layers(&one).unwrap_err().to_string();
+        assert!(error.contains("tls-cert"), "{error}");
     }
 
     #[test]

@@ -19,7 +19,8 @@ use tandem_stream::{Dialect, audiosocket, link};
 use crate::leg::agent::{
     AudioSocketParameters, CallInfo, GrpcParameters, LinkParameters, WebSocketParameters,
 };
-use crate::leg::event::{EndReason, Event, Stats};
+use crate::leg::event::{EndReason, Event, HowDropped, Stats};
+use crate::leg::provider::StreamParameters;
 use crate::leg::rtp::{Direction, Rtcp, RtpParameters, SrtpKeys};
 use crate::leg::secure::SecureParameters;
 use crate::session::Notice;
@@ -157,6 +158,40 @@ pub fn rtp(given: Option<proto::RtpParameters>) -> Result<(RtpParameters, Option
         },
     };
     Ok((parameters, local_port))
+}
+
+/// A caller who comes by a provider's connection, and the upgrade that it is.
+pub fn stream(given: proto::StreamLeg) -> Result<(String, StreamParameters), Invalid> {
+    let proto::StreamLeg { upgrade_id, sample_rate, provider_call_id } = given;
+    if provider_call_id.len() > NAME_MAX {
+        let what = format!("has {} octets, at most {NAME_MAX} are allowed", provider_call_id.len());
+        return Err(invalid("stream.provider_call_id", what));
+    }
+    let rate = match sample_rate {
+        0 => None,
+        hz => Some(
+            SampleRate::from_hz(hz)
+                .ok_or_else(|| invalid("stream.sample_rate", format!("{hz} is no rate of ours")))?,
+        ),
+    };
+    Ok((upgrade_id, StreamParameters { rate, call_id: provider_call_id }))
+}
+
+/// A carrier leg whose sound comes by a stream: the codec is known when that has started.
+pub fn stream_rtp() -> RtpParameters {
+    RtpParameters {
+        remote: None,
+        codec: None,
+        payload_type: PayloadType::PCMU,
+        ptime: DEFAULT_PTIME,
+        event_payload_type: None,
+        direction: Direction::SendReceive,
+        latching: Latching::Off,
+        rtcp: Rtcp::Off,
+        srtp: None,
+        secure: None,
+        sound: SoundParameters::default(),
+    }
 }
 
 /// What a second leg is there for.
@@ -507,6 +542,10 @@ fn end_reason(reason: EndReason) -> (proto::session_ended::Reason, String) {
         EndReason::EngineFault => Reason::EngineFault,
         EndReason::Shutdown => Reason::Shutdown,
         EndReason::Transport(failure) => return (Reason::Transport, failure.to_string()),
+        EndReason::StreamStopped => return (Reason::Transport, "the provider has ended the call".into()),
+        EndReason::StreamLost => {
+            return (Reason::Transport, "the provider's connection was lost, and no other came".into());
+        }
     };
     (told, String::new())
 }
@@ -549,6 +588,21 @@ pub fn event(event: &Event) -> proto::event::Event {
             let (reason, detail) = end_reason(*reason);
             Told::LegLost(proto::LegLost { reason: reason.into(), detail })
         }
+        Event::StreamStarted(started) => Told::StreamStarted(proto::StreamStarted {
+            provider_call_id: started.call_id.clone(),
+            stream_id: started.stream_id.clone(),
+            parameters: started.parameters.clone().into_iter().collect(),
+            codec: started.codec.to_owned(),
+            sample_rate: started.rate_hz,
+        }),
+        Event::StreamDropped { how, reason } => Told::StreamDropped(proto::StreamDropped {
+            how: match how {
+                HowDropped::Stop => "stop",
+                HowDropped::Lost => "drop",
+            }
+            .to_owned(),
+            reason: reason.clone(),
+        }),
         Event::Joined { into, stats: counters } => Told::SessionEnded(proto::SessionEnded {
             reason: proto::session_ended::Reason::Joined.into(),
             stats: Some(stats(counters)),

@@ -16,6 +16,7 @@ mod joining;
 mod service;
 mod statistics;
 mod tls;
+mod upgrades;
 
 use std::collections::HashMap;
 use std::net::TcpListener;
@@ -192,6 +193,8 @@ pub struct Control {
     watchers: AtomicUsize,
     /// What is shown in DTLS handshakes.
     identity: Arc<Identity>,
+    /// Providers' connections that wait for an answer.
+    upgrades: upgrades::Upgrades,
     /// What agents behind `wss://` are trusted by; read when the first is dialled.
     agent_tls: OnceLock<Result<Arc<rustls::ClientConfig>, String>>,
 }
@@ -222,6 +225,7 @@ impl Control {
             controllers: AtomicUsize::new(0),
             watchers: AtomicUsize::new(0),
             identity: Arc::new(identity),
+            upgrades: upgrades::Upgrades::default(),
             agent_tls: OnceLock::new(),
         }
     }
@@ -234,6 +238,11 @@ impl Control {
     /// What agents behind `wss://` are trusted by.
     fn agent_tls(&self) -> Result<Arc<rustls::ClientConfig>, String> {
         self.agent_tls.get_or_init(|| tls::client_config(self.config.agent_ca.as_deref())).clone()
+    }
+
+    /// The page of metrics has these of providers' connections.
+    pub fn write_upgrades(&self, out: &mut String) {
+        self.upgrades.write(out);
     }
 
     /// The settings.
@@ -359,16 +368,37 @@ impl Control {
     }
 }
 
+/// Where others come in.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Commands.
+    pub grpc: TcpListener,
+    /// Metrics.
+    pub http: TcpListener,
+    /// Providers' media WebSockets.
+    pub ws: TcpListener,
+    /// Asterisk's AudioSocket.
+    pub audiosocket: TcpListener,
+}
+
 /// Serves until `stopped`.
 pub async fn serve(
     control: Arc<Control>,
-    grpc: TcpListener,
-    http: TcpListener,
+    listeners: Listeners,
     inboxes: Vec<Inbox>,
     bell: Waker,
     stopped: oneshot::Receiver<()>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let Listeners { grpc, http, ws, audiosocket } = listeners;
     let grpc = TcpListenerStream::new(tokio::net::TcpListener::from_std(grpc)?);
+    let ws = upgrades::accept(
+        Arc::clone(&control),
+        tokio::net::TcpListener::from_std(ws)?,
+        upgrades::Kind::WebSocket,
+    );
+    let audiosocket = tokio::net::TcpListener::from_std(audiosocket)?;
+    let audiosocket = upgrades::accept(Arc::clone(&control), audiosocket, upgrades::Kind::AudioSocket);
+    let media = [tokio::spawn(ws), tokio::spawn(audiosocket)];
     let http = tokio::net::TcpListener::from_std(http)?;
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let mut pump = tokio::spawn(events::pump(Arc::clone(&control), inboxes, bell, stop, stopped));
@@ -400,6 +430,7 @@ pub async fn serve(
         }
     }
     pages.abort();
+    media.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(())
 }
 

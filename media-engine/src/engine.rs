@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::config::{Config, PortRange};
-use crate::control::{Control, Core};
+use crate::control::{Control, Core, Listeners};
 use crate::mailbox::{self, Command};
 use crate::metrics::CoreMetrics;
 use crate::ports::{Ports, share};
@@ -84,6 +84,8 @@ pub struct Engine {
     control: Arc<Control>,
     grpc: SocketAddr,
     metrics: SocketAddr,
+    ws: SocketAddr,
+    audiosocket: SocketAddr,
     workers: Vec<JoinHandle<()>>,
     control_thread: Option<JoinHandle<()>>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
@@ -109,6 +111,9 @@ impl Engine {
         tracing::info!(%driver, reason = %decision.reason, "driver chosen");
         check_host(&config);
         let (grpc, grpc_address) = listen(config.grpc_listen, "TANDEM_ENGINE_GRPC_LISTEN")?;
+        let (ws, ws_address) = listen(config.ws_listen, "TANDEM_ENGINE_WS_LISTEN")?;
+        let (audiosocket, audiosocket_address) =
+            listen(config.audiosocket_listen, "TANDEM_ENGINE_AUDIOSOCKET_LISTEN")?;
         let (http, http_address) = listen(config.metrics_listen, "TANDEM_ENGINE_METRICS_LISTEN")?;
 
         let bell = Waker::new()?;
@@ -164,6 +169,9 @@ impl Engine {
             rtp = %format_args!("{}:{}-{}", config.rtp_public, config.rtp_ports.min, config.rtp_ports.max),
             grpc = %grpc_address,
             metrics = %http_address,
+            ws = %config.ws_public.clone().unwrap_or_else(|| ws_address.to_string()),
+            audiosocket = %config.audiosocket_public.clone().unwrap_or_else(|| audiosocket_address.to_string()),
+            tls = config.tls.is_some(),
             "engine started"
         );
 
@@ -172,9 +180,9 @@ impl Engine {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let served = Arc::clone(&control);
+        let listeners = Listeners { grpc, http, ws, audiosocket };
         let control_thread = std::thread::Builder::new().name("control".into()).spawn(move || {
-            let serve =
-                || runtime.block_on(crate::control::serve(served, grpc, http, inboxes, bell, stopped));
+            let serve = || runtime.block_on(crate::control::serve(served, listeners, inboxes, bell, stopped));
             let why = match std::panic::catch_unwind(AssertUnwindSafe(serve)) {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(format!("the control thread stopped: {error}")),
@@ -190,6 +198,8 @@ impl Engine {
             control,
             grpc: grpc_address,
             metrics: http_address,
+            ws: ws_address,
+            audiosocket: audiosocket_address,
             workers,
             control_thread: Some(control_thread),
             stop: Some(stop),
@@ -205,6 +215,16 @@ impl Engine {
     /// Where metrics are read.
     pub fn metrics_address(&self) -> SocketAddr {
         self.metrics
+    }
+
+    /// Where providers' media WebSockets come in.
+    pub fn ws_address(&self) -> SocketAddr {
+        self.ws
+    }
+
+    /// Where Asterisk's AudioSocket comes in.
+    pub fn audiosocket_address(&self) -> SocketAddr {
+        self.audiosocket
     }
 
     /// New at each start.

@@ -39,5 +39,7 @@ async fn metrics(State(control): State<Arc<Control>>) -> impl IntoResponse {
         draining: control.is_draining(),
         controllers: control.controllers() as u64,
     };
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], render(&cores, &process))
+    let mut page = render(&cores, &process);
+    control.write_upgrades(&mut page);
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], page)
 }

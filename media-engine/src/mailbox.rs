@@ -22,6 +22,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use tokio::sync::oneshot;
 
 use crate::leg::event::{EndReason, Event, Stats};
+use crate::leg::provider::Connection;
 use crate::leg::rtp::RtpParameters;
 use crate::ring::Waker;
 use crate::session::joining::{JoinError, MovingLeg};
@@ -66,6 +67,9 @@ pub enum OpenError {
     /// The agent cannot be asked so.
     #[error("{0}")]
     Agent(String),
+    /// The provider's connection has gone.
+    #[error("the provider's connection has gone")]
+    NoConnection,
 }
 
 /// Why a second leg cannot be added.
@@ -103,7 +107,7 @@ pub type Refused = (JoinError, Option<Box<Moving>>);
 pub struct Opened {
     /// Its key from now on.
     pub key: SessionKey,
-    /// The port that was bound.
+    /// The port that was bound; 0 for a caller who comes by a connection.
     pub port: u16,
     /// The agent needs no dialling.
     pub agent_ready: bool,
@@ -122,6 +126,61 @@ pub struct Open {
     pub local_address: IpAddr,
     /// This port, if it was leased.
     pub local_port: Option<u16>,
+    /// The connection that the caller comes by, instead of a port.
+    pub incoming: Option<Handover>,
+}
+
+/// A provider's connection on its way to a worker.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Its socket; what comes meanwhile waits in it.
+    pub socket: OwnedFd,
+    /// The rest of it.
+    pub connection: Connection,
+}
+
+/// The way: a worker takes the connection only when nothing can go wrong any more. One that is not taken goes back, to be refused with
+/// a word.
+#[derive(Debug)]
+pub struct Handover {
+    incoming: Option<Incoming>,
+    back: Option<oneshot::Sender<Incoming>>,
+}
+
+impl Handover {
+    /// A connection, and where it comes back.
+    pub fn new(incoming: Incoming) -> (Self, oneshot::Receiver<Incoming>) {
+        let (back, returned) = oneshot::channel();
+        (Self { incoming: Some(incoming), back: Some(back) }, returned)
+    }
+
+    /// Takes it for good.
+    pub fn take(mut self) -> Option<Incoming> {
+        self.incoming.take()
+    }
+}
+
+impl Drop for Handover {
+    fn drop(&mut self) {
+        if let (Some(incoming), Some(back)) = (self.incoming.take(), self.back.take()) {
+            // Nobody waits for it: it is closed.
+            let _ = back.send(incoming);
+        }
+    }
+}
+
+/// Why a session takes no other connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RetakeError {
+    /// No such session.
+    #[error("there is no such session")]
+    NoSession,
+    /// It waits for none.
+    #[error("the session's connection is up, or it has none")]
+    Up,
+    /// No place in the ring.
+    #[error("the core has no room for another connection")]
+    Full,
 }
 
 /// A session for `ListSessions`.
@@ -276,6 +335,15 @@ pub enum Command {
         into: Arc<str>,
         /// The answer: its counters. `None`: it was over already.
         reply: oneshot::Sender<Option<Stats>>,
+    },
+    /// A connection for a session that has lost its own.
+    Retake {
+        /// Which session.
+        key: SessionKey,
+        /// The connection.
+        incoming: Handover,
+        /// The answer.
+        reply: oneshot::Sender<Result<(), RetakeError>>,
     },
     /// A port of this core, which a leg had taken to another one, was closed there.
     PortHome {

@@ -4,6 +4,7 @@
 //! costs what a plain number costs; the reader may see it a moment old. Workers publish every [`PUBLISH_EVERY`].
 
 use std::fmt::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -23,6 +24,24 @@ impl Counter {
     /// For anybody.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts itself for as long as it lives.
+#[derive(Debug)]
+pub struct Counted(Arc<AtomicU64>);
+
+impl Counted {
+    /// One more.
+    pub fn new(count: &Arc<AtomicU64>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -195,6 +214,16 @@ core_metrics! {
     handshakes_deferred_total: "counter",
     /// Datagrams of DTLS handshakes that found too many waiting, and were dropped.
     handshakes_overflowed_total: "counter",
+    /// Messages of providers that were none of their dialect.
+    provider_malformed_total: "counter",
+    /// Agents' sound that a provider did not read in time, in milliseconds.
+    provider_dropped_milliseconds_total: "counter",
+    /// Octets received from providers.
+    provider_received_octets_total: "counter",
+    /// Octets sent to providers.
+    provider_sent_octets_total: "counter",
+    /// AudioSocket calls whose sound is mu-law under the label of linear sound.
+    provider_mislabelled_total: "counter",
     /// Links to built-in voice agents that carry calls.
     links: "gauge",
     /// Links that broke, or could not be had.

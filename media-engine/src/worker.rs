@@ -24,6 +24,7 @@
 
 mod joins;
 mod links;
+mod providers;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -93,6 +94,8 @@ struct Slot {
     /// What the RTP socket is connected to.
     peer: Option<SocketAddr>,
     stream: Option<SocketId>,
+    /// The provider's connection.
+    provider: Option<SocketId>,
     local_address: IpAddr,
     /// The link that carries the agent's side.
     link: Option<usize>,
@@ -169,6 +172,7 @@ enum Leg {
     Second = 3,
     Link = 4,
     SecondRtcp = 5,
+    Provider = 6,
 }
 
 const GENERATION_MASK: u32 = 0x1FFF_FFFF;
@@ -185,6 +189,7 @@ fn owned(owner: Owner) -> (SessionKey, Leg) {
         2 => Leg::Agent,
         3 => Leg::Second,
         5 => Leg::SecondRtcp,
+        6 => Leg::Provider,
         _ => Leg::Link,
     };
     let generation = (owner.0 >> 32) as u32 & GENERATION_MASK;
@@ -379,6 +384,9 @@ impl Worker {
             Command::Leave { key, into, reply } => {
                 let _ = reply.send(self.leave_joined(key, into, now));
             }
+            Command::Retake { key, incoming, reply } => {
+                let _ = reply.send(self.retake(key, incoming, now));
+            }
             Command::PortHome { port } => self.ports.give_back(port, now),
             Command::Close { key, reason, reply } => {
                 let stats = self.live(key).map(|slot| slot.session.stats(now));
@@ -450,6 +458,12 @@ impl Worker {
         };
         let session = Session::new(open.parameters, now)
             .map_err(|error| OpenError::Agent(format!("agent: {error}")))?;
+        if let Some(incoming) = open.incoming {
+            let opened =
+                self.insert_streamed(open.id, call_id, open.local_address, session, incoming, now)?;
+            self.dial(opened.key, open.agent_address, token.as_deref(), now);
+            return Ok(opened);
+        }
         let (port, socket, rtcp) = self.bind(&open.local_address, open.local_port, separate, now)?;
         self.generation = (self.generation + 1) & GENERATION_MASK;
         let key = SessionKey { index: self.sessions.vacant_key() as u32, generation: self.generation };
@@ -479,6 +493,7 @@ impl Worker {
             local_address: open.local_address,
             peer: None,
             stream: None,
+            provider: None,
             link: None,
             is_ready: false,
             is_shaking: false,
@@ -492,23 +507,33 @@ impl Worker {
         }));
         debug_assert_eq!(index, key.index as usize);
         let agent_ready = self.sessions[index].session.is_agent_ready();
-        if let Some(address) = open.agent_address {
-            let dialled = match (address, token) {
-                (Ok(address), Some(token)) => self.join_link(key, address, &token, now),
-                (Ok(address), None) => {
-                    let connecting = self.ring.connect(address, owner(key, Leg::Agent));
-                    let slot = &mut self.sessions[index];
-                    connecting.map(|socket| slot.stream = Some(socket)).map_err(|error| error.to_string())
-                }
-                (Err(reason), _) => Err(reason),
-            };
-            if let Err(reason) = dialled {
-                self.sessions[index].session.handle_undiallable(&reason);
-            }
-        }
+        self.dial(key, open.agent_address, token.as_deref(), now);
+        Ok(Opened { key, port, agent_ready })
+    }
+
+    /// Begins to reach the agent of a session that was just opened, if it is dialled.
+    fn dial(
+        &mut self,
+        key: SessionKey,
+        address: Option<Result<SocketAddr, String>>,
+        token: Option<&[u8]>,
+        now: Instant,
+    ) {
         self.tally.sessions_opened_total += 1;
         self.touch(key.index);
-        Ok(Opened { key, port, agent_ready })
+        let Some(address) = address else { return };
+        let dialled = match (address, token) {
+            (Ok(address), Some(token)) => self.join_link(key, address, token, now),
+            (Ok(address), None) => {
+                let connecting = self.ring.connect(address, owner(key, Leg::Agent));
+                let slot = &mut self.sessions[key.index as usize];
+                connecting.map(|socket| slot.stream = Some(socket)).map_err(|error| error.to_string())
+            }
+            (Err(reason), _) => Err(reason),
+        };
+        if let Err(reason) = dialled {
+            self.sessions[key.index as usize].session.handle_undiallable(&reason);
+        }
     }
 
     /// Binds the leased port, or the next free one that nobody else has; with the odd one beside it if `pair` says so.
@@ -606,7 +631,9 @@ impl Worker {
 
     fn update(&mut self, key: SessionKey, rtp: RtpParameters, now: Instant) -> bool {
         // One whose leg is between two cores has nothing to be changed; in a moment it is over, or here again.
-        let Some(slot) = self.live(key).filter(|slot| !slot.is_moving()) else { return false };
+        // What a provider's connection carries, its start says.
+        let is_fixed = |slot: &Slot| slot.is_moving() || slot.session.is_streamed();
+        let Some(slot) = self.live(key).filter(|slot| !is_fixed(slot)) else { return false };
         let moves = slot.session.rtp().ptime != rtp.ptime;
         let mut first_packet = now;
         if let (true, Some(phase)) = (moves, slot.phase) {
@@ -742,10 +769,10 @@ impl Worker {
                 self.ring.close(rtcp);
             }
             self.ports.give_back(slot.port, now);
-            if let Some(phase) = slot.phase.take() {
-                self.phases.release(phase);
-            }
             slot.leaving = Some(now + LINGER);
+        }
+        if let Some(phase) = slot.phase.take() {
+            self.phases.release(phase);
         }
     }
 
@@ -817,7 +844,9 @@ impl Worker {
                         Leg::Rtcp => slot.session.handle_report(from, bytes, now),
                         Leg::Second => slot.session.handle_second_datagram(from, bytes, now),
                         Leg::SecondRtcp => slot.session.handle_second_report(from, bytes, now),
-                        Leg::Rtp | Leg::Agent | Leg::Link => slot.session.handle_datagram(from, bytes, now),
+                        Leg::Rtp | Leg::Agent | Leg::Link | Leg::Provider => {
+                            slot.session.handle_datagram(from, bytes, now)
+                        }
                     }
                     self.touch(key.index);
                 }
@@ -825,14 +854,20 @@ impl Worker {
             }
             Completion::Stream { owner, data } => {
                 let (key, leg) = owned(owner);
-                self.tally.agent_received_octets_total += data.len() as u64;
+                match leg {
+                    Leg::Provider => self.tally.provider_received_octets_total += data.len() as u64,
+                    _ => self.tally.agent_received_octets_total += data.len() as u64,
+                }
                 if leg == Leg::Link {
                     return self.handle_link_bytes(key, data, now);
                 }
                 if let Some(slot) = self.sessions.get_mut(key.index as usize)
                     && slot.generation == key.generation
                 {
-                    slot.session.handle_bytes(self.ring.bytes(&data), now);
+                    match leg {
+                        Leg::Provider => slot.session.handle_provider_bytes(self.ring.bytes(&data), now),
+                        _ => slot.session.handle_bytes(self.ring.bytes(&data), now),
+                    }
                     self.touch(key.index);
                 }
                 self.ring.give_back(data);
@@ -851,6 +886,8 @@ impl Worker {
                 let (key, leg) = owned(owner);
                 if leg == Leg::Link {
                     self.handle_link_ended(key, error.as_ref(), now);
+                } else if leg == Leg::Provider {
+                    self.handle_provider_ended(owner, error.as_ref(), now);
                 } else if let Some(slot) = self.slot(owner) {
                     slot.session.handle_ended(error.as_ref(), now);
                     if let Some(stream) = slot.stream.take() {
@@ -937,6 +974,9 @@ impl Worker {
                     }
                 }
             }
+            if session.is_streamed() {
+                session.pace(now);
+            }
             if sent > 0 {
                 self.tally.rtp_sent_total += sent;
                 oldest = Some(oldest.map_or(deadline, |oldest| oldest.min(deadline)));
@@ -975,6 +1015,7 @@ impl Worker {
                 self.ring.send_stage(stream, len);
             }
         }
+        self.drain_provider(index, now);
         self.get_ready(index);
         let slot = &mut self.sessions[index as usize];
         if slot.session.wants_handshake() && !std::mem::replace(&mut slot.is_shaking, true) {
@@ -987,6 +1028,15 @@ impl Worker {
         self.tally.agent_marks_refused_total += oddities.marks_refused;
         self.tally.agent_malformed_total += oddities.malformed;
         self.tally.handshakes_overflowed_total += oddities.handshake_overflowed;
+        self.tally.provider_malformed_total += oddities.provider.malformed;
+        self.tally.provider_dropped_milliseconds_total += oddities.provider.dropped_ms;
+        self.tally.provider_mislabelled_total += oddities.provider.mislabelled;
+        if oddities.provider.mislabelled > 0 {
+            tracing::warn!(
+                session_id = &*slot.id,
+                "the AudioSocket's sound is mu-law under the label of linear sound: dial with /c(slin)"
+            );
+        }
         while let Some(event) = slot.session.poll_event() {
             if let Event::Ended { .. } | Event::Joined { .. } = event {
                 self.tally.sessions_ended_total += 1;
@@ -1019,7 +1069,8 @@ impl Worker {
         let slot = &mut self.sessions[index as usize];
         let until = *slot.leaving.get_or_insert(now + LINGER);
         let is_over = slot.session.is_stream_over();
-        let is_said = is_over || (slot.stream.is_none() && slot.link.is_none());
+        let is_said = (is_over || (slot.stream.is_none() && slot.link.is_none()))
+            && (slot.provider.is_none() || slot.session.is_line_over());
         if !is_said && now < until {
             slot.deadline = Some(until);
             return self.wheel.place(index, until);
@@ -1028,7 +1079,7 @@ impl Worker {
         let generation = slot.generation;
         self.leave_link(SessionKey { index, generation }, is_said);
         let slot = self.sessions.remove(index as usize);
-        if let Some(stream) = slot.stream {
+        for stream in [slot.stream, slot.provider].into_iter().flatten() {
             self.ring.finish(stream);
             self.lingering.push_back((now + LINGER, stream));
         }

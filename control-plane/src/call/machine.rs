@@ -473,6 +473,7 @@ impl Call {
             }),
             media_timeout_ms: 0,
             max_session_ms: millis(limits.call_duration_max).saturating_add(ENGINE_LIMIT_SLACK_MS),
+            stream: None,
         }
     }
 

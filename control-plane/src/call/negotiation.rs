@@ -379,6 +379,8 @@ pub fn codec_name(codec: Codec) -> &'static str {
         Codec::Opus => "opus",
         Codec::L16_8k => "L16/8000",
         Codec::L16_16k => "L16/16000",
+        Codec::L16_24k => "L16/24000",
+        Codec::L16_48k => "L16/48000",
     }
 }
 
@@ -390,6 +392,8 @@ fn rtp_parameters(negotiated: &Negotiated) -> engine::RtpParameters {
         Codec::Opus => engine::Codec::Opus,
         Codec::L16_8k => engine::Codec::L168k,
         Codec::L16_16k => engine::Codec::L1616k,
+        // Of media streams: no answer has them.
+        Codec::L16_24k | Codec::L16_48k => engine::Codec::Unspecified,
     };
     let direction = match negotiated.direction {
         Direction::SendRecv => engine::Direction::Sendrecv,

@@ -238,6 +238,10 @@ pub fn read(event: engine::Event) -> Option<News> {
         },
         Body::LegLost(lost) => SessionEvent::LegLost { reason: lost.reason(), detail: lost.detail },
         Body::Idle(idle) => SessionEvent::Idle { idle_ms: idle.idle_ms },
+        Body::MediaUpgrade(_) | Body::StreamStarted(_) | Body::StreamDropped(_) => {
+            tracing::debug!(session_id = event.session_id, "provider media is not answered yet");
+            return None;
+        }
         Body::SessionEnded(ended) => {
             SessionEvent::Ended { reason: ended.reason(), stats: ended.stats, detail: ended.detail }
         }

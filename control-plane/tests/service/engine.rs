@@ -342,6 +342,13 @@ impl EngineService for Engine {
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
+    async fn answer_upgrade(
+        &self,
+        _: Request<api::AnswerUpgradeRequest>,
+    ) -> Result<Response<api::AnswerUpgradeResponse>, Status> {
+        Err(Status::unimplemented("this engine has no provider media"))
+    }
+
     async fn drain(&self, _: Request<api::DrainRequest>) -> Result<Response<api::DrainResponse>, Status> {
         Ok(Response::new(api::DrainResponse::default()))
     }

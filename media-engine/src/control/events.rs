@@ -196,6 +196,13 @@ fn log(session_id: &str, event: &Event) {
         Event::Dtmf { .. } | Event::Report { .. } | Event::SecondReport { .. } => {}
         Event::SecondLost { reason } => tracing::info!(session_id, ?reason, "second leg is lost"),
         Event::Idle { idle_ms } => tracing::info!(session_id, idle_ms, "nobody speaks"),
+        Event::StreamStarted(started) => {
+            let provider_call_id = &*started.call_id;
+            tracing::info!(session_id, provider_call_id, codec = started.codec, "provider's stream started");
+        }
+        Event::StreamDropped { how, reason } => {
+            tracing::info!(session_id, ?how, reason, "provider's stream is gone");
+        }
         Event::Joined { into, .. } => tracing::info!(session_id, into = &**into, "session ended: joined"),
         Event::Ended { reason, stats } => tracing::info!(
             session_id,
@@ -209,18 +216,25 @@ fn log(session_id: &str, event: &Event) {
 }
 
 /// Counts a subscriber for as long as it lives.
-struct Subscription(Arc<Control>);
+struct Subscription {
+    control: Arc<Control>,
+    /// Its place among those that upgrades are told to.
+    place: Option<u64>,
+}
 
 impl Subscription {
     fn new(control: Arc<Control>) -> Self {
         control.controllers.fetch_add(1, Ordering::Relaxed);
-        Self(control)
+        Self { control, place: None }
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.0.controllers.fetch_sub(1, Ordering::Relaxed);
+        self.control.controllers.fetch_sub(1, Ordering::Relaxed);
+        if let Some(place) = self.place {
+            self.control.upgrades.strike(place);
+        }
     }
 }
 
@@ -229,13 +243,16 @@ impl Drop for Subscription {
 /// # Errors
 /// UNAVAILABLE when a core cannot be asked: a snapshot that lacks its sessions would end their calls.
 pub(super) async fn subscribe(control: Arc<Control>, controller_id: String) -> Result<EventStream, Status> {
-    let subscription = Subscription::new(Arc::clone(&control));
+    let mut subscription = Subscription::new(Arc::clone(&control));
     // Subscribed before the snapshot is taken: an event between the two is told twice rather than never.
     let mut events = control.events.subscribe();
     let (out, stream) = mpsc::channel(IN_FLIGHT);
     let sessions = control.list().await?;
     let snapshot = proto::Snapshot { instance_id: control.instance_id.clone(), sessions };
     tracing::info!(controller_id, sessions = snapshot.sessions.len(), "controller subscribed");
+    // What is told to one alone, from now on to this one.
+    let (place, mut upgrades) = control.upgrades.enrol();
+    subscription.place = Some(place);
     let first = proto::Event {
         sequence: 0,
         session_id: String::new(),
@@ -258,6 +275,7 @@ pub(super) async fn subscribe(control: Arc<Control>, controller_id: String) -> R
                     }
                     Err(broadcast::error::RecvError::Closed) => break,
                 },
+                Some(upgrade) = upgrades.recv() => Ok(upgrade),
                 () = out.closed() => break,
             };
         }

@@ -14,11 +14,13 @@ use tonic::{Request, Response, Status, Streaming};
 use super::events::{self, EventStream};
 use super::joining::{self, Half};
 use super::statistics::{self, StatisticsStream};
+use super::upgrades::Refusal;
 use super::{Control, Entry, lock};
 use crate::contract::{self, Invalid, Target};
 use crate::leg::agent::{AgentParameters, CallInfo};
+use crate::leg::provider::StreamParameters;
 use crate::leg::rtp::RtpParameters;
-use crate::mailbox::{Command, LegError, Open, OpenError, Opened, SessionKey};
+use crate::mailbox::{Command, LegError, Open, OpenError, Opened, RetakeError, SessionKey};
 use crate::ports::owner;
 use crate::recording;
 use crate::session::SessionParameters;
@@ -66,6 +68,7 @@ impl From<OpenError> for Status {
             }
             OpenError::Socket(_) => Status::internal(text),
             OpenError::Agent(_) => Status::invalid_argument(text),
+            OpenError::NoConnection => Status::not_found(text),
         }
     }
 }
@@ -75,6 +78,8 @@ struct Checked {
     id: String,
     call: CallInfo,
     rtp: RtpParameters,
+    /// The upgrade that the caller comes by, instead of RTP.
+    stream: Option<(String, StreamParameters)>,
     local_port: Option<u16>,
     agent: Target,
     speech: SpeechParameters,
@@ -85,7 +90,12 @@ struct Checked {
 /// Checks a request. What takes time is left to [`prepare`].
 fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checked, Status> {
     let id = contract::session_id(&request.session_id)?.to_owned();
-    let (rtp, local_port) = contract::rtp(request.rtp)?;
+    let stream = request.stream.map(contract::stream).transpose()?;
+    let (rtp, local_port) = match (&stream, request.rtp) {
+        (None, rtp) => contract::rtp(rtp)?,
+        (Some(_), None) => (contract::stream_rtp(), None),
+        (Some(_), Some(_)) => return Err(Status::invalid_argument("rtp: does not go with stream")),
+    };
     check_family(control, &rtp)?;
     let call = contract::call(request.call, &id);
     let speech = contract::speech(request.agent.as_ref());
@@ -94,6 +104,7 @@ fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checke
         call,
         id,
         rtp,
+        stream,
         local_port,
         agent,
         speech,
@@ -104,7 +115,8 @@ fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checke
 
 /// Loads what is to be loaded, resolves what is to be resolved.
 async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Status> {
-    let Checked { id, call, rtp, local_port, agent, speech, media_timeout, max_session } = checked;
+    let Checked { id, call, rtp, stream, local_port, agent, speech, media_timeout, max_session } = checked;
+    let (upgrade, stream) = stream.unzip();
     let mut agent_address = None;
     let agent = match agent {
         Target::Echo => AgentParameters::Echo,
@@ -157,6 +169,7 @@ async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Statu
     let parameters = SessionParameters {
         call,
         rtp,
+        stream,
         agent,
         speech,
         media_timeout,
@@ -166,7 +179,18 @@ async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Statu
         identity: Some(Arc::clone(&control.identity)),
     };
     let local_address = control.config.rtp_address;
-    Ok(Box::new(Open { id: id.into(), parameters, agent_address, local_address, local_port }))
+    let incoming = match upgrade {
+        None => None,
+        // Last of all: what has been taken must be refused by us.
+        Some(upgrade) => {
+            Some(control.upgrades.take(&upgrade, Refusal::busy()).await.ok_or_else(|| no_upgrade(&upgrade))?)
+        }
+    };
+    Ok(Box::new(Open { id: id.into(), parameters, agent_address, local_address, local_port, incoming }))
+}
+
+fn no_upgrade(id: &str) -> Status {
+    Status::not_found(format!("media upgrade {id} has gone, or was answered"))
 }
 
 fn check_family(control: &Control, rtp: &RtpParameters) -> Result<(), Status> {
@@ -429,6 +453,37 @@ impl Service {
         Ok(proto::JoinSessionsResponse { stats: stats.as_ref().map(contract::stats) })
     }
 
+    async fn answer_upgrade(
+        &self,
+        request: proto::AnswerUpgradeRequest,
+    ) -> Result<proto::AnswerUpgradeResponse, Status> {
+        use proto::answer_upgrade_request::Answer;
+        let upgrades = &self.control.upgrades;
+        let proto::AnswerUpgradeRequest { upgrade_id: upgrade, answer } = request;
+        match answer {
+            None => return Err(Status::invalid_argument("answer: is missing")),
+            Some(Answer::Refuse(refusal)) => {
+                if !upgrades.refuse(&upgrade, Refusal::from_proto(refusal)?) {
+                    return Err(no_upgrade(&upgrade));
+                }
+            }
+            Some(Answer::SessionId(id)) => {
+                let (entry, key) = self.find(&id)?;
+                let taken = upgrades.take(&upgrade, Refusal::conflict()).await;
+                let incoming = taken.ok_or_else(|| no_upgrade(&upgrade))?;
+                let core = &self.control.cores[entry.core];
+                let taken = core.ask(|reply| Command::Retake { key, incoming, reply }).await?;
+                taken.map_err(|error| match error {
+                    RetakeError::NoSession => Status::not_found(format!("no session {id}")),
+                    RetakeError::Up => Status::failed_precondition(error.to_string()),
+                    RetakeError::Full => Status::resource_exhausted(error.to_string()),
+                })?;
+                tracing::info!(session_id = id, "another connection of the provider's");
+            }
+        }
+        Ok(proto::AnswerUpgradeResponse {})
+    }
+
     /// One command of a stream.
     async fn perform(&self, request: proto::CommandRequest) -> proto::CommandResponse {
         use proto::command_request::Command as Given;
@@ -443,6 +498,9 @@ impl Service {
             Some(Given::UpdateLeg(update)) => self.update_leg(update).await.map(Outcome::LegUpdated),
             Some(Given::RemoveLeg(remove)) => self.remove_leg(remove).await.map(Outcome::LegRemoved),
             Some(Given::Join(join)) => self.join(join).await.map(Outcome::Joined),
+            Some(Given::AnswerUpgrade(answer)) => {
+                self.answer_upgrade(answer).await.map(Outcome::UpgradeAnswered)
+            }
             None => Err(Status::unimplemented("a command that this engine does not know")),
         };
         let refused = |status: Status| {
@@ -589,6 +647,13 @@ impl EngineService for Service {
         request: Request<proto::StatisticsRequest>,
     ) -> Result<Response<StatisticsStream>, Status> {
         Ok(Response::new(statistics::watch(Arc::clone(&self.control), request.into_inner())?))
+    }
+
+    async fn answer_upgrade(
+        &self,
+        request: Request<proto::AnswerUpgradeRequest>,
+    ) -> Result<Response<proto::AnswerUpgradeResponse>, Status> {
+        Service::answer_upgrade(self, request.into_inner()).await.map(Response::new)
     }
 
     async fn drain(&self, _: Request<proto::DrainRequest>) -> Result<Response<proto::DrainResponse>, Status> {

@@ -77,6 +77,19 @@ pub enum EndReason {
     Shutdown,
     /// ICE or DTLS found no way to the caller, or lost it.
     Transport(TransportFailure),
+    /// The provider said that the call is over.
+    StreamStopped,
+    /// The provider's connection was lost, and no other came in its place.
+    StreamLost,
+}
+
+/// How a caller's connection went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HowDropped {
+    /// The provider said that the call is over.
+    Stop,
+    /// It did not: another connection may come.
+    Lost,
 }
 
 /// What happened in a session, for the control plane.
@@ -150,6 +163,15 @@ pub enum Event {
         /// [`EndReason::MediaTimeout`] or [`EndReason::Transport`].
         reason: EndReason,
     },
+    /// A provider's connection has said which call it is.
+    StreamStarted(Box<StreamStarted>),
+    /// The caller's connection is gone.
+    StreamDropped {
+        /// For good?
+        how: HowDropped,
+        /// In words.
+        reason: String,
+    },
     /// Its RTP leg is the second one of another session now, and the session is over.
     Joined {
         /// Of which.
@@ -164,6 +186,21 @@ pub enum Event {
         /// The final counters.
         stats: Stats,
     },
+}
+
+/// What a provider says of its stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamStarted {
+    /// The provider's name of the call.
+    pub call_id: String,
+    /// And of the stream.
+    pub stream_id: String,
+    /// Custom parameters.
+    pub parameters: BTreeMap<String, String>,
+    /// Encoding on the wire.
+    pub codec: &'static str,
+    /// Samples a second.
+    pub rate_hz: u32,
 }
 
 /// Counters of one session.

@@ -7,7 +7,8 @@
 //!                                                                                     └─ link ◀──▶ the core's one TCP
 //! ```
 //!
-//! Of a browser, [`secure`] (ICE and DTLS) stands before the RTP leg.
+//! Of a browser, [`secure`] (ICE and DTLS) stands before the RTP leg; of a telephony provider, [`provider`] stands in its
+//! network's place.
 //!
 //! Nothing here knows the ring, so all of it is tested in virtual time on any system.
 
@@ -18,6 +19,7 @@ pub mod dialect;
 pub mod event;
 pub mod grpc;
 pub mod link;
+pub mod provider;
 pub mod rtp;
 pub mod secure;
 pub mod stream;

@@ -468,6 +468,32 @@ impl RtpLeg {
         !std::mem::replace(&mut self.heard_any, true)
     }
 
+    /// Takes a piece of sound that came by a stream: in order, after `gap` pieces that did not come, under a header of our own
+    /// making. True when it is the first of the session.
+    pub fn handle_frame(
+        &mut self,
+        header: &Header,
+        payload: &[u8],
+        gap: u64,
+        now: Instant,
+        mut hear: impl FnMut(Heard<'_>),
+    ) -> bool {
+        if self.is_locked || self.wire.codec.is_none() {
+            return false;
+        }
+        self.receiver.handle_packet(header, payload.len(), now);
+        if gap > 0 {
+            hear(Heard::Gap { packets: gap });
+        }
+        hear(Heard::Sound(payload));
+        !std::mem::replace(&mut self.heard_any, true)
+    }
+
+    /// Nothing may leave, or be believed; or it may again.
+    pub fn set_locked(&mut self, is_locked: bool) {
+        self.is_locked = is_locked;
+    }
+
     /// The peer speaks with our SSRC (RFC 3550 §8.2): by chance, and then ours changes; or it gives back what we send, and
     /// then changing more often would not help.
     fn handle_collision(&mut self, header: &Header, now: Instant) {

@@ -1,4 +1,5 @@
-//! TLS under a connection that we dial (`wss://`, `grpcs://`): rustls, fed with octets like everything here.
+//! TLS under a connection that we dial (`wss://`, `grpcs://`), or that came in and has shaken hands already: rustls, fed with octets
+//! like everything here.
 //!
 //! ```text
 //!   TCP ──handle_bytes──▶ held until the worker grants the handshake its turn ──▶ rustls ──▶ its octets
@@ -13,7 +14,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection};
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConnection};
 
 /// Octets that may be held for a handshake: several times the longest chain of certificates.
 const HELD_MAX: usize = 128 * 1_024;
@@ -26,7 +27,9 @@ const RECORD_OCTETS: usize = 4_096 - RECORD_OVERHEAD;
 
 /// One connection.
 pub(super) struct Tls {
-    connection: ClientConnection,
+    connection: Connection,
+    /// In words: who is at the other end.
+    peer: &'static str,
     held: Vec<u8>,
     plain: Box<[u8]>,
 }
@@ -43,7 +46,16 @@ impl Tls {
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| format!("agent host {host} is no name that a certificate could have"))?;
         let connection = ClientConnection::new(config, name).map_err(|error| format!("TLS: {error}"))?;
-        Ok(Self { connection, held: Vec::new(), plain: vec![0; 4_096].into_boxed_slice() })
+        Ok(Self::over(connection.into(), "agent"))
+    }
+
+    /// A connection that came in; its handshake is over.
+    pub(super) fn accepted(connection: ServerConnection) -> Self {
+        Self::over(connection.into(), "provider")
+    }
+
+    fn over(connection: Connection, peer: &'static str) -> Self {
+        Self { connection, peer, held: Vec::new(), plain: vec![0; 4_096].into_boxed_slice() }
     }
 
     pub(super) fn is_handshaking(&self) -> bool {
@@ -61,7 +73,7 @@ impl Tls {
             return self.read(bytes, take);
         }
         if self.held.len() + bytes.len() > HELD_MAX {
-            return Err("agent's TLS handshake is too long".into());
+            return Err(format!("{}'s TLS handshake is too long", self.peer));
         }
         self.held.extend_from_slice(bytes);
         Ok(())
@@ -75,11 +87,12 @@ impl Tls {
 
     fn read(&mut self, mut bytes: &[u8], take: &mut dyn FnMut(&[u8])) -> Result<(), String> {
         while !bytes.is_empty() {
-            let failed = |error: &dyn std::fmt::Display| format!("agent's TLS failed: {error}");
+            let peer = self.peer;
+            let failed = |error: &dyn std::fmt::Display| format!("{peer}'s TLS failed: {error}");
             let read = self.connection.read_tls(&mut bytes).map_err(|error| failed(&error))?;
             self.connection.process_new_packets().map_err(|error| match error {
                 rustls::Error::InvalidCertificate(why) => {
-                    format!("agent's certificate is refused: {}", rustls::Error::InvalidCertificate(why))
+                    format!("{peer}'s certificate is refused: {}", rustls::Error::InvalidCertificate(why))
                 }
                 error => failed(&error),
             })?;
@@ -118,7 +131,10 @@ impl Tls {
 
     /// Encrypts; [`Tls::poll_output`] gives it out.
     fn write(&mut self, plain: &[u8]) -> Result<(), String> {
-        self.connection.writer().write_all(plain).map_err(|error| format!("agent's TLS failed: {error}"))
+        self.connection
+            .writer()
+            .write_all(plain)
+            .map_err(|error| format!("{}'s TLS failed: {error}", self.peer))
     }
 
     /// Something waits for [`Tls::poll_output`].

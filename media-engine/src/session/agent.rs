@@ -44,7 +44,19 @@ impl Session {
     pub(super) fn heed(&mut self, now: Instant, read: impl FnOnce(&mut Stream, &mut dyn FnMut(Said<'_>))) {
         let took_ms = self.age(now).as_millis() as u32;
         self.playout.set_time(now);
-        let Self { agent, playout, events, budget, rtp, hangup_when_dry, hung_up, ended, .. } = self;
+        let Self {
+            agent,
+            playout,
+            events,
+            budget,
+            rtp,
+            hangup_when_dry,
+            hung_up,
+            ended,
+            wants_clear,
+            is_streamed,
+            ..
+        } = self;
         let Agent::Stream(stream) = agent else { return };
         if *ended {
             return;
@@ -115,11 +127,13 @@ impl Session {
         }
         if let Some(names) = cleared {
             tell_cleared(stream, &names, playout.heard_ms());
+            *wants_clear = *is_streamed;
         }
         // A mark that nobody will see reached is answered now: an agent must not wait for ever.
         for name in &refused {
             stream.tell(&Tell::Mark { name, heard_ms: playout.heard_ms() });
         }
+        self.clear_provider(now);
         self.handle_played();
         self.handle_loss(now);
     }
@@ -183,7 +197,11 @@ impl Session {
             }
             stream.handle_waiting(self.playout.waiting_ms());
         }
-        if self.hangup_when_dry.is_some() && self.playout.is_empty() && !self.rtp.is_pressing() {
+        if self.hangup_when_dry.is_some()
+            && self.playout.is_empty()
+            && !self.rtp.is_pressing()
+            && !self.is_unheard
+        {
             self.hang_up_dry();
         }
     }

@@ -177,6 +177,9 @@ impl Session {
         if let Some(stream) = self.agent.stream_mut() {
             stream.stop(reason);
         }
+        if let Some(provider) = &mut self.provider {
+            provider.close();
+        }
     }
 
     /// The engine ends the session by itself.
@@ -187,6 +190,8 @@ impl Session {
         let stats = self.stats(now);
         self.close(match reason {
             EndReason::MediaTimeout | EndReason::MaxSession | EndReason::Transport(_) => "timeout",
+            EndReason::StreamStopped => "caller",
+            EndReason::StreamLost => "timeout",
             EndReason::Orphaned | EndReason::EngineFault => "error",
             EndReason::Shutdown => "shutdown",
         });

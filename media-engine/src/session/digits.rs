@@ -21,6 +21,8 @@ pub enum Source {
     Info,
     /// Its tones, in the sound.
     Inband,
+    /// By the provider's stream.
+    Stream,
 }
 
 /// See the module.

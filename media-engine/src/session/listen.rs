@@ -149,7 +149,7 @@ impl Session {
         let began = change == VadEvent::SpeechStarted;
         let is_heard = self.hears_caller();
         self.tell_speech(began);
-        let Self { agent, playout, speech, is_early, hangup_when_dry, .. } = self;
+        let Self { agent, playout, speech, is_early, hangup_when_dry, wants_clear, is_streamed, .. } = self;
         let stream = agent.stream_mut();
         let Some(speech) = speech else { return };
         if !began {
@@ -179,6 +179,8 @@ impl Session {
                 let mut names = Vec::new();
                 playout.clear(|name| names.push(name));
                 tell_cleared(stream, &names, playout.heard_ms());
+                // Its leg may be taken out at this moment.
+                *wants_clear = *is_streamed;
             }
         }
     }
@@ -237,15 +239,20 @@ impl Session {
 
     pub(super) fn handle_digits(&mut self, now: Instant) {
         while let Some((digit, duration_ms, source)) = self.poll_digit() {
-            if !self.digits.is_new(digit, source, now) {
-                continue;
-            }
-            if let Some(stream) = self.agent.stream_mut() {
-                stream.tell(&Tell::Dtmf { digit, duration_ms });
-            }
-            if self.budget.take(now) {
-                self.push_event(Event::Dtmf { digit, duration_ms });
-            }
+            self.handle_digit(digit, duration_ms, source, now);
+        }
+    }
+
+    /// A key was pressed; it is told unless it is the double of one that came another way.
+    pub(super) fn handle_digit(&mut self, digit: char, duration_ms: u32, source: Source, now: Instant) {
+        if !self.digits.is_new(digit, source, now) {
+            return;
+        }
+        if let Some(stream) = self.agent.stream_mut() {
+            stream.tell(&Tell::Dtmf { digit, duration_ms });
+        }
+        if self.budget.take(now) {
+            self.push_event(Event::Dtmf { digit, duration_ms });
         }
     }
 }

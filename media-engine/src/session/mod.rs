@@ -32,6 +32,7 @@ mod listen;
 mod output;
 pub mod paced;
 pub mod playout;
+mod provider;
 pub mod second;
 pub mod skew;
 pub mod speech;
@@ -46,8 +47,10 @@ use tandem_audio::tone::ProgressTone;
 use tandem_rtp::dtls::Identity;
 use tandem_rtp::report::WallClock;
 
+use crate::leg;
 use crate::leg::agent::{Agent, AgentParameters, CallInfo};
 use crate::leg::event::{EndReason, Event, Stats};
+use crate::leg::provider::{ProviderLeg, StreamParameters};
 use crate::leg::rtp::{Direction, RtpLeg, RtpParameters};
 use crate::leg::stream::Stream;
 use bridge::Bridge;
@@ -84,6 +87,8 @@ pub struct SessionParameters {
     pub call: CallInfo,
     /// The carrier leg.
     pub rtp: RtpParameters,
+    /// In the place of its network: a provider's connection.
+    pub stream: Option<StreamParameters>,
     /// The agent leg.
     pub agent: AgentParameters,
     /// What is made of the caller's speech.
@@ -131,6 +136,8 @@ pub struct Oddities {
     pub malformed: u64,
     /// Datagrams of a DTLS handshake that found too many waiting.
     pub handshake_overflowed: u64,
+    /// The same of a provider, and what else went wrong with it.
+    pub provider: leg::provider::Counters,
 }
 
 /// What is left of [`EVENTS_A_SECOND`].
@@ -220,6 +227,16 @@ pub struct Session {
     /// Why it could not be reached, or its stream broke.
     agent_gone: Option<String>,
     on_hold: bool,
+    /// In the place of the carrier's network.
+    provider: Option<Box<ProviderLeg>>,
+    /// There is one, also while it is taken out.
+    is_streamed: bool,
+    /// The packet that was made last has sound.
+    has_said: bool,
+    /// What is on its way to the provider is to be taken back.
+    wants_clear: bool,
+    /// The provider has not played all yet.
+    is_unheard: bool,
     ended: bool,
     events: VecDeque<Event>,
     budget: EventBudget,
@@ -236,6 +253,7 @@ impl Session {
         let SessionParameters {
             call,
             rtp,
+            stream,
             agent,
             speech,
             media_timeout,
@@ -276,6 +294,11 @@ impl Session {
             hung_up: false,
             agent_gone: None,
             on_hold: false,
+            is_streamed: stream.is_some(),
+            provider: stream.map(|stream| Box::new(ProviderLeg::new(stream, now))),
+            has_said: false,
+            wants_clear: false,
+            is_unheard: false,
             ended: false,
             events: VecDeque::with_capacity(4),
             budget: EventBudget { since: now, used: 0, refused: 0 },
@@ -390,6 +413,7 @@ impl Session {
             stream.handle_timeout(now);
             self.handle_loss(now);
         }
+        self.handle_provider_timeout(now);
         self.handle_speech_timeout(now);
         if self.hangup_when_dry.is_some_and(|at| at <= now) {
             self.hang_up_dry();

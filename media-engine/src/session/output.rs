@@ -13,6 +13,7 @@ use super::speech::NOISE_LEVEL;
 use super::{EVENTS_MAX, EventBudget, Oddities, Port, Session, Transmit};
 use crate::leg::agent::Agent;
 use crate::leg::event::Event;
+use crate::leg::provider::Counters;
 use crate::leg::rtp::{Rtcp, RtpLeg};
 use crate::leg::stream::Stream;
 
@@ -46,7 +47,7 @@ impl Session {
         report_port(&self.rtp)
     }
 
-    fn poll_packet(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
+    pub(super) fn poll_packet(&mut self, now: Instant, out: &mut [u8]) -> Option<Transmit> {
         loop {
             let lost = self.clock.as_mut()?.poll_due(now)?;
             self.playout.set_time(now);
@@ -61,7 +62,20 @@ impl Session {
                 return Some(Transmit { from: Port::Rtp, to, len });
             }
             let ptime = self.rtp.ptime();
-            let Self { agent, playout, second, ringing, is_early, bridge, rtp, speech, .. } = self;
+            let is_streamed = self.is_streamed;
+            let Self {
+                agent,
+                playout,
+                second,
+                ringing,
+                is_early,
+                bridge,
+                rtp,
+                speech,
+                has_said,
+                is_unheard,
+                ..
+            } = self;
             let mut voice = |frame: &mut [i16]| {
                 if *is_early {
                     return 0;
@@ -70,6 +84,8 @@ impl Session {
                 if let Some(speech) = speech {
                     speech.hear_agent(&frame[..len], now);
                 }
+                *has_said = len > 0;
+                *is_unheard |= len > 0 && is_streamed;
                 len
             };
             let (Some(to), Some(bridge)) = (rtp.destination(), bridge.as_mut()) else {
@@ -157,7 +173,11 @@ impl Session {
         let speech = self.speech.as_ref().and_then(|speech| speech.poll_timeout(self.is_watched()));
         let (transport, hangup, media) =
             (self.rtp.poll_timeout(), self.hangup_when_dry, Some(self.media_deadline));
-        [clock, report, transport, agent, second, speech, hangup, media, self.end].into_iter().flatten().min()
+        let provider = self.provider.as_ref().and_then(|provider| provider.poll_timeout());
+        [clock, report, transport, agent, second, speech, hangup, media, provider, self.end]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What the control plane should know, oldest first.
@@ -173,6 +193,7 @@ impl Session {
             marks_refused: self.playout.marks_refused(),
             malformed: self.agent.stream().map_or(0, Stream::malformed),
             handshake_overflowed: self.rtp.handshake_overflowed() + second,
+            provider: self.provider.as_ref().map(|provider| provider.counters()).unwrap_or_default(),
         };
         let told = std::mem::replace(&mut self.told, all);
         Oddities {
@@ -182,6 +203,11 @@ impl Session {
             malformed: all.malformed - told.malformed,
             // A second leg takes its count along when it goes.
             handshake_overflowed: all.handshake_overflowed.saturating_sub(told.handshake_overflowed),
+            provider: Counters {
+                malformed: all.provider.malformed - told.provider.malformed,
+                dropped_ms: all.provider.dropped_ms - told.provider.dropped_ms,
+                mislabelled: all.provider.mislabelled - told.provider.mislabelled,
+            },
         }
     }
 

@@ -20,6 +20,7 @@ use tandem_stream::websocket::{FrameReader, Message, Opcode, Role, UpgradeReques
 mod joining;
 mod lifetime;
 mod outbound;
+mod provider;
 mod reports;
 mod second;
 mod secure;
@@ -59,6 +60,7 @@ fn with(agent: AgentParameters) -> SessionParameters {
     SessionParameters {
         call: CallInfo { call_id: "0190-ab".into(), tenant_id: "t-1".into(), ..CallInfo::default() },
         rtp: rtp(),
+        stream: None,
         agent,
         speech: SpeechParameters::default(),
         media_timeout: Duration::from_secs(60),

@@ -135,6 +135,11 @@ impl Worker {
             return;
         }
         let slot = &mut self.sessions[key.index as usize];
+        if slot.udp.is_none() {
+            // Its caller comes by a provider's connection, which is no leg of another session's.
+            let _ = reply.send(Err(JoinError::NotStarted));
+            return;
+        }
         slot.joining = Some(Box::new(Joining::Lifting { reply, rtcp: None }));
         if let Some(socket) = slot.rtcp.or(slot.udp) {
             self.ring.detach(socket);
@@ -159,7 +164,7 @@ impl Worker {
                 slot.udp = None;
                 self.finish_lift(key, socket, now);
             }
-            Leg::Agent | Leg::Second | Leg::SecondRtcp | Leg::Link => {}
+            Leg::Agent | Leg::Second | Leg::SecondRtcp | Leg::Link | Leg::Provider => {}
         }
     }
 

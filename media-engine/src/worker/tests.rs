@@ -117,6 +117,7 @@ impl Bench {
         let parameters = SessionParameters {
             call: CallInfo::default(),
             rtp,
+            stream: None,
             agent: AgentParameters::Echo,
             speech: crate::session::speech::SpeechParameters::default(),
             media_timeout: Duration::from_secs(60),
@@ -126,7 +127,14 @@ impl Bench {
             identity,
         };
         let local_address = Ipv4Addr::LOCALHOST.into();
-        let open = Open { id: name.into(), parameters, agent_address: None, local_address, local_port: None };
+        let open = Open {
+            id: name.into(),
+            parameters,
+            agent_address: None,
+            local_address,
+            local_port: None,
+            incoming: None,
+        };
         let opened = self.worker.open(open, Instant::now()).unwrap();
         assert!(self.worker.start(opened.key, false, Instant::now()));
         opened

@@ -8,6 +8,7 @@ mod grpc;
 mod joins;
 mod legs;
 mod link;
+mod media;
 mod phone;
 mod statistics;
 mod tls;

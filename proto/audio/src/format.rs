@@ -81,6 +81,8 @@ impl ClockRate {
     pub const HZ_8000: Self = Self(8_000);
     /// 16 000 ticks a second: L16 at 16 kHz.
     pub const HZ_16000: Self = Self(16_000);
+    /// L16 at 24 kHz.
+    pub const HZ_24000: Self = Self(24_000);
     /// 48 000 ticks a second: Opus.
     pub const HZ_48000: Self = Self(48_000);
     /// The slowest clock that [`ClockRate::new`] takes.
@@ -193,10 +195,14 @@ pub enum Codec {
     L16_8k,
     /// Linear PCM16 in network byte order at 16 kHz (RFC 3551 §4.5.11).
     L16_16k,
+    /// The same at 24 kHz, of media streams only: it is in no offer or answer.
+    L16_24k,
+    /// The same at 48 kHz, of which 20 ms fill no datagram.
+    L16_48k,
 }
 
 impl Codec {
-    /// Every codec, in the order in which we like to be offered them by a telephone network.
+    /// Every codec of RTP, in the order in which we like to be offered them by a telephone network.
     pub const ALL: [Self; 6] = [Self::Pcmu, Self::Pcma, Self::G722, Self::Opus, Self::L16_16k, Self::L16_8k];
 
     /// The codec of an `a=rtpmap`: encoding name (compared without case), clock rate in hertz, channels.
@@ -225,7 +231,7 @@ impl Codec {
             Self::Pcma => "PCMA",
             Self::G722 => "G722",
             Self::Opus => "opus",
-            Self::L16_8k | Self::L16_16k => "L16",
+            Self::L16_8k | Self::L16_16k | Self::L16_24k | Self::L16_48k => "L16",
         }
     }
 
@@ -240,7 +246,7 @@ impl Codec {
             Self::Pcmu => Some(0),
             Self::Pcma => Some(8),
             Self::G722 => Some(9),
-            Self::Opus | Self::L16_8k | Self::L16_16k => None,
+            Self::Opus | Self::L16_8k | Self::L16_16k | Self::L16_24k | Self::L16_48k => None,
         }
     }
 
@@ -249,7 +255,8 @@ impl Codec {
         match self {
             Self::Pcmu | Self::Pcma | Self::L16_8k => SampleRate::Hz8000,
             Self::G722 | Self::L16_16k => SampleRate::Hz16000,
-            Self::Opus => SampleRate::Hz48000,
+            Self::L16_24k => SampleRate::Hz24000,
+            Self::Opus | Self::L16_48k => SampleRate::Hz48000,
         }
     }
 
@@ -266,7 +273,8 @@ impl Codec {
         match self {
             Self::Pcmu | Self::Pcma | Self::G722 | Self::L16_8k => ClockRate::HZ_8000,
             Self::L16_16k => ClockRate::HZ_16000,
-            Self::Opus => ClockRate::HZ_48000,
+            Self::L16_24k => ClockRate::HZ_24000,
+            Self::Opus | Self::L16_48k => ClockRate::HZ_48000,
         }
     }
 
@@ -291,9 +299,13 @@ impl Codec {
     }
 
     /// The longest packet that we send, in whole 10 ms: 60 ms, but 40 ms of L16 at 16 kHz, which fill
-    /// [`MAX_SENT_PAYLOAD_OCTETS`].
+    /// [`MAX_SENT_PAYLOAD_OCTETS`]. (At 24 and 48 kHz it is a frame of a stream, which nothing bounds so.)
     pub const fn max_ptime(self) -> Ptime {
-        if matches!(self, Self::L16_16k) { Ptime::MS_40 } else { Ptime::MS_60 }
+        match self {
+            Self::L16_16k => Ptime::MS_40,
+            Self::L16_24k | Self::L16_48k => Ptime::MS_20,
+            _ => Ptime::MS_60,
+        }
     }
 
     /// The longest packet time that we can send and that is no longer than this one: Opus knows 10, 20, 40 and 60 ms only.
@@ -323,7 +335,7 @@ impl Codec {
         let octets = payload.len() as u32;
         match self {
             Self::Pcmu | Self::Pcma | Self::G722 => octets,
-            Self::L16_8k | Self::L16_16k => octets / 2,
+            Self::L16_8k | Self::L16_16k | Self::L16_24k | Self::L16_48k => octets / 2,
             Self::Opus => crate::opus::duration_tenths_ms(payload) as u32 * 48 / 10,
         }
     }
@@ -339,7 +351,7 @@ impl Codec {
         match self {
             Self::Pcmu => Some(crate::g711::ULAW_SILENCE),
             Self::Pcma => Some(crate::g711::ALAW_SILENCE),
-            Self::L16_8k | Self::L16_16k => Some(0),
+            Self::L16_8k | Self::L16_16k | Self::L16_24k | Self::L16_48k => Some(0),
             Self::G722 | Self::Opus => None,
         }
     }
@@ -349,7 +361,7 @@ impl Codec {
         match self {
             Self::Pcmu | Self::Pcma => samples,
             Self::G722 => samples / 2,
-            Self::L16_8k | Self::L16_16k => samples * 2,
+            Self::L16_8k | Self::L16_16k | Self::L16_24k | Self::L16_48k => samples * 2,
             Self::Opus => MAX_SENT_PAYLOAD_OCTETS,
         }
     }

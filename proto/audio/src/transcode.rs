@@ -64,7 +64,7 @@ impl Decoder {
         let source = match codec {
             Codec::Pcmu => Source::Pcmu,
             Codec::Pcma => Source::Pcma,
-            Codec::L16_8k | Codec::L16_16k => Source::L16,
+            Codec::L16_8k | Codec::L16_16k | Codec::L16_24k | Codec::L16_48k => Source::L16,
             Codec::G722 => Source::G722(Box::default()),
             Codec::Opus => Source::Opus(OpusDecoder::new(rate)),
         };
@@ -210,7 +210,7 @@ impl Encoder {
         let sink = match codec {
             Codec::Pcmu => Sink::Pcmu,
             Codec::Pcma => Sink::Pcma,
-            Codec::L16_8k | Codec::L16_16k => Sink::L16,
+            Codec::L16_8k | Codec::L16_16k | Codec::L16_24k | Codec::L16_48k => Sink::L16,
             Codec::G722 => Sink::G722(Box::default()),
             Codec::Opus => Sink::Opus(OpusEncoder::new(rate, settings)),
         };

@@ -22,6 +22,7 @@ pub(super) static ASTERISK: Provider = Provider {
     pacing: Pacing { paced_by: PacedBy::Provider, send_ahead_ms: 1_000, provider_holds_ms: Some(18_000) },
     receipts: Receipts::Echoed,
     confirms_clear: false,
+    ends_by_closing: true,
     subprotocol: Some("media"),
     wire: || Box::<Asterisk>::default(),
 };

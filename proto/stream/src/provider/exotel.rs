@@ -23,6 +23,7 @@ pub(super) static EXOTEL: Provider = Provider {
     pacing: Pacing { paced_by: PacedBy::Provider, send_ahead_ms: 400, provider_holds_ms: None },
     receipts: Receipts::Echoed,
     confirms_clear: false,
+    ends_by_closing: false,
     subprotocol: None,
     wire: || Box::<Exotel>::default(),
 };

@@ -195,6 +195,11 @@ impl Ledger {
         self.busy_until.map_or(0, |until| until.saturating_duration_since(now).as_millis() as u64)
     }
 
+    /// No mark waits for its echo or its place, and the clock has passed all that was sent.
+    pub fn is_settled(&self, now: Instant) -> bool {
+        self.pending.is_empty() && self.wanted.is_empty() && self.busy_until.is_none_or(|until| until <= now)
+    }
+
     /// Whether an echo is overdue: the provider has stopped playing, or reading.
     pub fn is_stalled(&self, now: Instant) -> bool {
         let is_overdue = |mark: &Pending| now > mark.due + ECHO_GRACE;

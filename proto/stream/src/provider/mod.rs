@@ -306,6 +306,8 @@ pub struct Provider {
     pub receipts: Receipts,
     /// Whether it confirms a clear.
     pub confirms_clear: bool,
+    /// It has no word for the end of a call: an orderly close is one.
+    pub ends_by_closing: bool,
     /// Subprotocol to be accepted in the handshake, if the provider offers it.
     pub subprotocol: Option<&'static str>,
     wire: fn() -> Box<dyn Wire>,

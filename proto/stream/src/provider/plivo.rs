@@ -16,6 +16,7 @@ pub(super) static PLIVO: Provider = Provider {
     pacing: Pacing { paced_by: PacedBy::Provider, send_ahead_ms: 1_000, provider_holds_ms: None },
     receipts: Receipts::Echoed,
     confirms_clear: true,
+    ends_by_closing: false,
     subprotocol: None,
     wire: || Box::<Plivo>::default(),
 };

@@ -156,6 +156,15 @@ impl MediaStream {
         }
     }
 
+    /// Whether all that was said has been heard: the provider has echoed every mark, the clock has passed the rest. False for a
+    /// provider that has stopped playing.
+    pub fn is_heard(&self, now: Instant) -> bool {
+        match &self.state {
+            State::Live(live) => live.framer.waiting() == 0 && live.ledger.is_settled(now),
+            _ => true,
+        }
+    }
+
     /// Takes a text message. Sound in it is decoded into `scratch`, of [`super::SCRATCH_MIN`] octets at least; 20 ms of the
     /// format are a good size.
     pub fn handle_text(

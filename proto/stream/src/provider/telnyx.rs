@@ -15,6 +15,7 @@ pub(super) static TELNYX: Provider = Provider {
     pacing: Pacing { paced_by: PacedBy::Provider, send_ahead_ms: 1_000, provider_holds_ms: None },
     receipts: Receipts::Echoed,
     confirms_clear: false,
+    ends_by_closing: false,
     subprotocol: None,
     wire: || Box::new(Telnyx),
 };

@@ -17,6 +17,7 @@ pub(super) static VONAGE: Provider = Provider {
     pacing: Pacing { paced_by: PacedBy::Provider, send_ahead_ms: 1_000, provider_holds_ms: Some(60_000) },
     receipts: Receipts::Echoed,
     confirms_clear: true,
+    ends_by_closing: true,
     subprotocol: None,
     wire: || Box::new(Vonage),
 };

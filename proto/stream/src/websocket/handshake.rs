@@ -173,7 +173,21 @@ impl UpgradeRequest {
         if method != "GET" {
             return Err(HandshakeError::Method(method.to_owned()));
         }
+        if request.version != Some(1) {
+            return Err(HandshakeError::Http("an upgrade needs HTTP/1.1".to_owned()));
+        }
         let headers = request.headers;
+        let count =
+            |name: &str| headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name)).count();
+        for name in ["Host", "Sec-WebSocket-Key", "Sec-WebSocket-Version"] {
+            if count(name) != 1 {
+                return Err(HandshakeError::Header(name));
+            }
+        }
+        // A body would be taken for frames.
+        if count("Transfer-Encoding") > 0 || value(headers, "Content-Length").is_some_and(|len| len != "0") {
+            return Err(HandshakeError::Header("Content-Length"));
+        }
         check_upgrade(headers)?;
         if value(headers, "Sec-WebSocket-Version") != Some("13") {
             return Err(HandshakeError::Header("Sec-WebSocket-Version"));
@@ -197,21 +211,55 @@ impl UpgradeRequest {
         self.headers.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
+    /// All headers as they came, in order.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// Whether the client offers this subprotocol (RFC 6455 §4.2.2; names are compared with case).
+    pub fn offers(&self, subprotocol: &str) -> bool {
+        self.headers()
+            .filter(|(name, _)| name.eq_ignore_ascii_case("Sec-WebSocket-Protocol"))
+            .flat_map(|(_, value)| value.split(','))
+            .any(|offered| offered.trim() == subprotocol)
+    }
+
     /// Appends the answer that accepts: 101, without extension or subprotocol.
     pub fn write_response(&self, out: &mut Vec<u8>) {
+        self.write_response_with(None, out);
+    }
+
+    /// The same with a subprotocol that the client has offered ([`UpgradeRequest::offers`]).
+    pub fn write_response_with(&self, subprotocol: Option<&str>, out: &mut Vec<u8>) {
         out.extend_from_slice(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ",
         );
         out.extend_from_slice(accept_key(&self.key).as_bytes());
+        if let Some(subprotocol) = subprotocol {
+            out.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
+            out.extend_from_slice(subprotocol.as_bytes());
+        }
         out.extend_from_slice(b"\r\n\r\n");
     }
 }
 
 /// Appends an answer that refuses, with its reason as plain text; the connection is to be closed after it.
 pub fn write_refusal(out: &mut Vec<u8>, status: u16, phrase: &str, text: &str) {
+    write_refusal_after(out, status, phrase, text, None);
+}
+
+/// The same, saying after how many seconds it may go better (RFC 9110 §10.2.3).
+pub fn write_refusal_after(
+    out: &mut Vec<u8>,
+    status: u16,
+    phrase: &str,
+    text: &str,
+    retry_after_s: Option<u32>,
+) {
+    let retry = retry_after_s.map(|seconds| format!("Retry-After: {seconds}\r\n")).unwrap_or_default();
     let phrase: String = phrase.chars().filter(|c| !c.is_control()).collect();
     let head = format!(
-        "HTTP/1.1 {status} {phrase}\r\nSec-WebSocket-Version: 13\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n",
+        "HTTP/1.1 {status} {phrase}\r\nSec-WebSocket-Version: 13\r\nConnection: close\r\n{retry}Content-Type: text/plain\r\nContent-Length: {}\r\n\r\n",
         text.len()
     );
     out.extend_from_slice(head.as_bytes());

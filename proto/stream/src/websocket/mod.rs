@@ -22,7 +22,7 @@ pub use frame::{
 };
 pub use handshake::{
     ClientHandshake, HANDSHAKE_HEADERS_MAX, HANDSHAKE_MAX, HandshakeError, UpgradeRequest, accept_key,
-    write_refusal,
+    write_refusal, write_refusal_after,
 };
 pub use reader::{FrameReader, INITIAL_CAPACITY, MESSAGE_MAX, Message, ProtocolError};
 pub use url::{Url, UrlError};
