@@ -27,9 +27,11 @@ use tandem_sdp::dtls::Secret;
 use tandem_sdp::{LocalDtls, LocalMedia, LocalSrtp, SessionDescription, SrtpPolicy};
 use tandem_sip::{ConnectionId, Endpoint, EndpointConfig, Flow, Transport};
 use tandem_stream::agent::{FromAgent, ToAgent, read_audio};
-use tandem_stream::audiosocket::{self, Reader};
+use tandem_stream::audiosocket::{self, Reader, Server as AudioSocketServer};
 use tandem_stream::grpc;
 use tandem_stream::link::{BODY_MAX, Client, Decoder as LinkDecoder, Message, Server, append as link_frame};
+use tandem_stream::provider::registry::PROVIDERS;
+use tandem_stream::provider::{Event, MediaStream, Setup as MediaSetup};
 use tandem_stream::twilio::{FromBot, ToBot, decode_payload};
 use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeRequest, Url};
 
@@ -37,7 +39,7 @@ use tandem_stream::websocket::{ClientHandshake, FrameReader, Role, UpgradeReques
 pub type Target = fn(&[u8]);
 
 /// Every entrance, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 17] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("sip_datagram", sip_datagram),
     ("sip_stream", sip_stream),
     ("sip_value", sip_value),
@@ -54,6 +56,8 @@ pub const TARGETS: [(&str, Target); 17] = [
     ("twilio", twilio),
     ("link", link),
     ("audiosocket", audiosocket),
+    ("audiosocket_server", audiosocket_server),
+    ("provider", provider),
     ("grpc", grpc),
 ];
 
@@ -326,6 +330,79 @@ pub fn audiosocket(octets: &[u8]) {
         if read.is_err() {
             break;
         }
+    }
+}
+
+/// The side that Asterisk dials: whatever comes, what it writes is one whole frame, and after the end nothing.
+pub fn audiosocket_server(octets: &[u8]) {
+    let mut server = AudioSocketServer::new(now());
+    let mut is_over = false;
+    for piece in pieces(octets) {
+        server.handle_bytes(piece, now(), |event| {
+            assert!(!is_over, "nothing comes after the end");
+            is_over = matches!(event, audiosocket::ServerEvent::End(_));
+        });
+        let mut out = Vec::new();
+        server.write_silence(&mut out);
+        assert!(out.is_empty() || out.len() == audiosocket::HEADER_OCTETS + server.format().frame_octets());
+        assert!(!is_over || out.is_empty());
+    }
+}
+
+/// A provider's connection, by the first octet; then messages, each after its length in two octets, whose highest bit says binary.
+/// Between them we speak, mark and clear. Sound is in whole samples after a start, heard positions never run back, and nothing
+/// comes after the end.
+pub fn provider(octets: &[u8]) {
+    let Some((&which, mut rest)) = octets.split_first() else { return };
+    let of = PROVIDERS[usize::from(which) % PROVIDERS.len()];
+    let mut now = now();
+    let mut stream = MediaStream::new(of, MediaSetup::new(SampleRate::Hz16000), now);
+    let (mut is_started, mut is_over, mut heard) = (false, false, 0);
+    let (mut out, mut scratch) = (Vec::new(), [0; 66]);
+    let mut turn = 0_u32;
+    while let Some((len, more)) = rest.split_first_chunk::<2>() {
+        let len = u16::from_be_bytes(*len);
+        let (message, more) = more.split_at(more.len().min(usize::from(len & 0x7FFF)));
+        rest = more;
+        let take = |event: Event<'_>| match event {
+            Event::Start(_) => {
+                assert!(!is_started && !is_over);
+                is_started = true;
+            }
+            Event::Audio { sound, .. } => assert!(is_started && !is_over && !sound.is_empty()),
+            Event::Stop(_) => {
+                assert!(!is_over);
+                is_over = true;
+            }
+            _ => {}
+        };
+        if len & 0x8000 == 0
+            && let Ok(text) = std::str::from_utf8(message)
+        {
+            stream.handle_text(text, now, &mut scratch, take);
+        } else {
+            stream.handle_binary(message, take);
+        }
+        turn += 1;
+        now += Duration::from_millis(37);
+        let is_live = stream.audio(&[7; 482], now, &mut out);
+        assert_eq!(is_live, is_started && !is_over);
+        let _ = stream.mark("m", now, &mut out);
+        match turn % 4 {
+            0 => stream.end_utterance(now, &mut out),
+            1 => _ = stream.clear(now, &mut out, |_| {}),
+            _ => {}
+        }
+        if is_live {
+            assert!(stream.heard_ms(now) >= heard, "heard positions never run back");
+            heard = stream.heard_ms(now);
+        }
+        let mut reader = FrameReader::new(Role::Client);
+        for piece in out.chunks(1_000) {
+            reader.push(piece);
+            while reader.poll_message().expect("what we write is WebSocket").is_some() {}
+        }
+        out.clear();
     }
 }
 

@@ -9,7 +9,14 @@
 //!
 //! Type in one octet, length in two (big-endian), payload. Audio is signed 16-bit *little-endian*, one channel; its rate
 //! is in the type ([`Rate`]). There is no word for marks, for clearing a queue, or for who calls: the UUID is all.
-//! [`Reader`] and [`append`] serve both sides.
+//! [`Reader`] and [`append`] serve both sides; [`Server`] is the agent's, as Asterisk wants it.
+
+mod server;
+
+pub use server::{
+    Counters, End, FIRST_FRAME_WITHIN, Format, ID_WITHIN, MISLABELLED_FRAMES, NotAFrame, PACING, Server,
+    ServerEvent,
+};
 
 /// Octets before a payload.
 pub const HEADER_OCTETS: usize = 3;

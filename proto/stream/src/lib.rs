@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  socket bytes ─▶ websocket::FrameReader ─▶ Message ─┬─ Binary ─▶ agent::read_audio      (pcm dialect)
-//!                                                     └─ Text ───▶ agent / twilio parse
+//!                                                     ├─ Text ───▶ agent / twilio parse
+//!                                                     └─ either ─▶ provider::MediaStream::handle_*
 //!  socket bytes ◀─ websocket::write_frame ◀───────────── agent / twilio writers
 //! ```
 //!
@@ -10,7 +11,8 @@
 //! * [`agent`]: the `pcm` dialect, Tandem's own agent stream: binary L16 at 16 kHz and JSON text events.
 //! * [`link`]: many calls of the `pcm` dialect over one TCP connection, for the built-in voice agent.
 //! * [`grpc`]: one gRPC call over HTTP/2, as its client; the messages on it are somebody else's.
-//! * [`audiosocket`]: Asterisk's AudioSocket, a call a TCP connection.
+//! * [`audiosocket`]: Asterisk's AudioSocket, a call a TCP connection; the server's side with Asterisk's own rules.
+//! * [`provider`]: the telephony providers' media, for calls that they bring us over WebSocket.
 //! * [`twilio`]: Twilio Media Streams, which Tandem speaks to a bot as if it were Twilio, and the bot's mirror.
 //!
 //! No sockets, no clock, no randomness: keys and masks are passed in, buffers belong to the caller. Audio passes without
@@ -20,6 +22,7 @@ pub mod agent;
 pub mod audiosocket;
 pub mod grpc;
 pub mod link;
+pub mod provider;
 pub mod twilio;
 pub mod websocket;
 

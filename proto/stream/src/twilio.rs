@@ -91,38 +91,38 @@ pub fn decode_payload(
 }
 
 /// Writes the pieces of one message into the caller's buffer.
-struct Pen<'a> {
+pub(crate) struct Pen<'a> {
     out: &'a mut [u8],
     at: usize,
 }
 
 impl<'a> Pen<'a> {
-    fn new(out: &'a mut [u8], need: usize) -> Result<Self, BufferTooShort> {
+    pub(crate) fn new(out: &'a mut [u8], need: usize) -> Result<Self, BufferTooShort> {
         if out.len() < need {
             return Err(BufferTooShort { len: out.len(), need });
         }
         Ok(Pen { out, at: 0 })
     }
 
-    fn put(&mut self, text: &[u8]) {
+    pub(crate) fn put(&mut self, text: &[u8]) {
         self.out[self.at..self.at + text.len()].copy_from_slice(text);
         self.at += text.len();
     }
 
-    fn put_base64(&mut self, octets: &[u8]) {
+    pub(crate) fn put_base64(&mut self, octets: &[u8]) {
         let room = base64_simd::AsOut::as_out(&mut self.out[self.at..]);
         self.at += base64_simd::STANDARD.encode(octets, room).len();
     }
 }
 
 /// A number in decimal, without allocation.
-struct Decimal {
+pub(crate) struct Decimal {
     digits: [u8; 20],
     from: usize,
 }
 
 impl Decimal {
-    fn new(mut number: u64) -> Self {
+    pub(crate) fn new(mut number: u64) -> Self {
         let mut decimal = Decimal { digits: [b'0'; 20], from: 20 };
         loop {
             decimal.from -= 1;
@@ -134,20 +134,20 @@ impl Decimal {
         }
     }
 
-    fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.digits[self.from..]
     }
 }
 
 /// Characters of base64 for so many octets.
-const fn base64_len(octets: usize) -> usize {
+pub(crate) const fn base64_len(octets: usize) -> usize {
     octets.div_ceil(3) * 4
 }
 
 /// A string that is borrowed unless it holds escapes. (Inside an `Option`, serde would always copy a bare `Cow`.)
 #[derive(Deserialize)]
 #[serde(transparent)]
-struct TextWire<'a>(#[serde(borrow)] Cow<'a, str>);
+pub(crate) struct TextWire<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 /// `{"name": …}` of marks, both ways.
 #[derive(Deserialize)]
@@ -173,7 +173,7 @@ impl NumberWire<'_> {
     }
 }
 
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 

@@ -1,7 +1,10 @@
-//! Audio passes both dialects without touching the allocator.
+//! Audio passes every dialect without touching the allocator.
 
+use tandem_audio::format::SampleRate;
 use tandem_stream::agent;
 use tandem_stream::link;
+use tandem_stream::provider::registry::PROVIDERS;
+use tandem_stream::provider::{Event, MediaStream, Setup};
 use tandem_stream::twilio::{self, BotWriter, FromBot, StreamIds, StreamWriter};
 use tandem_stream::websocket::{FrameReader, Message, Opcode, Role, write_frame, write_frame_with};
 
@@ -102,4 +105,49 @@ fn link_audio_is_written_and_read_without_allocation() {
     });
     assert_eq!(heard, 3 * (FRAMES as usize + 1));
     assert_eq!(count, 0);
+}
+
+#[test]
+fn providers_audio_is_read_and_written_without_allocation() {
+    #[expect(clippy::disallowed_methods, reason = "a test is its own shell")]
+    let mut now = std::time::Instant::now();
+    let starts = [
+        r#"{"event":"start","start":{"streamSid":"MZ1"}}"#,
+        r#"{"event":"websocket:connected","content-type":"audio/l16;rate=8000"}"#,
+        r#"{"event":"start","start":{"stream_sid":"MZ1"}}"#,
+        r#"{"event":"MEDIA_START","format":"slin","optimal_frame_size":320}"#,
+        r#"{"event":"start","start":{"media_format":{"encoding":"L16","sample_rate":8000}}}"#,
+        r#"{"event":"start","start":{"streamId":"MZ1"}}"#,
+    ];
+    for (provider, start) in PROVIDERS.into_iter().zip(starts) {
+        let mut stream = MediaStream::new(provider, Setup::new(SampleRate::Hz8000), now);
+        let mut scratch = [0; 960];
+        stream.handle_text(start, now, &mut scratch, |_| {});
+        assert!(stream.format().is_some(), "{}", provider.name);
+        let payload = "AQID".repeat(40);
+        let media: Vec<String> = (1..=FRAMES + 1)
+            .map(|n| {
+                let at = n * 20;
+                format!(r#"{{"event":"media","media":{{"track":"inbound","chunk":"{n}","timestamp":"{at}","payload":"{}"}}}}"#,
+                    payload)
+            })
+            .collect();
+        let mut out = Vec::with_capacity(16 * 1024);
+        let (mut heard, mut said) = (0, 0);
+        let count = allocations(|n| {
+            now += std::time::Duration::from_millis(20);
+            let mut take = |event: Event<'_>| heard += usize::from(matches!(event, Event::Audio { .. }));
+            if matches!(provider.name, "vonage" | "asterisk") {
+                stream.handle_binary(&[1; 320], &mut take);
+            } else {
+                stream.handle_text(&media[n as usize], now, &mut scratch, &mut take);
+            }
+            out.clear();
+            assert!(stream.audio(&[7; 330], now, &mut out));
+            said += out.len();
+        });
+        assert_eq!(heard, FRAMES as usize + 1, "{}", provider.name);
+        assert!(said > FRAMES as usize * 330, "{}", provider.name);
+        assert_eq!(count, 0, "{}", provider.name);
+    }
 }
