@@ -49,6 +49,7 @@ mod info;
 mod joining;
 mod outbound;
 mod referral;
+mod stream;
 mod takeover;
 mod transfer;
 
@@ -59,6 +60,8 @@ use hold::OwnChange;
 use info::Keys;
 pub use joining::Given;
 use outbound::Outbound;
+use stream::StreamSide;
+pub use stream::credential_of;
 use takeover::{Former, Successor};
 pub use takeover::{Newcomer, Place};
 use transfer::{DialogId, Transfer};
@@ -105,6 +108,8 @@ pub struct Call {
     sip: Option<CallHandle>,
     /// What only a call of ours has.
     outbound: Option<Box<Outbound>>,
+    /// What only a call by a provider's media connection has.
+    stream: Option<Box<StreamSide>>,
     /// The SIP side has had its last word.
     sip_is_over: bool,
     /// A change of the session that waits for the engine, and for our response.
@@ -196,6 +201,7 @@ impl Call {
             id,
             sip: Some(sip),
             outbound: None,
+            stream: None,
             sip_is_over: false,
             change: None,
             own_change: None,
@@ -258,6 +264,9 @@ impl Call {
     }
 
     fn direction(&self) -> &'static str {
+        if let Some(context) = self.stream_context() {
+            return context.direction;
+        }
         if self.outbound.is_some() { "outbound" } else { "inbound" }
     }
 
@@ -334,6 +343,9 @@ impl Call {
                 ));
             }
             Err(ending) => return self.end(ending, around),
+        }
+        if self.stream.is_some() {
+            return self.open_stream(around);
         }
         self.protect(around);
         if let Err(ending) = self.check_offer() {
@@ -484,7 +496,8 @@ impl Call {
                 assistant_id: self.assistant_id.to_string(),
             }),
             // Without an offer address and codec are unknown until the ACK.
-            rtp: Some(rtp.unwrap_or_default()),
+            rtp: self.stream.is_none().then(|| rtp.unwrap_or_default()),
+            stream: self.stream_leg(),
             agent: self.agent.as_ref().map(|agent| {
                 let Settings { talker_url, talker_token, .. } = around.settings;
                 agent.to_engine(talker_url, talker_token.as_ref(), connect_timeout_ms, &self.custom)
@@ -503,6 +516,9 @@ impl Call {
                 self.session.handle_done();
                 let is_started = result.is_ok();
                 self.handle_done(result, around);
+                if is_started && self.stream.is_some() {
+                    return self.handle_stream_started(around);
+                }
                 if is_started && !self.play_early(around) {
                     self.send_answer(around);
                 }
@@ -535,6 +551,10 @@ impl Call {
         let address = self.session.handle_opened(opened);
         if self.life.is_ending() {
             return;
+        }
+        if self.stream.is_some() {
+            self.agent_ready |= opened.agent_ready;
+            return self.handle_stream_opened();
         }
         let Some((address, port)) = address else {
             let detail = "it opened a session without an address";
@@ -615,7 +635,9 @@ impl Call {
                 self.agent_ready = true;
                 // Before the port is known the answer waits for the reply to Open.
                 let is_open = self.life.state() == State::Ringing && self.life.is_before_answer();
-                if is_open && self.answer.is_none() && self.outbound.is_none() {
+                if is_open && self.stream.is_some() {
+                    self.session.start();
+                } else if is_open && self.answer.is_none() && self.outbound.is_none() {
                     self.answer(around);
                 }
             }
@@ -641,6 +663,12 @@ impl Call {
             SessionEvent::AgentDtmf { digits } => self.press(&digits, around),
             SessionEvent::AgentHeaders { headers } => self.set_agent_headers(&headers),
             SessionEvent::AgentAnswer => self.answer_after_early_media(around),
+            SessionEvent::StreamStarted { provider_call_id, codec } => {
+                self.handle_stream_named(&provider_call_id, codec, around);
+            }
+            SessionEvent::StreamDropped { is_stop, reason } => {
+                self.handle_stream_dropped(is_stop, &reason, around);
+            }
             SessionEvent::LegLost { reason, detail } => self.handle_guest_lost(reason, &detail, around),
             // What only counts.
             SessionEvent::MediaStarted { .. } | SessionEvent::Dtmf => {}
@@ -875,6 +903,7 @@ impl Call {
         }
         let ending = if self.outbound.is_some() { ending.of_outbound() } else { ending };
         self.end_aside(&ending, around);
+        self.refuse_upgrade(&ending, around);
         if self.outbound.is_some() && self.life.is_before_answer() {
             self.give_up(&ending, around);
         } else if !self.sip_is_over {
@@ -952,7 +981,9 @@ impl Call {
             rtp_received: stats.rtp_received,
             rtp_lost: stats.rtp_lost,
             jitter_ms: stats.jitter_ms,
-            codec: self.negotiation.current().map(|n| codec_name(n.codec)).unwrap_or_default().to_owned(),
+            codec: self.stream_codec().unwrap_or_else(|| {
+                self.negotiation.current().map(|n| codec_name(n.codec)).unwrap_or_default().to_owned()
+            }),
             engine: engine.clone(),
             local_port: self.session.local_port(),
             mos: stats.mos,

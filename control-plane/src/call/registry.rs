@@ -39,6 +39,7 @@ use crate::sip::{NotSent, SipEvent, TlsPeer, Token, Verb};
 use crate::store::accounts::Found;
 use crate::trunk::Reliable;
 
+pub mod claiming;
 pub mod joining;
 pub mod placing;
 
@@ -604,6 +605,7 @@ impl Calls {
             News::Heartbeat { sessions, draining } => {
                 self.fleet.handle_heartbeat(engine, sessions, draining);
             }
+            News::Upgrade(upgrade) => self.actions.push_back(Action::Claim { engine, upgrade }),
             News::Session { session_id, event } => {
                 self.on_call(session_id, now, |call, _, around| {
                     // A late word of an engine that a call has left is not about its session.
