@@ -91,20 +91,15 @@ pub enum UpgradeAnswer {
 }
 
 impl UpgradeAnswer {
-    /// It is refused, with this status.
-    pub fn refuse(status: u16, reason: impl Into<String>) -> Self {
-        let retry_after_s = if status == 503 { UPGRADE_RETRY_S } else { 0 };
-        Self::Refuse { status, reason: reason.into(), retry_after_s }
-    }
-
-    /// The call that it belongs to has ended so.
-    pub fn of(ending: &Ending) -> Self {
-        let status = match ending.cause.row().status {
-            404 => 404,
-            403 => 403,
+    /// It is refused for this. Where its claim is used up there is nothing to come again for.
+    pub fn refuse(ending: &Ending, may_return: bool) -> Self {
+        let row = ending.cause.row();
+        let status = match row.sip_status {
+            status @ (403 | 404 | 409) => status,
             _ => 503,
         };
-        Self::refuse(status, ending.cause.row().word)
+        let retry_after_s = if status == 503 && may_return { UPGRADE_RETRY_S } else { 0 };
+        Self::Refuse { status, reason: row.sentence.to_owned(), retry_after_s }
     }
 }
 

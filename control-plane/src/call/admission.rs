@@ -121,7 +121,15 @@ impl From<Ending> for Turned {
     }
 }
 
-fn step(step: &str, rule: &str, field: &str, expected: &str, got: &str, passed: bool) -> DecisionStep {
+/// One step of a decision trace.
+pub(super) fn step(
+    step: &str,
+    rule: &str,
+    field: &str,
+    expected: &str,
+    got: &str,
+    passed: bool,
+) -> DecisionStep {
     DecisionStep {
         step: step.to_owned(),
         rule: rule.to_owned(),

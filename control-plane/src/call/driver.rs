@@ -297,6 +297,9 @@ impl Driver {
                 _ = housekeeping.tick() => self.keep_house(),
                 Some(reply) = self.replies.recv() => self.handle_reply(reply),
                 Some((engine, news)) = self.sources.news.recv() => {
+                    if matches!(news, News::Upgrade(_)) {
+                        self.look_at_store();
+                    }
                     self.calls.handle_news(engine, news, Instant::now());
                     self.means.metrics.set_engines(self.calls.engines_available());
                 }
@@ -316,7 +319,7 @@ impl Driver {
     async fn handle_sip(&mut self, event: SipEvent) {
         match self.sources.desk.take(event) {
             Taken::NotOurs(event) => {
-                self.calls.handle_store(self.means.writer.is_behind() || self.means.contexts.is_behind());
+                self.look_at_store();
                 self.calls.handle_sip(event, Instant::now());
             }
             Taken::Ours => {}
@@ -355,6 +358,11 @@ impl Driver {
         self.calls.handle_sip(SipEvent::NotSent { token, why }, Instant::now());
     }
 
+    /// Whether new calls can be taken is asked when one comes.
+    fn look_at_store(&mut self) {
+        self.calls.handle_store(self.means.writer.is_behind() || self.means.contexts.is_behind());
+    }
+
     fn keep_house(&mut self) {
         self.calls.handle_clock(Instant::now(), store::epoch_ms());
         let metrics = &self.means.metrics;
@@ -367,7 +375,7 @@ impl Driver {
         let now = Instant::now();
         match reply {
             Reply::Claimed(engine, upgrade, claimed) => {
-                self.calls.handle_store(self.means.writer.is_behind() || self.means.contexts.is_behind());
+                self.look_at_store();
                 self.calls.handle_claimed(engine, *upgrade, claimed, now);
             }
             Reply::Engine(call_id, reply) => self.calls.handle_reply(call_id, reply, now),
@@ -394,11 +402,11 @@ impl Driver {
                 let _ = answer.send(self.calls.hang_up(&tenant_id, call_id, Instant::now()));
             }
             Request::Place { order, answer } => {
-                self.calls.handle_store(self.means.writer.is_behind() || self.means.contexts.is_behind());
+                self.look_at_store();
                 let _ = answer.send(Some(self.calls.place(*order, Instant::now())));
             }
             Request::PlaceBulk { orders, answer } => {
-                self.calls.handle_store(self.means.writer.is_behind() || self.means.contexts.is_behind());
+                self.look_at_store();
                 let _ = answer.send(Some(self.calls.place_bulk(orders, Instant::now())));
             }
             Request::Bulk { tenant_id, bulk_id, cancel, answer } => {

@@ -335,6 +335,10 @@ impl Call {
             }
         };
         match self.admit(credential, &found, around) {
+            Ok(agent) if self.stream.is_some() => {
+                self.agent = Some(agent);
+                return self.open_stream(around);
+            }
             Ok(agent) => {
                 self.agent = Some(agent);
                 around.actions.push_back(Action::Admitted(
@@ -343,9 +347,6 @@ impl Call {
                 ));
             }
             Err(ending) => return self.end(ending, around),
-        }
-        if self.stream.is_some() {
-            return self.open_stream(around);
         }
         self.protect(around);
         if let Err(ending) = self.check_offer() {
@@ -599,6 +600,9 @@ impl Call {
             return;
         }
         let asked = self.session.engine();
+        if self.stream.is_some() {
+            return self.handle_stream_not_opened(refusal, around);
+        }
         self.engine_refusal = Some(refusal);
         if !another_may_help {
             return self.end_without_engine(around);
@@ -636,7 +640,7 @@ impl Call {
                 // Before the port is known the answer waits for the reply to Open.
                 let is_open = self.life.state() == State::Ringing && self.life.is_before_answer();
                 if is_open && self.stream.is_some() {
-                    self.session.start();
+                    self.start_stream();
                 } else if is_open && self.answer.is_none() && self.outbound.is_none() {
                     self.answer(around);
                 }
@@ -684,6 +688,7 @@ impl Call {
                     return;
                 }
                 let cause = match reason {
+                    Reason::MediaTimeout | Reason::Transport if self.stream.is_some() => Cause::StreamLost,
                     Reason::MediaTimeout => Cause::MediaTimeout,
                     Reason::MaxSession => Cause::MaxDuration,
                     Reason::Orphaned | Reason::EngineFault | Reason::Unspecified => Cause::EngineFault,
@@ -869,7 +874,7 @@ impl Call {
                     None => {
                         (Cause::StoreFailed, refused_by("store", "database", "an answer in time", "none"))
                     }
-                    Some(_) if !is_open || self.answer.is_some() => {
+                    Some(_) if !is_open || self.answer.is_some() || self.is_stream_starting() => {
                         let command = if is_open { "StartSession" } else { "OpenSession" };
                         (Cause::EngineLost, refused_by("engine", command, "an answer in time", "none"))
                     }
@@ -901,11 +906,12 @@ impl Call {
         if self.life.is_ending() {
             return;
         }
-        let ending = if self.outbound.is_some() { ending.of_outbound() } else { ending };
+        let ending = if self.direction() == "outbound" { ending.of_outbound() } else { ending };
         self.end_aside(&ending, around);
-        self.refuse_upgrade(&ending, around);
         if self.outbound.is_some() && self.life.is_before_answer() {
             self.give_up(&ending, around);
+        } else if self.stream.is_some() {
+            self.end_stream(&ending, around);
         } else if !self.sip_is_over {
             let is_refusal = self.life.is_before_answer();
             let id = self.id;
@@ -914,29 +920,33 @@ impl Call {
                 false => Verb::HangUp(sip, ending.headers_with(&self.agent_headers)),
             });
             if is_refusal {
-                // No rule refused it; the reason of the end does.
-                if self.trace.last().is_none_or(|step| step.passed) {
-                    self.trace.push(ending.to_step());
-                }
-                let step = self.trace.last().cloned().unwrap_or_default();
-                around.actions.push_back(Action::Refused(Box::new(Refusal {
-                    call_id: self.id,
-                    tenant_id: self.tenant_id.clone(),
-                    trunk: self.trunk.as_ref().map(|trunk| trunk.name.clone()),
-                    source: self.flow.remote,
-                    from: self.from.clone(),
-                    to: self.to.clone(),
-                    step,
-                    trace: self.trace.clone(),
-                    is_recorded: self.tenant_id.is_some(),
-                    ending: ending.clone(),
-                })));
+                self.report_refusal(&ending, around);
             }
         }
         self.session.close(ending.for_agent());
         self.ended_ms = around.epoch_ms();
         self.ending = Some(ending);
         self.life.end(around.now);
+    }
+
+    fn report_refusal(&mut self, ending: &Ending, around: &mut Surroundings<'_>) {
+        // No rule refused it; the reason of the end does.
+        if self.trace.last().is_none_or(|step| step.passed) {
+            self.trace.push(ending.to_step());
+        }
+        let step = self.trace.last().cloned().unwrap_or_default();
+        around.actions.push_back(Action::Refused(Box::new(Refusal {
+            call_id: self.id,
+            tenant_id: self.tenant_id.clone(),
+            trunk: self.trunk.as_ref().map(|trunk| trunk.name.clone()),
+            source: self.flow.remote,
+            from: self.from.clone(),
+            to: self.to.clone(),
+            step,
+            trace: self.trace.clone(),
+            is_recorded: self.tenant_id.is_some(),
+            ending: ending.clone(),
+        })));
     }
 
     /// To be called after each of the above: sends what waits, tells what has changed. `true`: the call is over.
@@ -948,7 +958,8 @@ impl Call {
         if self.life.is_ending() && self.sip_is_over && self.session.is_over() {
             self.life.close();
             self.report(around);
-            if self.tenant_id.is_some() {
+            // That of a provider's call was there before the call.
+            if self.tenant_id.is_some() || self.stream.is_some() {
                 around.actions.push_back(Action::Forget(self.id));
             }
             return true;
@@ -990,7 +1001,8 @@ impl Call {
             round_trip_ms: stats.round_trip_ms,
             remote_lost: stats.remote_lost,
             remote_jitter_ms: stats.remote_jitter_ms,
-            encrypted: self.negotiation.current().is_some_and(Negotiated::is_protected),
+            encrypted: self.is_stream_secure()
+                || self.negotiation.current().is_some_and(Negotiated::is_protected),
         });
         Some(CallRecord {
             tenant_id: self.tenant_id.clone()?,

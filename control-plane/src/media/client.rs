@@ -262,6 +262,7 @@ pub fn read(event: engine::Event) -> Option<News> {
                 path_and_query: upgrade.path_and_query,
                 headers: upgrade.headers,
                 source: (host, u16::try_from(upgrade.remote_port).ok()?).into(),
+                is_secure: upgrade.secure,
             })));
         }
         Body::StreamStarted(started) => {

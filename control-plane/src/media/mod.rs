@@ -71,6 +71,8 @@ pub struct Upgrade {
     pub headers: HashMap<String, String>,
     /// Where it came from.
     pub source: SocketAddr,
+    /// It came inside TLS.
+    pub is_secure: bool,
 }
 
 /// Without the claim, which is in the path too.

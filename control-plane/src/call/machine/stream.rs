@@ -11,12 +11,11 @@
 //! call that cannot be had is refused before the connection is answered ([`Action::AnswerUpgrade`]).
 
 use tandem_api::engine::v1 as engine;
-use tandem_api::v1::DecisionStep;
 use tandem_sip::{Flow, Headers};
 
-use super::{Call, Keys, Surroundings};
-use crate::call::action::{Action, UpgradeAnswer};
-use crate::call::admission::{self, Trace, refused_by};
+use super::{Asked, Call, Keys, Surroundings};
+use crate::call::action::{Action, EngineRefusal, UpgradeAnswer};
+use crate::call::admission::{self, Trace};
 use crate::call::ending::{Cause, Ending};
 use crate::call::invite;
 use crate::call::negotiation::Negotiation;
@@ -33,7 +32,9 @@ pub(super) struct StreamSide {
     upgrade: Upgrade,
     engine: EngineId,
     is_answered: bool,
-    /// The connection has dropped in mid-call.
+    /// The engine has been told to start.
+    is_starting: bool,
+    /// The connection has dropped in mid-call, and none has taken its place.
     is_dropped: bool,
     /// The codec that the provider has named.
     codec: String,
@@ -48,8 +49,14 @@ impl Call {
         around: &Surroundings<'_>,
     ) -> Self {
         let provider = context.provider.as_ref().map(|provider| provider.name.clone()).unwrap_or_default();
-        let trace: Trace =
-            vec![step("credential", "claim", "context id", "a claim of a call", &provider, true)];
+        let trace: Trace = vec![admission::step(
+            "credential",
+            "claim",
+            "context id",
+            "the claim of a call",
+            &provider,
+            true,
+        )];
         Self {
             id: context.call_id,
             sip: None,
@@ -102,6 +109,7 @@ impl Call {
                 upgrade,
                 engine,
                 is_answered: false,
+                is_starting: false,
                 is_dropped: false,
                 codec: String::new(),
             })),
@@ -113,27 +121,74 @@ impl Call {
         self.stream.as_ref().map(|stream| &stream.context)
     }
 
-    /// The engine that its connection came to.
-    pub(super) fn stream_engine(&self) -> Option<EngineId> {
-        self.stream.as_ref().map(|stream| stream.engine)
-    }
-
+    /// `None`: not a provider's; empty until it has said so.
     pub(super) fn stream_codec(&self) -> Option<String> {
         self.stream.as_ref().map(|stream| stream.codec.clone())
     }
 
+    /// Its first connection came inside TLS.
+    pub(super) fn is_stream_secure(&self) -> bool {
+        self.stream.as_ref().is_some_and(|stream| stream.upgrade.is_secure)
+    }
+
+    /// The agent is there, and the engine has not said yet that the session has started.
+    pub(super) fn is_stream_starting(&self) -> bool {
+        self.stream.as_ref().is_some_and(|stream| stream.is_starting)
+    }
+
+    /// What needs a dialog with the other side, which a provider's call has not.
+    pub(super) fn check_dialog(&self, done: &str) -> Result<(), Asked> {
+        match self.stream {
+            None => Ok(()),
+            Some(_) => Err(Asked::Policy(format!(
+                "a call by a provider's media connection has no SIP dialog: it cannot be {done}"
+            ))),
+        }
+    }
+
     pub(super) fn stream_leg(&self) -> Option<engine::StreamLeg> {
         let stream = self.stream.as_ref()?;
+        let named = stream.context.provider.as_ref().and_then(|provider| provider.call_id.clone());
         Some(engine::StreamLeg {
             upgrade_id: stream.upgrade.upgrade_id.clone(),
             sample_rate: 0,
-            provider_call_id: stream
-                .context
-                .provider
-                .as_ref()
-                .and_then(|provider| provider.call_id.clone())
-                .unwrap_or_default(),
+            provider_call_id: named.unwrap_or_default(),
         })
+    }
+
+    // --- set-up ---
+
+    /// It is admitted. No engine can take it but the one that has the connection.
+    pub(super) fn open_stream(&mut self, around: &mut Surroundings<'_>) {
+        if !self.has_media() {
+            let got = "an agent that does not talk";
+            self.trace.push(admission::step(
+                "provider",
+                "agent_media",
+                "agent",
+                "one that talks",
+                got,
+                false,
+            ));
+            return self.end(Ending::with_detail(Cause::BrokenAssistant, got), around);
+        }
+        let Some(stream) = &mut self.stream else { return };
+        let engine = stream.engine;
+        stream.context.engine = around.settings.engines.get(engine.0).cloned().unwrap_or_default();
+        around.actions.push_back(Action::Remember(Box::new(stream.context.clone())));
+        let request = self.open_request(around);
+        self.session.open(engine, Box::new(request));
+    }
+
+    /// The engine has not opened a session on its connection, and no other one can.
+    pub(super) fn handle_stream_not_opened(&mut self, refusal: EngineRefusal, around: &mut Surroundings<'_>) {
+        if refusal == EngineRefusal::Gone {
+            // The connection, that is: there was no session yet.
+            let detail = "the media connection was gone before it was answered";
+            return self.end(Ending::with_detail(Cause::CallerCancelled, detail), around);
+        }
+        self.engine_refusal = Some(refusal);
+        self.end_without_engine(around);
     }
 
     /// The engine has opened a session on its connection.
@@ -143,6 +198,14 @@ impl Call {
         }
         self.life.ring();
         if self.agent_ready {
+            self.start_stream();
+        }
+    }
+
+    /// The agent is there. Doing it again changes nothing.
+    pub(super) fn start_stream(&mut self) {
+        let Some(stream) = &mut self.stream else { return };
+        if !std::mem::replace(&mut stream.is_starting, true) {
             self.session.start();
         }
     }
@@ -158,6 +221,8 @@ impl Call {
         around.setup = Some(around.now.duration_since(self.born));
     }
 
+    // --- the connection ---
+
     /// Its connection has said which call it is.
     pub(super) fn handle_stream_named(
         &mut self,
@@ -165,7 +230,7 @@ impl Call {
         codec: String,
         around: &mut Surroundings<'_>,
     ) {
-        let Some(stream) = &mut self.stream else { return };
+        let Some(stream) = self.stream.as_mut().filter(|_| !self.life.is_ending()) else { return };
         stream.codec = codec;
         stream.is_dropped = false;
         let Some(provider) = &mut stream.context.provider else { return };
@@ -182,68 +247,52 @@ impl Call {
         reason: &str,
         around: &mut Surroundings<'_>,
     ) {
-        let Some(stream) = &mut self.stream else { return };
+        let Some(stream) = self.stream.as_mut().filter(|_| !self.life.is_ending()) else { return };
         if !is_stop {
             stream.is_dropped = true;
             around.actions.push_back(Action::Dropped(stream.upgrade.claim));
-            self.trace.push(step("media", "connection", "media connection", "one that stays", reason, false));
-            return;
+            return self.note("media_connection", "media connection", "one that stays", reason, false);
         }
         let cause = match stream.context.direction {
             "outbound" => Cause::CalleeHangup,
+            _ if self.life.is_before_answer() => Cause::CallerCancelled,
             _ => Cause::CallerHangup,
         };
-        self.end(Ending::with_detail(cause, reason), around);
+        self.end(Ending::with_detail(cause, admission::shown(reason)), around);
     }
 
-    /// The same provider's call has come back with another connection, on the same engine.
-    pub fn handle_returned(&mut self, engine: EngineId, upgrade: Upgrade, around: &mut Surroundings<'_>) {
-        let own = self.stream.as_mut().filter(|stream| stream.is_dropped && stream.engine == engine);
-        let answer = match own {
-            Some(stream) if !self.life.is_ending() => {
-                stream.is_dropped = false;
-                UpgradeAnswer::Retake(self.id)
-            }
-            _ => UpgradeAnswer::refuse(409, "this call has a connection"),
-        };
-        around.actions.push_back(Action::AnswerUpgrade { engine, upgrade_id: upgrade.upgrade_id, answer });
+    /// Whether this connection may take the place of the one that has dropped. The engine lets it be heard when it has named
+    /// the same provider's call; until then another one may come.
+    pub fn awaits(&self, engine: EngineId, upgrade: &Upgrade) -> bool {
+        let Some(stream) = self.stream.as_ref().filter(|_| !self.life.is_ending()) else { return false };
+        let own = &stream.upgrade;
+        stream.is_dropped
+            && stream.engine == engine
+            && (own.claim, &own.provider) == (upgrade.claim, &upgrade.provider)
     }
 
-    /// The call ends before a session was opened on its connection: that is refused.
-    pub(super) fn refuse_upgrade(&mut self, ending: &Ending, around: &mut Surroundings<'_>) {
-        let Some(stream) = self.stream.as_mut().filter(|stream| !stream.is_answered) else { return };
-        stream.is_answered = true;
-        // A session may be opening on it; then the engine knows it no more, and says so.
-        let answer = UpgradeAnswer::of(ending);
-        let (engine, upgrade_id) = (stream.engine, stream.upgrade.upgrade_id.clone());
+    /// Another connection is there, for which [`Call::awaits`] is true.
+    pub fn handle_returned(&mut self, engine: EngineId, upgrade_id: String, around: &mut Surroundings<'_>) {
+        self.note("media_connection", "media connection", "the same call again", "another connection", true);
+        let answer = UpgradeAnswer::Retake(self.id);
         around.actions.push_back(Action::AnswerUpgrade { engine, upgrade_id, answer });
     }
 
-    /// No engine can take it but the one that has the connection.
-    pub(super) fn open_stream(&mut self, around: &mut Surroundings<'_>) {
-        let Some(engine) = self.stream_engine() else { return };
-        if self.session.tried().contains(&engine) {
-            self.trace.push(refused_by(
-                "engine",
-                "media engine",
-                "the one that has the connection",
-                "refused",
-            ));
-            return self.end_without_engine(around);
-        }
-        let request = self.open_request(around);
-        self.session.open(engine, Box::new(request));
-    }
-}
+    // --- the end ---
 
-fn step(step: &str, rule: &str, field: &str, expected: &str, got: &str, passed: bool) -> DecisionStep {
-    DecisionStep {
-        step: step.to_owned(),
-        rule: rule.to_owned(),
-        field: field.to_owned(),
-        expected: expected.to_owned(),
-        got: admission::shown(got),
-        passed,
+    /// The call ends: a connection that has no session yet is refused, and operators hear why nobody was talked with.
+    pub(super) fn end_stream(&mut self, ending: &Ending, around: &mut Surroundings<'_>) {
+        if let Some(stream) = self.stream.as_mut().filter(|stream| !stream.is_answered) {
+            stream.is_answered = true;
+            // A session may be opening on it: then the engine does not know it any more, and says so.
+            let answer = UpgradeAnswer::refuse(ending, false);
+            let (engine, upgrade_id) = (stream.engine, stream.upgrade.upgrade_id.clone());
+            around.actions.push_back(Action::AnswerUpgrade { engine, upgrade_id, answer });
+        }
+        let went_by_itself = matches!(ending.cause, Cause::CallerCancelled | Cause::CalleeHangup);
+        if self.life.is_before_answer() && !went_by_itself {
+            self.report_refusal(ending, around);
+        }
     }
 }
 
