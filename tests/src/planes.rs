@@ -377,6 +377,8 @@ impl Planes {
             }
             Action::Refused(refusal) => self.refusals.push(*refusal),
             Action::Remember(_) | Action::Forget(_) | Action::Changed(_) | Action::Admitted(..) => {}
+            // No provider dials in here.
+            Action::Claim { .. } | Action::Dropped(_) | Action::AnswerUpgrade { .. } => {}
         }
     }
 
@@ -529,6 +531,7 @@ impl Planes {
             seed: network.random(),
             since_epoch: Default::default(),
             identity: None,
+            stream: None,
         };
         let mut session = Session::new(parameters, network.now()).expect("an upgrade request can be written");
         if is_mute {
@@ -592,7 +595,7 @@ fn order(assistant: &str, trunk: &Arc<Trunk>) -> Order {
 fn find(credential: &Credential) -> Found {
     let is_known = match &credential.proof {
         Proof::Key(key) => *key == KeyHash::of("demo-key"),
-        Proof::Phone(_) | Proof::Trunk(_) => true,
+        Proof::Phone(_) | Proof::Trunk(_) | Proof::Claim(_) => true,
     };
     if !is_known {
         return Found::default();

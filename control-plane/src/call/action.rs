@@ -10,8 +10,9 @@ use super::admission::Credential;
 use super::ending::Ending;
 use super::record::CallRecord;
 use super::state::State;
-use crate::media::EngineId;
+use crate::media::{EngineId, Upgrade};
 use crate::sip::Verb;
+use crate::store::contexts::Claim;
 
 /// One thing to do.
 #[derive(Debug)]
@@ -51,9 +52,59 @@ pub enum Action {
     Refused(Box<Refusal>),
     /// A call from this source has passed the four steps, over this trunk if it was one.
     Admitted(std::net::SocketAddr, Option<std::sync::Arc<str>>),
+    /// A media connection presents a claim: [`super::registry::Calls::handle_claimed`] wants to know whose.
+    Claim {
+        /// At which engine.
+        engine: EngineId,
+        /// The connection.
+        upgrade: Box<Upgrade>,
+    },
+    /// The media connection of this claim has dropped: the same call may come back.
+    Dropped(Claim),
+    /// Say what becomes of a media connection.
+    AnswerUpgrade {
+        /// At which engine.
+        engine: EngineId,
+        /// Its name there.
+        upgrade_id: String,
+        /// What.
+        answer: UpgradeAnswer,
+    },
     /// A call's state has changed: one log line, and the gauges.
     Changed(Change),
 }
+
+/// What becomes of a media connection on which no session is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpgradeAnswer {
+    /// It is refused.
+    Refuse {
+        /// Of HTTP.
+        status: u16,
+        /// In words.
+        reason: String,
+        /// When to come again.
+        retry_after_s: u32,
+    },
+    /// It goes on with this call.
+    Retake(Uuid),
+}
+
+impl UpgradeAnswer {
+    /// It is refused for this. Where its claim is used up there is nothing to come again for.
+    pub fn refuse(ending: &Ending, may_return: bool) -> Self {
+        let row = ending.cause.row();
+        let status = match row.sip_status {
+            status @ (403 | 404 | 409) => status,
+            _ => 503,
+        };
+        let retry_after_s = if status == 503 && may_return { UPGRADE_RETRY_S } else { 0 };
+        Self::Refuse { status, reason: row.sentence.to_owned(), retry_after_s }
+    }
+}
+
+/// Seconds after which a provider may come again that was refused because something is away.
+const UPGRADE_RETRY_S: u32 = 2;
 
 /// A command of engine.proto.
 #[derive(Debug, Clone, PartialEq)]

@@ -55,6 +55,8 @@ pub enum Proof {
     Phone(Arc<Phone>),
     /// A source address or a certificate of a trunk.
     Trunk(Arc<Trunk>),
+    /// The claim of a call of this tenant, which a verified webhook has minted.
+    Claim(Arc<str>),
 }
 
 /// What a caller asks for, and by what right.
@@ -71,7 +73,7 @@ impl Credential {
     pub fn trunk(&self) -> Option<&Arc<Trunk>> {
         match &self.proof {
             Proof::Trunk(trunk) => Some(trunk),
-            Proof::Key(_) | Proof::Phone(_) => None,
+            Proof::Key(_) | Proof::Phone(_) | Proof::Claim(_) => None,
         }
     }
 
@@ -81,6 +83,7 @@ impl Credential {
             Proof::Key(_) => Owner::default(),
             Proof::Phone(phone) => Owner::of_phone(phone),
             Proof::Trunk(trunk) => Owner::of_trunk(trunk),
+            Proof::Claim(tenant_id) => Owner { tenant: Some(tenant_id.clone()), trunk: None },
         }
     }
 
@@ -95,6 +98,9 @@ impl Credential {
             Proof::Trunk(trunk) => {
                 let key_id = format!("trunk:{}", trunk.name).into();
                 Some(Principal { tenant_id: trunk.tenant_id.clone(), key_id })
+            }
+            Proof::Claim(tenant_id) => {
+                Some(Principal { tenant_id: tenant_id.clone(), key_id: "claim".into() })
             }
         }
     }
@@ -115,7 +121,15 @@ impl From<Ending> for Turned {
     }
 }
 
-fn step(step: &str, rule: &str, field: &str, expected: &str, got: &str, passed: bool) -> DecisionStep {
+/// One step of a decision trace.
+pub(super) fn step(
+    step: &str,
+    rule: &str,
+    field: &str,
+    expected: &str,
+    got: &str,
+    passed: bool,
+) -> DecisionStep {
     DecisionStep {
         step: step.to_owned(),
         rule: rule.to_owned(),

@@ -20,10 +20,11 @@ use super::admission::Credential;
 use super::machine::{Asked, FORKS_MAX, TransferTo};
 use super::order::{Order, PHONES};
 use super::registry::Calls;
+use super::registry::claiming::Claimed;
 use super::registry::joining::Guest;
 use super::registry::placing::PlaceError;
 use crate::media::client::EngineClient;
-use crate::media::{EngineId, News};
+use crate::media::{EngineId, News, Upgrade};
 use crate::metrics::{Metrics, TrunkCall};
 use crate::registration;
 use crate::registration::desk::{Desk, Taken};
@@ -32,8 +33,8 @@ use crate::sip::guard::SharedGuard;
 use crate::sip::{Destination, NotSent, SipEvent, Token, Verb};
 use crate::store;
 use crate::store::accounts::{Accounts, Found};
-use crate::store::contexts::Contexts;
 use crate::store::contexts::spool::Spool;
+use crate::store::contexts::{ContextStore, Contexts};
 use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::trunk::bucket::{Bucket, Rate};
@@ -232,7 +233,22 @@ impl LiveCalls {
     }
 }
 
+/// Whose claim a connection presents.
+async fn claimed(store: &impl ContextStore, upgrade: &Upgrade) -> Claimed {
+    let taken = match store.take(upgrade.claim).await {
+        Ok(Some(context)) => Ok(Claimed::Fresh(Box::new(context))),
+        Ok(None) => store.retake(upgrade.claim).await.map(|context| match context {
+            Some(context) => Claimed::Again(context.call_id),
+            None => Claimed::Nobodys,
+        }),
+        Err(error) => Err(error),
+    };
+    // It may be taken now, and nobody will know by whom: whoever presents it again is refused.
+    taken.unwrap_or_else(|error| Claimed::Unknown(error.to_string()))
+}
+
 enum Reply {
+    Claimed(EngineId, Box<Upgrade>, Claimed),
     Engine(Uuid, EngineReply),
     Stray(EngineId, Uuid, EngineReply),
     Found(Uuid, Credential, Result<Found, String>),
@@ -281,6 +297,9 @@ impl Driver {
                 _ = housekeeping.tick() => self.keep_house(),
                 Some(reply) = self.replies.recv() => self.handle_reply(reply),
                 Some((engine, news)) = self.sources.news.recv() => {
+                    if matches!(news, News::Upgrade(_)) {
+                        self.look_at_store();
+                    }
                     self.calls.handle_news(engine, news, Instant::now());
                     self.means.metrics.set_engines(self.calls.engines_available());
                 }
@@ -300,7 +319,7 @@ impl Driver {
     async fn handle_sip(&mut self, event: SipEvent) {
         match self.sources.desk.take(event) {
             Taken::NotOurs(event) => {
-                self.calls.handle_store(self.means.writer.is_behind() || self.means.contexts.is_behind());
+                self.look_at_store();
                 self.calls.handle_sip(event, Instant::now());
             }
             Taken::Ours => {}
@@ -339,6 +358,11 @@ impl Driver {
         self.calls.handle_sip(SipEvent::NotSent { token, why }, Instant::now());
     }
 
+    /// Whether new calls can be taken is asked when one comes.
+    fn look_at_store(&mut self) {
+        self.calls.handle_store(self.means.writer.is_behind() || self.means.contexts.is_behind());
+    }
+
     fn keep_house(&mut self) {
         self.calls.handle_clock(Instant::now(), store::epoch_ms());
         let metrics = &self.means.metrics;
@@ -350,6 +374,10 @@ impl Driver {
     fn handle_reply(&mut self, reply: Reply) {
         let now = Instant::now();
         match reply {
+            Reply::Claimed(engine, upgrade, claimed) => {
+                self.look_at_store();
+                self.calls.handle_claimed(engine, *upgrade, claimed, now);
+            }
             Reply::Engine(call_id, reply) => self.calls.handle_reply(call_id, reply, now),
             Reply::Stray(engine, session_id, reply) => self.calls.handle_stray(engine, session_id, &reply),
             Reply::Found(call_id, credential, found) => {
@@ -374,11 +402,11 @@ impl Driver {
                 let _ = answer.send(self.calls.hang_up(&tenant_id, call_id, Instant::now()));
             }
             Request::Place { order, answer } => {
-                self.calls.handle_store(self.means.writer.is_behind() || self.means.contexts.is_behind());
+                self.look_at_store();
                 let _ = answer.send(Some(self.calls.place(*order, Instant::now())));
             }
             Request::PlaceBulk { orders, answer } => {
-                self.calls.handle_store(self.means.writer.is_behind() || self.means.contexts.is_behind());
+                self.look_at_store();
                 let _ = answer.send(Some(self.calls.place_bulk(orders, Instant::now())));
             }
             Request::Bulk { tenant_id, bulk_id, cancel, answer } => {
@@ -419,6 +447,15 @@ impl Driver {
         }
     }
 
+    /// Asks the store whose claim that is, if anybody's.
+    fn claim(&self, engine: EngineId, upgrade: Box<Upgrade>) {
+        let (store, replies) = (self.means.contexts.store().clone(), self.replies_in.clone());
+        tokio::spawn(async move {
+            let claimed = claimed(&*store, &upgrade).await;
+            drop(replies.send(Reply::Claimed(engine, upgrade, claimed)).await);
+        });
+    }
+
     async fn perform(&mut self, action: Action) {
         match action {
             // The endpoint always takes verbs; if it is gone, so are its calls.
@@ -457,6 +494,19 @@ impl Driver {
                     let found = found.map_err(|error| error.to_string());
                     drop(replies.send(Reply::Found(call_id, credential, found)).await);
                 });
+            }
+            Action::Claim { engine, upgrade } => self.claim(engine, upgrade),
+            Action::Dropped(claim) => {
+                let store = self.means.contexts.store().clone();
+                tokio::spawn(async move {
+                    if let Err(error) = store.dropped(claim).await {
+                        tracing::warn!(%error, "a dropped connection cannot come back");
+                    }
+                });
+            }
+            Action::AnswerUpgrade { engine, upgrade_id, answer } => {
+                let Some(client) = self.means.engines.get(engine.0).cloned() else { return };
+                tokio::spawn(async move { client.answer_upgrade(upgrade_id, answer).await });
             }
             Action::Remember(context) => self.means.contexts.put(*context),
             Action::Forget(call_id) => self.means.contexts.finish(call_id),

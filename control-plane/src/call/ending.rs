@@ -121,6 +121,8 @@ causes! {
     UnknownNumber    = Caller, "unknown_number",       404,  1, false, "the trunk has no route for the dialled number";
     UnknownAssistant = Caller, "unknown_assistant",    404,  1, false, "the tenant has no such assistant";
     BrokenAssistant  = Us,     "assistant_misconfigured", 500, 41, false, "the assistant's agent is not readable";
+    UnknownClaim     = Caller, "unknown_claim",        404,  1, false, "no call waits for this media connection";
+    ClaimTaken       = Caller, "claim_taken",          409, 41, false, "the call has a media connection, or is not here";
     ForeignCall      = Caller, "foreign_call",         481, 41, false, "the call to be replaced is not one of this tenant";
     CallChanging     = Caller, "call_changing",        491, 41, true,  "the call to be replaced is being changed, or is not answered";
     UnreadableOffer  = Caller, "unreadable_offer",     400, 95, false, "the session description is not readable";
@@ -157,6 +159,7 @@ causes! {
     DialogLost       = Caller, "dialog_lost",          481, 41, true,  "the other side does not know the call any more";
     MediaTimeout     = Caller, "media_timeout",        408, 102, true, "no audio came from the other side";
     MediaTransport   = Caller, "media_transport",      408, 102, true, "ICE or DTLS found no way to the other side, or lost it";
+    StreamLost       = Caller, "stream_lost",          408, 102, true, "the provider's media connection was lost and did not come back";
     EngineLost       = Us,     "engine_lost",          503, 38, true,  "the media engine is gone";
     EngineFault      = Us,     "engine_fault",         500, 41, true,  "the media engine could not do what was asked";
     Shutdown         = Us,     "shutdown",             503, 41, true,  "this node was shut down";

@@ -49,6 +49,7 @@ mod info;
 mod joining;
 mod outbound;
 mod referral;
+mod stream;
 mod takeover;
 mod transfer;
 
@@ -59,6 +60,8 @@ use hold::OwnChange;
 use info::Keys;
 pub use joining::Given;
 use outbound::Outbound;
+use stream::StreamSide;
+pub use stream::credential_of;
 use takeover::{Former, Successor};
 pub use takeover::{Newcomer, Place};
 use transfer::{DialogId, Transfer};
@@ -105,6 +108,8 @@ pub struct Call {
     sip: Option<CallHandle>,
     /// What only a call of ours has.
     outbound: Option<Box<Outbound>>,
+    /// What only a call by a provider's media connection has.
+    stream: Option<Box<StreamSide>>,
     /// The SIP side has had its last word.
     sip_is_over: bool,
     /// A change of the session that waits for the engine, and for our response.
@@ -196,6 +201,7 @@ impl Call {
             id,
             sip: Some(sip),
             outbound: None,
+            stream: None,
             sip_is_over: false,
             change: None,
             own_change: None,
@@ -258,6 +264,9 @@ impl Call {
     }
 
     fn direction(&self) -> &'static str {
+        if let Some(context) = self.stream_context() {
+            return context.direction;
+        }
         if self.outbound.is_some() { "outbound" } else { "inbound" }
     }
 
@@ -326,6 +335,10 @@ impl Call {
             }
         };
         match self.admit(credential, &found, around) {
+            Ok(agent) if self.stream.is_some() => {
+                self.agent = Some(agent);
+                return self.open_stream(around);
+            }
             Ok(agent) => {
                 self.agent = Some(agent);
                 around.actions.push_back(Action::Admitted(
@@ -466,14 +479,14 @@ impl Call {
                 assistant_id: self.assistant_id.to_string(),
             }),
             // Without an offer address and codec are unknown until the ACK.
-            rtp: Some(rtp.unwrap_or_default()),
+            rtp: self.stream.is_none().then(|| rtp.unwrap_or_default()),
+            stream: self.stream_leg(),
             agent: self.agent.as_ref().map(|agent| {
                 let Settings { talker_url, talker_token, .. } = around.settings;
                 agent.to_engine(talker_url, talker_token.as_ref(), connect_timeout_ms, &self.custom)
             }),
             media_timeout_ms: 0,
             max_session_ms: millis(limits.call_duration_max).saturating_add(ENGINE_LIMIT_SLACK_MS),
-            stream: None,
         }
     }
 
@@ -486,6 +499,9 @@ impl Call {
                 self.session.handle_done();
                 let is_started = result.is_ok();
                 self.handle_done(result, around);
+                if is_started && self.stream.is_some() {
+                    return self.handle_stream_started(around);
+                }
                 if is_started && !self.play_early(around) {
                     self.send_answer(around);
                 }
@@ -518,6 +534,10 @@ impl Call {
         let address = self.session.handle_opened(opened);
         if self.life.is_ending() {
             return;
+        }
+        if self.stream.is_some() {
+            self.agent_ready |= opened.agent_ready;
+            return self.handle_stream_opened();
         }
         let Some((address, port)) = address else {
             let detail = "it opened a session without an address";
@@ -562,6 +582,9 @@ impl Call {
             return;
         }
         let asked = self.session.engine();
+        if self.stream.is_some() {
+            return self.handle_stream_not_opened(refusal, around);
+        }
         self.engine_refusal = Some(refusal);
         if !another_may_help {
             return self.end_without_engine(around);
@@ -598,7 +621,9 @@ impl Call {
                 self.agent_ready = true;
                 // Before the port is known the answer waits for the reply to Open.
                 let is_open = self.life.state() == State::Ringing && self.life.is_before_answer();
-                if is_open && self.answer.is_none() && self.outbound.is_none() {
+                if is_open && self.stream.is_some() {
+                    self.start_stream();
+                } else if is_open && self.answer.is_none() && self.outbound.is_none() {
                     self.answer(around);
                 }
             }
@@ -624,6 +649,12 @@ impl Call {
             SessionEvent::AgentDtmf { digits } => self.press(&digits, around),
             SessionEvent::AgentHeaders { headers } => self.set_agent_headers(&headers),
             SessionEvent::AgentAnswer => self.answer_after_early_media(around),
+            SessionEvent::StreamStarted { provider_call_id, codec } => {
+                self.handle_stream_named(&provider_call_id, codec, around);
+            }
+            SessionEvent::StreamDropped { is_stop, reason } => {
+                self.handle_stream_dropped(is_stop, &reason, around);
+            }
             SessionEvent::LegLost { reason, detail } => self.handle_guest_lost(reason, &detail, around),
             SessionEvent::Idle { idle_ms } => self.handle_idle(idle_ms, around),
             // What only counts.
@@ -640,6 +671,7 @@ impl Call {
                     return;
                 }
                 let cause = match reason {
+                    Reason::MediaTimeout | Reason::Transport if self.stream.is_some() => Cause::StreamLost,
                     Reason::MediaTimeout => Cause::MediaTimeout,
                     Reason::MaxSession => Cause::MaxDuration,
                     Reason::Orphaned | Reason::EngineFault | Reason::Unspecified => Cause::EngineFault,
@@ -839,7 +871,7 @@ impl Call {
                     None => {
                         (Cause::StoreFailed, refused_by("store", "database", "an answer in time", "none"))
                     }
-                    Some(_) if !is_open || self.answer.is_some() => {
+                    Some(_) if !is_open || self.answer.is_some() || self.is_stream_starting() => {
                         let command = if is_open { "StartSession" } else { "OpenSession" };
                         (Cause::EngineLost, refused_by("engine", command, "an answer in time", "none"))
                     }
@@ -871,10 +903,12 @@ impl Call {
         if self.life.is_ending() {
             return;
         }
-        let ending = if self.outbound.is_some() { ending.of_outbound() } else { ending };
+        let ending = if self.direction() == "outbound" { ending.of_outbound() } else { ending };
         self.end_aside(&ending, around);
         if self.outbound.is_some() && self.life.is_before_answer() {
             self.give_up(&ending, around);
+        } else if self.stream.is_some() {
+            self.end_stream(&ending, around);
         } else if !self.sip_is_over {
             let is_refusal = self.life.is_before_answer();
             let id = self.id;
@@ -883,29 +917,33 @@ impl Call {
                 false => Verb::HangUp(sip, ending.headers_with(&self.agent_headers)),
             });
             if is_refusal {
-                // No rule refused it; the reason of the end does.
-                if self.trace.last().is_none_or(|step| step.passed) {
-                    self.trace.push(ending.to_step());
-                }
-                let step = self.trace.last().cloned().unwrap_or_default();
-                around.actions.push_back(Action::Refused(Box::new(Refusal {
-                    call_id: self.id,
-                    tenant_id: self.tenant_id.clone(),
-                    trunk: self.trunk.as_ref().map(|trunk| trunk.name.clone()),
-                    source: self.flow.remote,
-                    from: self.from.clone(),
-                    to: self.to.clone(),
-                    step,
-                    trace: self.trace.clone(),
-                    is_recorded: self.tenant_id.is_some(),
-                    ending: ending.clone(),
-                })));
+                self.report_refusal(&ending, around);
             }
         }
         self.session.close(ending.for_agent());
         self.ended_ms = around.epoch_ms();
         self.ending = Some(ending);
         self.life.end(around.now);
+    }
+
+    fn report_refusal(&mut self, ending: &Ending, around: &mut Surroundings<'_>) {
+        // No rule refused it; the reason of the end does.
+        if self.trace.last().is_none_or(|step| step.passed) {
+            self.trace.push(ending.to_step());
+        }
+        let step = self.trace.last().cloned().unwrap_or_default();
+        around.actions.push_back(Action::Refused(Box::new(Refusal {
+            call_id: self.id,
+            tenant_id: self.tenant_id.clone(),
+            trunk: self.trunk.as_ref().map(|trunk| trunk.name.clone()),
+            source: self.flow.remote,
+            from: self.from.clone(),
+            to: self.to.clone(),
+            step,
+            trace: self.trace.clone(),
+            is_recorded: self.tenant_id.is_some(),
+            ending: ending.clone(),
+        })));
     }
 
     /// To be called after each of the above: sends what waits, tells what has changed. `true`: the call is over.
@@ -917,7 +955,8 @@ impl Call {
         if self.life.is_ending() && self.sip_is_over && self.session.is_over() {
             self.life.close();
             self.report(around);
-            if self.tenant_id.is_some() {
+            // That of a provider's call was there before the call.
+            if self.tenant_id.is_some() || self.stream.is_some() {
                 around.actions.push_back(Action::Forget(self.id));
             }
             return true;
@@ -950,14 +989,17 @@ impl Call {
             rtp_received: stats.rtp_received,
             rtp_lost: stats.rtp_lost,
             jitter_ms: stats.jitter_ms,
-            codec: self.negotiation.current().map(|n| codec_name(n.codec)).unwrap_or_default().to_owned(),
+            codec: self.stream_codec().unwrap_or_else(|| {
+                self.negotiation.current().map(|n| codec_name(n.codec)).unwrap_or_default().to_owned()
+            }),
             engine: engine.clone(),
             local_port: self.session.local_port(),
             mos: stats.mos,
             round_trip_ms: stats.round_trip_ms,
             remote_lost: stats.remote_lost,
             remote_jitter_ms: stats.remote_jitter_ms,
-            encrypted: self.negotiation.current().is_some_and(Negotiated::is_protected),
+            encrypted: self.is_stream_secure()
+                || self.negotiation.current().is_some_and(Negotiated::is_protected),
         });
         Some(CallRecord {
             tenant_id: self.tenant_id.clone()?,

@@ -39,6 +39,7 @@ use crate::sip::{NotSent, SipEvent, TlsPeer, Token, Verb};
 use crate::store::accounts::Found;
 use crate::trunk::Reliable;
 
+pub mod claiming;
 pub mod joining;
 pub mod placing;
 
@@ -142,6 +143,8 @@ pub struct Calls {
     dispatcher: Dispatcher,
     bulks: Bulks,
     repeats: Repeats,
+    /// Claims that the store has been asked about.
+    claims_asked: usize,
     /// A queued call may have a chance now that it had not before.
     pump_at: Option<Instant>,
 }
@@ -167,6 +170,7 @@ impl Calls {
             dispatcher: Dispatcher::default(),
             bulks: Bulks::default(),
             repeats: Repeats::default(),
+            claims_asked: 0,
             pump_at: None,
             settings,
         }
@@ -611,6 +615,7 @@ impl Calls {
             News::Heartbeat { sessions, draining } => {
                 self.fleet.handle_heartbeat(engine, sessions, draining);
             }
+            News::Upgrade(upgrade) => self.handle_upgrade(engine, upgrade, now),
             News::Session { session_id, event } => {
                 self.on_call(session_id, now, |call, _, around| {
                     // A late word of an engine that a call has left is not about its session.

@@ -21,8 +21,9 @@ use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::commands::{COMMAND_TIMEOUT, Commands};
-use super::{EngineId, Listed, News, SessionEvent};
-use crate::call::action::{EngineCommand, EngineRefusal, EngineReply};
+use super::{EngineId, Listed, News, SessionEvent, Upgrade};
+use crate::call::action::{EngineCommand, EngineRefusal, EngineReply, UpgradeAnswer};
+use crate::store::contexts::Claim;
 
 /// An engine sends a heartbeat each second: three missing are a dead stream.
 pub const HEARTBEAT_SILENCE_MAX: Duration = Duration::from_secs(3);
@@ -132,6 +133,21 @@ impl EngineClient {
         }
     }
 
+    /// Says what becomes of a media connection. One that has gone meanwhile is no matter.
+    pub async fn answer_upgrade(&self, upgrade_id: String, answer: UpgradeAnswer) {
+        use engine::answer_upgrade_request::Answer;
+        let answer = match answer {
+            UpgradeAnswer::Refuse { status, reason, retry_after_s } => {
+                Answer::Refuse(engine::UpgradeRefusal { status: status.into(), reason, retry_after_s })
+            }
+            UpgradeAnswer::Retake(call_id) => Answer::SessionId(call_id.to_string()),
+        };
+        let request = engine::AnswerUpgradeRequest { upgrade_id, answer: Some(answer) };
+        if let Err(error) = self.ask(Command::AnswerUpgrade(request), |_| Some(())).await {
+            tracing::debug!(engine = %self.url, ?error, "a media connection was not answered");
+        }
+    }
+
     async fn ask<T>(
         &self,
         command: Command,
@@ -236,12 +252,27 @@ pub fn read(event: engine::Event) -> Option<News> {
             (Some(stats), _) => SessionEvent::Report { stats: Box::new(stats) },
             (None, stats) => SessionEvent::LegReport { stats: Box::new(stats?) },
         },
+        Body::MediaUpgrade(upgrade) => {
+            let host: std::net::IpAddr = upgrade.remote_address.parse().ok()?;
+            return Some(News::Upgrade(Box::new(Upgrade {
+                upgrade_id: upgrade.upgrade_id,
+                provider: upgrade.provider,
+                // What is no UUID is no claim of ours; nil is nobody's.
+                claim: Claim(upgrade.context_id.parse().unwrap_or_default()),
+                path_and_query: upgrade.path_and_query,
+                headers: upgrade.headers,
+                source: (host, u16::try_from(upgrade.remote_port).ok()?).into(),
+                is_secure: upgrade.secure,
+            })));
+        }
+        Body::StreamStarted(started) => {
+            SessionEvent::StreamStarted { provider_call_id: started.provider_call_id, codec: started.codec }
+        }
+        Body::StreamDropped(dropped) => {
+            SessionEvent::StreamDropped { is_stop: dropped.how == "stop", reason: dropped.reason }
+        }
         Body::LegLost(lost) => SessionEvent::LegLost { reason: lost.reason(), detail: lost.detail },
         Body::Idle(idle) => SessionEvent::Idle { idle_ms: idle.idle_ms },
-        Body::MediaUpgrade(_) | Body::StreamStarted(_) | Body::StreamDropped(_) => {
-            tracing::debug!(session_id = event.session_id, "provider media is not answered yet");
-            return None;
-        }
         Body::SessionEnded(ended) => {
             SessionEvent::Ended { reason: ended.reason(), stats: ended.stats, detail: ended.detail }
         }

@@ -8,9 +8,12 @@
 //! [`Fleet`] is sans-IO and part of the core of [`crate::call`]; only `client` opens connections.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use uuid::Uuid;
+
+use crate::store::contexts::Claim;
 
 pub mod client;
 mod commands;
@@ -42,6 +45,8 @@ pub enum News {
         /// It refuses new ones.
         draining: bool,
     },
+    /// A media connection waits for an answer.
+    Upgrade(Box<Upgrade>),
     /// Something happened to a session.
     Session {
         /// Which.
@@ -49,6 +54,33 @@ pub enum News {
         /// What.
         event: SessionEvent,
     },
+}
+
+/// A media connection of a provider's that waits for an answer at an engine.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Upgrade {
+    /// Its name at the engine.
+    pub upgrade_id: String,
+    /// The provider of the route; `audiosocket` for Asterisk's.
+    pub provider: String,
+    /// What it presents.
+    pub claim: Claim,
+    /// For signatures: path and query as they came.
+    pub path_and_query: String,
+    /// By their names in small letters.
+    pub headers: HashMap<String, String>,
+    /// Where it came from.
+    pub source: SocketAddr,
+    /// It came inside TLS.
+    pub is_secure: bool,
+}
+
+/// Without the claim, which is in the path too.
+impl std::fmt::Debug for Upgrade {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { upgrade_id, provider, source, .. } = self;
+        write!(f, "Upgrade({upgrade_id}, {provider}, {source})")
+    }
 }
 
 /// What a Snapshot says of a session: what its events have said, for those who were away.
@@ -126,6 +158,20 @@ pub enum SessionEvent {
     Idle {
         /// Milliseconds since the last sound that was heard.
         idle_ms: u64,
+    },
+    /// A provider's connection has said which call it is.
+    StreamStarted {
+        /// The provider's id of it.
+        provider_call_id: String,
+        /// What is spoken.
+        codec: String,
+    },
+    /// A provider's connection is gone.
+    StreamDropped {
+        /// The provider said that the call is over; if not, it may come back.
+        is_stop: bool,
+        /// In words.
+        reason: String,
     },
     /// Nothing comes from the second leg any more, or there is no way to it.
     LegLost {

@@ -4,18 +4,22 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use control_plane::call::action::{Action, Change, EngineCommand, EngineRefusal, EngineReply, Refusal};
+use control_plane::call::action::{
+    Action, Change, EngineCommand, EngineRefusal, EngineReply, Refusal, UpgradeAnswer,
+};
 use control_plane::call::admission::{Credential, Proof};
 use control_plane::call::agent::Agent;
 use control_plane::call::ending::CALL_ID_HEADER;
 use control_plane::call::gate::{Gate, TenantLimits};
 use control_plane::call::order::PHONES;
 use control_plane::call::record::CallRecord;
+use control_plane::call::registry::claiming::Claimed;
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
-use control_plane::media::{EngineId, Listed, News, SessionEvent};
+use control_plane::media::{EngineId, Listed, News, SessionEvent, Upgrade};
 use control_plane::sip::{SipEvent, TlsPeer, Verb};
 use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
+use control_plane::store::contexts::{CallContext, Claim};
 use control_plane::trunk::Trunks;
 use control_plane::trunk::guard::{GuardSettings, Source, SourceGuard, Verdict};
 use tandem_api::engine::v1 as engine;
@@ -100,6 +104,22 @@ pub(crate) struct Bed {
     pub(crate) guard: Option<SourceGuard>,
     /// Sources of calls that have passed the four steps.
     pub(crate) admitted: Vec<SocketAddr>,
+    /// What the context store knows of claims; `None`: it does not answer.
+    pub(crate) claims: Option<HashMap<Claim, Held>>,
+    /// Connections whose claim it is asked about; not answered by itself when `claims_wait`.
+    pub(crate) asked: Vec<(EngineId, Upgrade)>,
+    pub(crate) claims_wait: bool,
+    /// What became of media connections that opened no session, by their names.
+    pub(crate) upgrade_answers: Vec<(EngineId, String, UpgradeAnswer)>,
+    /// Contexts that were put, in order.
+    pub(crate) remembered: Vec<CallContext>,
+}
+
+/// A claim in the context store.
+pub(crate) enum Held {
+    Fresh(Box<CallContext>),
+    Taken(Uuid),
+    Dropped(Uuid),
 }
 
 /// What a caller sees.
@@ -160,6 +180,11 @@ impl Bed {
             certificate: None,
             guard: None,
             admitted: Vec::new(),
+            claims: Some(HashMap::new()),
+            asked: Vec::new(),
+            claims_wait: false,
+            upgrade_answers: Vec::new(),
+            remembered: Vec::new(),
         };
         for n in 0..engines {
             bed.engine_up(n, "instance-1", &[]);
@@ -392,7 +417,26 @@ impl Bed {
                     self.calls.handle_found(call_id, &credential, Ok(found), self.now);
                 }
             }
-            Action::Remember(context) => assert_eq!(&*context.tenant_id, "t1"),
+            Action::Remember(context) => {
+                assert_eq!(&*context.tenant_id, "t1");
+                self.remembered.push(*context);
+            }
+            Action::Claim { engine, upgrade } if self.claims_wait => self.asked.push((engine, *upgrade)),
+            Action::Claim { engine, upgrade } => {
+                let claimed = self.claimed(upgrade.claim);
+                self.calls.handle_claimed(engine, *upgrade, claimed, self.now);
+            }
+            Action::Dropped(claim) => {
+                let held = self.claims.as_mut().and_then(|claims| claims.get_mut(&claim));
+                if let Some(held) = held
+                    && let Held::Taken(call_id) = *held
+                {
+                    *held = Held::Dropped(call_id);
+                }
+            }
+            Action::AnswerUpgrade { engine, upgrade_id, answer } => {
+                self.upgrade_answers.push((engine, upgrade_id, answer));
+            }
             Action::Forget(call_id) => {
                 self.forgotten.insert(call_id);
             }
@@ -411,6 +455,21 @@ impl Bed {
                 self.admitted.push(source);
             }
             Action::Changed(change) => self.changes.push(change),
+        }
+    }
+
+    /// What the context store says of a claim, as `take` and `retake` do.
+    fn claimed(&mut self, claim: Claim) -> Claimed {
+        let Some(claims) = &mut self.claims else { return Claimed::Unknown("it is away".to_owned()) };
+        let Some(held) = claims.get_mut(&claim) else { return Claimed::Nobodys };
+        let call_id = match held {
+            Held::Fresh(context) => context.call_id,
+            Held::Taken(call_id) | Held::Dropped(call_id) => *call_id,
+        };
+        match std::mem::replace(held, Held::Taken(call_id)) {
+            Held::Fresh(context) => Claimed::Fresh(context),
+            Held::Taken(_) => Claimed::Nobodys,
+            Held::Dropped(call_id) => Claimed::Again(call_id),
         }
     }
 

@@ -11,6 +11,7 @@ mod engines;
 mod guest;
 mod hold;
 mod joins;
+mod media;
 mod place;
 mod refusal;
 mod scanners;

@@ -245,6 +245,9 @@ impl Call {
         around: &mut Surroundings<'_>,
     ) -> Asked {
         let state = self.life.state();
+        if let (State::Connected, Err(refused)) = (state, self.check_dialog("joined by others")) {
+            return refused;
+        }
         if !matches!(state, State::Connected | State::OnHold) || self.sip_is_over {
             return Asked::State(state);
         }

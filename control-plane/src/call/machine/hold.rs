@@ -43,6 +43,9 @@ impl Call {
         if !matches!(state, State::Connected | State::OnHold) || !self.has_media() {
             return Asked::State(state);
         }
+        if let Err(refused) = self.check_dialog("held") {
+            return refused;
+        }
         if self.joining.is_some()
             || self.own_change.is_some()
             || self.change.is_some()

@@ -34,6 +34,9 @@ impl Call {
     /// Whether it can be joined to another one now, as either half.
     pub fn check_join(&self) -> Result<(), Asked> {
         let state = self.life.state();
+        if state == State::Connected {
+            self.check_dialog("joined")?;
+        }
         if !matches!(state, State::Connected | State::OnHold) || self.sip_is_over {
             return Err(Asked::State(state));
         }

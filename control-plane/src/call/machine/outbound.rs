@@ -171,6 +171,7 @@ impl Call {
             answered_ms: 0,
             ended_ms: 0,
             reported: None,
+            stream: None,
             outbound: Some(Box::new(Outbound {
                 failover: order.failover.iter().cloned().collect(),
                 order,

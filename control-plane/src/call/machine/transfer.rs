@@ -114,6 +114,9 @@ impl Call {
         if !matches!(state, State::Connected | State::OnHold) {
             return Asked::State(state);
         }
+        if let Err(refused) = self.check_dialog("handed on") {
+            return refused;
+        }
         if self.transfer.is_some() || self.has_open_guest() || self.joining.is_some() {
             return Asked::Busy;
         }
