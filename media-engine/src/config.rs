@@ -206,6 +206,16 @@ pub enum ConfigError {
         /// What is, with an example.
         expected: &'static str,
     },
+    /// A listener on every address, and nobody says which one those should use who are told of it.
+    #[error(
+        "{listener} listens on every address: set {public} to the HOST:PORT that is reached from outside"
+    )]
+    PublicUnknown {
+        /// The setting of the listener.
+        listener: String,
+        /// The setting that says so.
+        public: String,
+    },
 }
 
 /// Values as given, with where they came from.
@@ -383,7 +393,7 @@ impl Config {
         };
         let host = "a host with its port, as in media.example.com:443";
         let seconds = |text: &str| text.parse().ok().map(Duration::from_secs);
-        Ok(Self {
+        let config = Self {
             grpc_listen: layers.parse("grpc-listen", address, |text| text.parse().ok())?,
             metrics_listen: layers.parse("metrics-listen", address, |text| text.parse().ok())?,
             ws_listen: layers.parse("ws-listen", address, |text| text.parse().ok())?,
@@ -411,7 +421,26 @@ impl Config {
             })?,
             drain: layers.parse("drain-seconds", "a number of seconds", seconds)?,
             orphan: layers.parse("orphan-seconds", "a number of seconds", seconds)?,
-        })
+        };
+        config.check_public()?;
+        Ok(config)
+    }
+
+    /// Providers and dialplans must be told an address that they can reach; 0.0.0.0 is none.
+    fn check_public(&self) -> Result<(), ConfigError> {
+        let listeners = [
+            ("WS", self.ws_listen, &self.ws_public),
+            ("AUDIOSOCKET", self.audiosocket_listen, &self.audiosocket_public),
+        ];
+        for (name, address, public) in listeners {
+            if address.ip().is_unspecified() && public.is_none() {
+                return Err(ConfigError::PublicUnknown {
+                    listener: format!("TANDEM_ENGINE_{name}_LISTEN"),
+                    public: format!("TANDEM_ENGINE_{name}_PUBLIC"),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// An engine for tests and tools in their own process: on loopback, on ports of the system's choosing, with one
@@ -510,6 +539,18 @@ mod tests {
         std::fs::write(&path, file).unwrap();
         let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         Layers::read(Some(&path), environment, flags.iter().map(|(k, v)| (*k, (*v).to_owned())))
+    }
+
+    #[test]
+    fn listener_on_every_address_must_say_where_it_is_reached() {
+        let read = |environment: &[(&str, &str)]| {
+            layers(environment, &[], "").and_then(|layers| Config::from_layers(&layers))
+        };
+        let everywhere = ("TANDEM_ENGINE_WS_LISTEN", "0.0.0.0:8090");
+        let error = read(&[everywhere]).unwrap_err().to_string();
+        assert!(error.contains("set TANDEM_ENGINE_WS_PUBLIC to the HOST:PORT"), "{error}");
+        let told = ("TANDEM_ENGINE_WS_PUBLIC", "media.example.com:443");
+        assert_eq!(read(&[everywhere, told]).unwrap().ws_public.as_deref(), Some("media.example.com:443"));
     }
 
     #[test]

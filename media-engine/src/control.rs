@@ -230,6 +230,29 @@ impl Control {
         }
     }
 
+    /// What this engine is, where it is reached, and how busy it is.
+    fn describe(&self) -> proto::DescribeResponse {
+        let Self { config, instance_id, driver, driver_reason, .. } = self;
+        proto::DescribeResponse {
+            instance_id: instance_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            driver: driver.to_string(),
+            driver_reason: driver_reason.clone(),
+            rtp_address: config.rtp_public.to_string(),
+            rtp_port_min: u32::from(config.rtp_ports.min),
+            rtp_port_max: u32::from(config.rtp_ports.max),
+            cores: self.loads(),
+            sessions_max: config.sessions_max as u32,
+            draining: self.is_draining(),
+            ws_address: config.ws_public.clone().unwrap_or_else(|| config.ws_listen.to_string()),
+            ws_secure: config.tls.is_some(),
+            audiosocket_address: config
+                .audiosocket_public
+                .clone()
+                .unwrap_or_else(|| config.audiosocket_listen.to_string()),
+        }
+    }
+
     /// SHA-256 of the certificate that is shown in DTLS handshakes.
     fn fingerprint(&self) -> Vec<u8> {
         self.identity.fingerprint().as_octets().to_vec()

@@ -103,7 +103,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`StartError`] says what is missing; nothing keeps running then.
-    pub fn start(config: Config) -> Result<Self, StartError> {
+    pub fn start(mut config: Config) -> Result<Self, StartError> {
         let decision = decide(config.driver);
         let Some(driver) = decision.driver else {
             return Err(StartError::Driver(decision.reason));
@@ -115,6 +115,8 @@ impl Engine {
         let (audiosocket, audiosocket_address) =
             listen(config.audiosocket_listen, "TANDEM_ENGINE_AUDIOSOCKET_LISTEN")?;
         let (http, http_address) = listen(config.metrics_listen, "TANDEM_ENGINE_METRICS_LISTEN")?;
+        // What the control plane is told: port 0 has become one.
+        (config.ws_listen, config.audiosocket_listen) = (ws_address, audiosocket_address);
 
         let bell = Waker::new()?;
         let (fail, failure) = watch::channel(None);

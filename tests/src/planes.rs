@@ -101,7 +101,11 @@ impl Planes {
             records: BTreeMap::new(),
             refusals: Vec::new(),
         };
-        let up = News::Up { instance_id: "first".to_owned(), sessions: Default::default() };
+        let up = News::Up {
+            instance_id: "first".to_owned(),
+            sessions: Default::default(),
+            addresses: Default::default(),
+        };
         planes.calls.handle_news(ENGINE, up, network.now());
         planes
     }
@@ -158,7 +162,11 @@ impl Planes {
     /// Another engine comes up in its place.
     pub fn restart_engine(&mut self, network: &mut Network) {
         self.engine_is_up = true;
-        let up = News::Up { instance_id: "second".to_owned(), sessions: Default::default() };
+        let up = News::Up {
+            instance_id: "second".to_owned(),
+            sessions: Default::default(),
+            addresses: Default::default(),
+        };
         self.calls.handle_news(ENGINE, up, network.now());
         self.drain(network);
     }

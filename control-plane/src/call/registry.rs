@@ -585,8 +585,8 @@ impl Calls {
     /// An engine's event stream says something.
     pub fn handle_news(&mut self, engine: EngineId, news: News, now: Instant) {
         match news {
-            News::Up { instance_id, sessions } => {
-                self.fleet.handle_up(engine, &instance_id, sessions.len());
+            News::Up { instance_id, sessions, addresses } => {
+                self.fleet.handle_up(engine, &instance_id, sessions.len(), addresses);
                 self.pump_at = Some(now);
                 let on_engine = self.calls_on(engine);
                 for call_id in on_engine {

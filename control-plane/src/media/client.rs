@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::commands::{COMMAND_TIMEOUT, Commands};
-use super::{EngineId, Listed, News, SessionEvent, Upgrade};
+use super::{Addresses, EngineId, Listed, News, SessionEvent, Upgrade};
 use crate::call::action::{EngineCommand, EngineRefusal, EngineReply, UpgradeAnswer};
 use crate::store::contexts::Claim;
 
@@ -190,7 +190,7 @@ impl EngineClient {
                 Ok(Ok(Some(event))) => event,
             };
             let Some(news_item) = read(event) else { continue };
-            if let News::Up { instance_id, sessions } = &news_item {
+            if let News::Up { instance_id, sessions, .. } = &news_item {
                 is_up = true;
                 tracing::info!(engine = %self.url, %instance_id, sessions = sessions.len(), "media engine is up");
             }
@@ -231,7 +231,16 @@ pub fn read(event: engine::Event) -> Option<News> {
                 let listed = Listed { agent_ready, agent_gone, agent_hangup };
                 Some((session.session_id.parse().ok()?, listed))
             });
-            return Some(News::Up { instance_id: snapshot.instance_id, sessions: sessions.collect() });
+            let engine = snapshot.engine.unwrap_or_default();
+            return Some(News::Up {
+                instance_id: snapshot.instance_id,
+                sessions: sessions.collect(),
+                addresses: Addresses {
+                    ws: engine.ws_address,
+                    is_ws_secure: engine.ws_secure,
+                    audiosocket: engine.audiosocket_address,
+                },
+            });
         }
         Body::Heartbeat(heartbeat) => {
             let sessions = heartbeat.cores.iter().map(|core| core.sessions).sum();
@@ -334,7 +343,7 @@ mod tests {
             session(3, |summary| summary.agent_hangup = true),
             session(4, |summary| summary.agent_ready = false),
         ];
-        let snapshot = engine::Snapshot { instance_id: "i".into(), sessions };
+        let snapshot = engine::Snapshot { instance_id: "i".into(), sessions, engine: None };
         let event = engine::Event { event: Some(Body::Snapshot(snapshot)), ..Default::default() };
         let Some(News::Up { sessions, .. }) = read(event) else { panic!("up") };
         let told = |id: u128| sessions[&Uuid::from_u128(id)].to_event();

@@ -35,6 +35,8 @@ pub enum News {
         instance_id: String,
         /// Sessions alive, ours and those of an earlier control plane.
         sessions: HashMap<Uuid, Listed>,
+        /// Where it is reached.
+        addresses: Addresses,
     },
     /// The stream is gone.
     Down,
@@ -54,6 +56,25 @@ pub enum News {
         /// What.
         event: SessionEvent,
     },
+}
+
+/// Where providers and dialplans reach an engine, as HOST:PORT.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Addresses {
+    /// Its media WebSockets; empty: an engine that has none.
+    pub ws: String,
+    /// They are inside TLS.
+    pub is_ws_secure: bool,
+    /// Its AudioSocket; empty: an engine that has none.
+    pub audiosocket: String,
+}
+
+impl Addresses {
+    /// Where this provider is to bring the media of the call with this claim.
+    pub fn media_url(&self, provider: &str, claim: Claim) -> String {
+        let scheme = if self.is_ws_secure { "wss" } else { "ws" };
+        format!("{scheme}://{}/v1/media/{provider}/{}", self.ws, claim.0)
+    }
 }
 
 /// A media connection of a provider's that waits for an answer at an engine.
@@ -210,6 +231,7 @@ struct Engine {
     /// By the last heartbeat, and opened by us since.
     sessions: u32,
     opened_since: u32,
+    addresses: Addresses,
 }
 
 /// All engines.
@@ -227,6 +249,7 @@ impl Fleet {
             draining: false,
             sessions: 0,
             opened_since: 0,
+            addresses: Addresses::default(),
         };
         Self { engines: vec![engine; count] }
     }
@@ -242,6 +265,11 @@ impl Fleet {
         matches!(engine.link, Link::Up).then_some(engine.instance_id.as_str())
     }
 
+    /// Where an engine is reached: as it said when its stream last came up.
+    pub fn addresses(&self, id: EngineId) -> Option<&Addresses> {
+        self.engines.get(id.0).map(|engine| &engine.addresses)
+    }
+
     /// The least loaded engine that takes calls and is not among those tried.
     pub fn pick(&mut self, tried: &[EngineId]) -> Option<EngineId> {
         let candidates = self.engines.iter().enumerate().map(|(index, engine)| (EngineId(index), engine));
@@ -253,13 +281,14 @@ impl Fleet {
     }
 
     /// The stream of an engine is up. Calls on an earlier instance are the caller's to end.
-    pub fn handle_up(&mut self, id: EngineId, instance_id: &str, sessions: usize) {
+    pub fn handle_up(&mut self, id: EngineId, instance_id: &str, sessions: usize, addresses: Addresses) {
         let Some(engine) = self.engines.get_mut(id.0) else { return };
         engine.link = Link::Up;
         engine.instance_id = instance_id.to_owned();
         engine.draining = false;
         engine.sessions = u32::try_from(sessions).unwrap_or(u32::MAX);
         engine.opened_since = 0;
+        engine.addresses = addresses;
     }
 
     /// The stream of an engine is gone.
@@ -314,8 +343,8 @@ mod tests {
     #[test]
     fn least_loaded_engine_takes_the_call_and_new_sessions_count_at_once() {
         let mut fleet = Fleet::new(2);
-        fleet.handle_up(A, "a", 1);
-        fleet.handle_up(B, "b", 0);
+        fleet.handle_up(A, "a", 1, Addresses::default());
+        fleet.handle_up(B, "b", 0, Addresses::default());
         assert_eq!(fleet.pick(&[]), Some(B));
         let next = [fleet.pick(&[]), fleet.pick(&[]), fleet.pick(&[])];
         assert!(next.contains(&Some(A)) && next.contains(&Some(B)), "{next:?}");
@@ -324,11 +353,21 @@ mod tests {
     }
 
     #[test]
+    fn providers_are_told_where_the_engine_is_reached() {
+        let claim = Claim(Uuid::nil());
+        let mut addresses = Addresses { ws: "media.example.com:443".to_owned(), ..Addresses::default() };
+        let url = addresses.media_url("twilio", claim);
+        assert_eq!(url, "ws://media.example.com:443/v1/media/twilio/00000000-0000-0000-0000-000000000000");
+        addresses.is_ws_secure = true;
+        assert!(addresses.media_url("twilio", claim).starts_with("wss://media.example.com:443/"));
+    }
+
+    #[test]
     fn draining_down_and_tried_engines_take_none() {
         let mut fleet = Fleet::new(2);
         assert_eq!(fleet.pick(&[]), None);
-        fleet.handle_up(A, "a", 0);
-        fleet.handle_up(B, "b", 9);
+        fleet.handle_up(A, "a", 0, Addresses::default());
+        fleet.handle_up(B, "b", 9, Addresses::default());
         assert_eq!(fleet.pick(&[A]), Some(B));
         fleet.handle_heartbeat(A, 0, true);
         assert_eq!(fleet.pick(&[]), Some(B));
@@ -340,7 +379,7 @@ mod tests {
     fn engine_is_given_up_once_after_the_grace() {
         let now = Instant::now();
         let mut fleet = Fleet::new(1);
-        fleet.handle_up(A, "a", 0);
+        fleet.handle_up(A, "a", 0, Addresses::default());
         fleet.handle_down(A, now);
         fleet.handle_down(A, now + Duration::from_secs(4));
         assert_eq!(fleet.poll_timeout(), Some(now + ENGINE_GRACE));
@@ -353,9 +392,9 @@ mod tests {
     fn engine_that_comes_back_is_not_given_up() {
         let now = Instant::now();
         let mut fleet = Fleet::new(1);
-        fleet.handle_up(A, "a", 0);
+        fleet.handle_up(A, "a", 0, Addresses::default());
         fleet.handle_down(A, now);
-        fleet.handle_up(A, "a", 0);
+        fleet.handle_up(A, "a", 0, Addresses::default());
         assert_eq!(fleet.poll_given_up(now + ENGINE_GRACE * 2), None);
         assert_eq!(fleet.instance(A), Some("a"));
     }

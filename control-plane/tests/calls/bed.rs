@@ -270,7 +270,10 @@ impl Bed {
     }
 
     pub(crate) fn engine_lists(&mut self, engine: usize, instance_id: &str, sessions: HashMap<Uuid, Listed>) {
-        self.news(engine, News::Up { instance_id: instance_id.to_owned(), sessions });
+        self.news(
+            engine,
+            News::Up { instance_id: instance_id.to_owned(), sessions, addresses: Default::default() },
+        );
     }
 
     pub(crate) fn news(&mut self, engine: usize, news: News) {

@@ -320,8 +320,15 @@ impl EngineService for Engine {
     async fn events(&self, _: Request<api::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
         let (out, stream) = mpsc::channel(64);
         let mut events = self.state.events.subscribe();
-        let snapshot =
-            api::Snapshot { instance_id: self.state.instance_id.clone(), sessions: self.summaries() };
+        let snapshot = api::Snapshot {
+            instance_id: self.state.instance_id.clone(),
+            sessions: self.summaries(),
+            engine: Some(api::DescribeResponse {
+                ws_address: "127.0.0.1:8090".to_owned(),
+                audiosocket_address: "127.0.0.1:9093".to_owned(),
+                ..Default::default()
+            }),
+        };
         let first = api::Event { event: Some(Body::Snapshot(snapshot)), ..Default::default() };
         tokio::spawn(async move {
             let _ = out.send(Ok(first)).await;

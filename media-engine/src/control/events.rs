@@ -248,7 +248,8 @@ pub(super) async fn subscribe(control: Arc<Control>, controller_id: String) -> R
     let mut events = control.events.subscribe();
     let (out, stream) = mpsc::channel(IN_FLIGHT);
     let sessions = control.list().await?;
-    let snapshot = proto::Snapshot { instance_id: control.instance_id.clone(), sessions };
+    let (instance_id, engine) = (control.instance_id.clone(), Some(control.describe()));
+    let snapshot = proto::Snapshot { instance_id, sessions, engine };
     tracing::info!(controller_id, sessions = snapshot.sessions.len(), "controller subscribed");
     // What is told to one alone, from now on to this one.
     let (place, mut upgrades) = control.upgrades.enrol();

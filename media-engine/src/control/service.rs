@@ -540,19 +540,7 @@ impl EngineService for Service {
         &self,
         _: Request<proto::DescribeRequest>,
     ) -> Result<Response<proto::DescribeResponse>, Status> {
-        let Control { config, instance_id, driver, driver_reason, .. } = &*self.control;
-        Ok(Response::new(proto::DescribeResponse {
-            instance_id: instance_id.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            driver: driver.to_string(),
-            driver_reason: driver_reason.clone(),
-            rtp_address: config.rtp_public.to_string(),
-            rtp_port_min: u32::from(config.rtp_ports.min),
-            rtp_port_max: u32::from(config.rtp_ports.max),
-            cores: self.control.loads(),
-            sessions_max: config.sessions_max as u32,
-            draining: self.control.is_draining(),
-        }))
+        Ok(Response::new(self.control.describe()))
     }
 
     async fn open_session(
