@@ -16,6 +16,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Leases in the embedded store: one a trunk that registers. Full: `acquire` refuses.
 pub const LEASES_MAX: usize = 10_000;
 
+/// Words in the embedded store: one a call of a provider's that was announced in the last minutes. Full: `first_word` refuses.
+pub const WORDS_MAX: usize = 100_000;
+
 /// See the module.
 pub struct EmbeddedContexts {
     inner: Mutex<Inner>,
@@ -34,6 +37,7 @@ struct Inner {
     claims: HashMap<Claim, Held>,
     events: HashMap<Uuid, Uuid>,
     leases: HashMap<Box<str>, (Owner, Instant)>,
+    words: HashMap<Box<str>, (Box<str>, Instant)>,
     /// When expired records were last looked for.
     swept: Option<Instant>,
 }
@@ -50,6 +54,18 @@ enum Held {
     Fresh { call_id: Uuid, until: Instant },
     Taken { call_id: Uuid },
     Dropped { call_id: Uuid, until: Instant },
+}
+
+impl Held {
+    /// The call, while the claim lives.
+    fn call_id(&self, now: Instant) -> Option<Uuid> {
+        match *self {
+            Self::Taken { call_id } => Some(call_id),
+            Self::Fresh { call_id, until } | Self::Dropped { call_id, until } => {
+                (now < until).then_some(call_id)
+            }
+        }
+    }
 }
 
 impl Inner {
@@ -137,10 +153,10 @@ impl ContextStore for EmbeddedContexts {
             }
         }
         if let Some(Mint { claim, ttl }) = claim {
-            if let Some(earlier) = kept.replace(claim) {
+            if let Some(earlier) = kept.replace(claim).filter(|earlier| *earlier != claim) {
                 inner.claims.remove(&earlier);
             }
-            inner.claims.insert(claim, Held::Fresh { call_id, until: now + ttl });
+            inner.claims.entry(claim).or_insert(Held::Fresh { call_id, until: now + ttl });
         }
         if let Some(provider) = &context.provider {
             inner.events.insert(provider.event_id, call_id);
@@ -166,6 +182,35 @@ impl ContextStore for EmbeddedContexts {
         let now = (self.now)();
         let inner = self.lock();
         Ok(inner.events.get(&event_id).and_then(|call_id| inner.read(*call_id, now)))
+    }
+
+    async fn peek(&self, claim: Claim) -> Result<Option<CallContext>, ContextError> {
+        let now = (self.now)();
+        let inner = self.lock();
+        let call_id = inner.claims.get(&claim).and_then(|held| held.call_id(now));
+        Ok(call_id.and_then(|call_id| inner.claimed(call_id, now)))
+    }
+
+    async fn claim_of(&self, call_id: Uuid) -> Result<Option<Claim>, ContextError> {
+        Ok(self.lock().records.get(&call_id).filter(|record| !record.is_over).and_then(|record| record.claim))
+    }
+
+    async fn first_word(&self, name: &str, word: &str, ttl: Duration) -> Result<String, ContextError> {
+        let now = (self.now)();
+        let mut inner = self.lock();
+        if let Some((first, until)) = inner.words.get(name)
+            && now < *until
+        {
+            return Ok(first.to_string());
+        }
+        if inner.words.len() >= WORDS_MAX {
+            inner.words.retain(|_, (_, until)| now < *until);
+            if inner.words.len() >= WORDS_MAX {
+                return Err(ContextError::WordsFull(inner.words.len()));
+            }
+        }
+        inner.words.insert(name.into(), (word.into(), now + ttl));
+        Ok(word.to_owned())
     }
 
     async fn take(&self, claim: Claim) -> Result<Option<CallContext>, ContextError> {

@@ -117,6 +117,9 @@ pub enum ContextError {
     /// The embedded store holds as many records as it may.
     #[error("context store is full: {0} records")]
     Full(usize),
+    /// The embedded store holds as many words as it may.
+    #[error("context store is full: {0} words")]
+    WordsFull(usize),
     /// The embedded store holds as many leases as it may.
     #[error("context store is full: {0} leases")]
     LeasesFull(usize),
@@ -131,12 +134,27 @@ pub enum ContextError {
 /// Where contexts are kept. Every implementation passes the tests of `suite.rs`.
 pub trait ContextStore: Send + Sync {
     /// Keeps a record under its call's id, over one that is there, and with it a claim. `true`: there was none. A call that is
-    /// over stays so, and gets no claim.
+    /// over stays so, and gets no claim. The same claim again stays what it is: one that is taken does not become fresh.
     fn put(
         &self,
         context: CallContext,
         claim: Option<Mint>,
     ) -> impl Future<Output = Result<bool, ContextError>> + Send;
+
+    /// The record whose claim this is, without taking it; `None` where there is none, or its call is over.
+    fn peek(&self, claim: Claim) -> impl Future<Output = Result<Option<CallContext>, ContextError>> + Send;
+
+    /// The newest claim of a call that is not over.
+    fn claim_of(&self, call_id: Uuid) -> impl Future<Output = Result<Option<Claim>, ContextError>> + Send;
+
+    /// Keeps a word under a name for `ttl`, if there is none yet. Gives the one that is there then: whoever says the same
+    /// thing twice, or at two nodes, gets the first word.
+    fn first_word(
+        &self,
+        name: &str,
+        word: &str,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<String, ContextError>> + Send;
 
     /// Keeps a record without a claim, if there is none. `true`: there was none.
     fn restore(&self, context: CallContext) -> impl Future<Output = Result<bool, ContextError>> + Send;
@@ -219,6 +237,18 @@ impl ContextStore for Contexts {
 
     async fn restore(&self, context: CallContext) -> Result<bool, ContextError> {
         either!(self, store => store.restore(context))
+    }
+
+    async fn peek(&self, claim: Claim) -> Result<Option<CallContext>, ContextError> {
+        either!(self, store => store.peek(claim))
+    }
+
+    async fn claim_of(&self, call_id: Uuid) -> Result<Option<Claim>, ContextError> {
+        either!(self, store => store.claim_of(call_id))
+    }
+
+    async fn first_word(&self, name: &str, word: &str, ttl: Duration) -> Result<String, ContextError> {
+        either!(self, store => store.first_word(name, word, ttl))
     }
 
     async fn get(&self, call_id: Uuid) -> Result<Option<CallContext>, ContextError> {

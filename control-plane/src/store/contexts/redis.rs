@@ -5,6 +5,7 @@
 //!   tandem:{CLAIM}:claim    f|t|d, epoch, call: fresh, taken, dropped
 //!   tandem:{EVENT}:event    call
 //!   tandem:{NAME}:lease     owner
+//!   tandem:{NAME}:word      the first that was said
 //! ```
 //!
 //! Each operation that decides something is one script over one key, so that it is atomic and runs in a cluster, where the
@@ -55,6 +56,7 @@ struct Scripts {
     acquire: Script,
     renew: Script,
     release: Script,
+    first_word: Script,
 }
 
 impl Scripts {
@@ -108,6 +110,12 @@ impl Scripts {
             release: Script::new(
                 "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end",
             ),
+            first_word: Script::new(
+                "local first = redis.call('GET', KEYS[1])
+                 if first then return first end
+                 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+                 return ARGV[1]",
+            ),
         }
     }
 }
@@ -131,6 +139,10 @@ fn event_key(event_id: Uuid) -> String {
 
 fn lease_key(name: &str) -> String {
     format!("tandem:{{{name}}}:lease")
+}
+
+fn word_key(name: &str) -> String {
+    format!("tandem:{{{name}}}:word")
 }
 
 fn ms(time: Duration) -> u64 {
@@ -347,7 +359,8 @@ impl RedisContexts {
         }
         let epoch = self.up().await?.epoch;
         let held = format!("{FRESH}{epoch}{call_id}");
-        self.command(cmd("SET").arg(claim_key(claim)).arg(held).arg("PX").arg(ms(ttl))).await?;
+        // One that is there stays what it is: it may be taken.
+        self.command(cmd("SET").arg(claim_key(claim)).arg(held).arg("NX").arg("PX").arg(ms(ttl))).await?;
         Ok(is_new == 1)
     }
 
@@ -402,6 +415,38 @@ impl ContextStore for RedisContexts {
                 Some(Err(_)) => Err(ContextError::Unreadable("an event of no call".into())),
             }
         })
+        .await
+    }
+
+    async fn peek(&self, claim: Claim) -> Result<Option<CallContext>, ContextError> {
+        let mut get = cmd("GET");
+        get.arg(claim_key(claim));
+        self.within(async {
+            let held: Option<String> =
+                self.ask(async |connection| get.query_async(connection).await).await?;
+            // One octet of state and eight of an epoch stand before the call.
+            let call_id = held.as_deref().and_then(|held| held.get(9..)).map(Uuid::parse_str).transpose();
+            self.claimed(call_id.map_err(|_| ContextError::Unreadable("a claim of no call".into()))?).await
+        })
+        .await
+    }
+
+    async fn claim_of(&self, call_id: Uuid) -> Result<Option<Claim>, ContextError> {
+        let mut get = cmd("HMGET");
+        get.arg(record_key(call_id)).arg("claim").arg("ended");
+        self.within(async {
+            let (claim, ended): (Option<String>, Option<String>) =
+                self.ask(async |connection| get.query_async(connection).await).await?;
+            Ok(claim.filter(|_| ended.is_none()).and_then(|claim| claim.parse().ok()).map(Claim))
+        })
+        .await
+    }
+
+    async fn first_word(&self, name: &str, word: &str, ttl: Duration) -> Result<String, ContextError> {
+        let script = &self.scripts.first_word;
+        self.within(self.ask(async |connection| {
+            script.key(word_key(name)).arg(word).arg(ms(ttl)).invoke_async(connection).await
+        }))
         .await
     }
 

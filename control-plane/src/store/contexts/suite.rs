@@ -56,6 +56,44 @@ pub(super) async fn all(bed: &impl Bed) {
     lease_is_held_by_one_until_it_ends(bed).await;
     lease_that_has_ended_is_not_renewed_but_can_be_taken_again(bed).await;
     only_its_holder_gives_a_lease_back(bed).await;
+    claim_that_is_minted_again_stays_what_it_is(bed).await;
+    record_is_seen_by_its_claim_without_taking_it(bed).await;
+    first_word_stays_for_its_time(bed).await;
+}
+
+async fn claim_that_is_minted_again_stays_what_it_is(bed: &impl Bed) {
+    let (store, context, mint) = (bed.store(), context(), mint());
+    store.put(context.clone(), Some(mint)).await.unwrap();
+    store.put(context.clone(), Some(mint)).await.unwrap();
+    assert_eq!(store.take(mint.claim).await.unwrap(), Some(context.clone()));
+    store.put(context.clone(), Some(mint)).await.unwrap();
+    assert_eq!(store.take(mint.claim).await.unwrap(), None, "it is taken");
+}
+
+async fn record_is_seen_by_its_claim_without_taking_it(bed: &impl Bed) {
+    let (store, context, mint) = (bed.store(), context(), mint());
+    assert_eq!(store.peek(mint.claim).await.unwrap(), None);
+    assert_eq!(store.claim_of(context.call_id).await.unwrap(), None);
+    store.put(context.clone(), Some(mint)).await.unwrap();
+    assert_eq!(store.claim_of(context.call_id).await.unwrap(), Some(mint.claim));
+    for _ in 0..2 {
+        assert_eq!(store.peek(mint.claim).await.unwrap(), Some(context.clone()));
+    }
+    assert_eq!(store.take(mint.claim).await.unwrap(), Some(context.clone()));
+    assert_eq!(store.peek(mint.claim).await.unwrap(), Some(context.clone()), "taken, and still its own");
+    store.finish(context.call_id).await.unwrap();
+    assert_eq!(store.peek(mint.claim).await.unwrap(), None, "its call is over");
+    assert_eq!(store.claim_of(context.call_id).await.unwrap(), None);
+}
+
+async fn first_word_stays_for_its_time(bed: &impl Bed) {
+    let store = bed.store();
+    let say = async |name: &str, word: &str| store.first_word(name, word, TTL).await.unwrap();
+    assert_eq!(say("CA1", "one").await, "one");
+    assert_eq!(say("CA1", "two").await, "one");
+    assert_eq!(say("CA2", "two").await, "two");
+    bed.pass(TTL).await;
+    assert_eq!(say("CA1", "three").await, "three");
 }
 
 async fn claim_is_taken_once_and_the_record_stays(bed: &impl Bed) {
