@@ -27,6 +27,7 @@ use crate::http;
 use crate::media::EngineId;
 use crate::media::client::{AddressError, EngineClient};
 use crate::metrics::Metrics;
+use crate::provider::client::RestClient;
 use crate::registration::{self, driver::Office};
 use crate::sip;
 use crate::sip::guard::SharedGuard;
@@ -37,6 +38,7 @@ use crate::store::contexts::{Contexts, RedisContexts};
 use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::store::{self, StoreError, calls, demo};
+use crate::trunk::bucket::{Bucket, Rate};
 
 /// Live calls have said goodbye: counted from the signal, as are the times below. A step that is done sooner leaves the
 /// rest to those behind it; one that is late is cut off there, so that the last records are always written.
@@ -47,6 +49,8 @@ const HTTP_BY: Duration = Duration::from_secs(8);
 const SIP_BY: Duration = Duration::from_secs(11);
 /// The last records are written, and all is over. A supervisor must wait for longer than this.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(15);
+/// Lines about refused webhooks.
+const WEBHOOK_LINES_RATE: Rate = Rate { per_second: 5.0, burst: 50.0 };
 /// Events of engines that wait for call handling. Full: the streams wait.
 const NEWS_MAX: usize = 4_096;
 
@@ -70,6 +74,9 @@ pub enum StartError {
     /// An engine's address.
     #[error(transparent)]
     Engine(#[from] AddressError),
+    /// What asks providers.
+    #[error("no HTTPS client can be made: {0}")]
+    Rest(reqwest::Error),
     /// Redis.
     #[error("TANDEM_REDIS_URL: {0}")]
     Redis(#[from] RedisUrlError),
@@ -138,14 +145,19 @@ impl App {
             engines.push(client);
         }
 
+        let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
         let settings = Settings {
             limits: config.limits,
             talker_url: config.talker_url.clone(),
             talker_token: config.service_token.clone(),
             engines: config.engines.clone(),
+            credentials: config.credentials.clone(),
+            public_url: public_url.clone(),
             seed: rand::random(),
         };
         let refusals = Refusals::default();
+        let rest = RestClient::new().map_err(StartError::Rest)?;
+        warn_of_unreachable_webhooks(&config);
         let contexts = Arc::new(match &config.redis {
             Some(url) => Contexts::Redis(RedisContexts::new(url)?),
             None => Contexts::default(),
@@ -171,6 +183,8 @@ impl App {
             metrics: metrics.clone(),
             guard: guard.clone(),
             refusals: refusals.clone(),
+            rest: rest.clone(),
+            credentials: config.credentials.clone(),
         };
         let gate = Gate::new(config.trunks.clone(), &config.sip_realm, &rand::random(), config.tenant_limits)
             .with_digest(&config.sip_digest);
@@ -185,6 +199,11 @@ impl App {
             contexts: spool.clone(),
             live: live.clone(),
             trunks: config.trunks.clone(),
+            credentials: config.credentials.clone(),
+            rest,
+            public_url: public_url.into(),
+            trusted_proxies: config.trusted_proxies.clone().into(),
+            webhook_lines: Bucket::shared(WEBHOOK_LINES_RATE),
             metrics,
             guard,
             refusals,
@@ -306,6 +325,16 @@ async fn open_store(config: &Config) -> Result<SqlitePool, StoreError> {
     config.declared.apply(&pool).await?;
     warn_of_missing_assistants(config, &pool).await?;
     Ok(pool)
+}
+
+/// Providers sign the URL that they call, which is only known to be right if somebody has said what it is.
+fn warn_of_unreachable_webhooks(config: &Config) {
+    if config.public_url.is_none() && !config.demo && !config.credentials.deployments().is_empty() {
+        tracing::warn!(
+            "TANDEM_PUBLIC_URL is not set: providers must reach the HTTP listener at its own address, and signatures are checked \
+             with it"
+        );
+    }
 }
 
 /// REGISTER is for phones; without any it gets 405.

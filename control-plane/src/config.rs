@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use secrecy::SecretString;
 use tandem_sip::digest::Algorithm;
 
@@ -35,6 +36,10 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// DNS server for SIP domains; `None`: the system's.
     pub sip_dns: Option<SocketAddr>,
+    /// Base URL under which providers call back, without a slash at the end; `None`: the listener's.
+    pub public_url: Option<String>,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// Where records are kept.
     pub database: Database,
     /// Where contexts of calls are; `None`: in the process.
@@ -214,6 +219,9 @@ pub enum ConfigError {
     /// Tables of tandem.toml are wrong; every mistake is named.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Tables(Vec<TableError>),
+    /// A fault of ours: the demo's credentials do not fit their forms.
+    #[error("the credentials of --demo cannot be used: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Demo(Vec<provider::FormError>),
     /// Demo data would be reachable from outside.
     #[error(
         "--demo opens a well-known API key, so every listener must be on loopback; {listener} is not. \
@@ -230,7 +238,10 @@ impl Config {
     pub fn from_layers(layers: &Layers) -> Result<Self, ConfigError> {
         let state_dir = PathBuf::from(layers.text("state_dir").unwrap_or("./.tandem"));
         let demo = parse(layers, "demo", "true or false", |text| text.parse().ok())?;
-        let (declared, trunks, credentials) = tables(layers, demo)?;
+        let (declared, trunks, mut credentials) = tables(layers, demo)?;
+        if demo {
+            provider::demo::deploy(&mut credentials).map_err(ConfigError::Demo)?;
+        }
         let config = Self {
             http_listen: parse(layers, "http_listen", "an address such as 127.0.0.1:8080", |text| {
                 text.parse().ok()
@@ -239,6 +250,13 @@ impl Config {
             sip_public: sip_public(layers)?,
             tls: tls_files(layers)?,
             sip_dns: sip_dns(layers)?,
+            public_url: public_url(layers)?,
+            trusted_proxies: parse(
+                layers,
+                "http_trusted_proxies",
+                "a list of networks such as 10.0.0.0/8,192.0.2.7",
+                |text| text.split(',').map(str::trim).filter(|text| !text.is_empty()).map(network).collect(),
+            )?,
             database: database(layers, &state_dir)?,
             redis: redis(layers)?,
             engines: engines(layers)?,
@@ -290,6 +308,8 @@ impl Config {
             sip_public: None,
             tls: None,
             sip_dns: None,
+            public_url: None,
+            trusted_proxies: Vec::new(),
             database: Database::Memory,
             redis: None,
             engines,
@@ -387,6 +407,20 @@ fn guard(layers: &Layers) -> Result<GuardSettings, ConfigError> {
         })?,
         silence: seconds(layers, "sip_silence_seconds", "seconds from 1 to 3600", 3_600)?,
         strangers_per_second: parse(layers, "sip_strangers_per_second", RATE_EXPECTED, rate)?,
+    })
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+fn public_url(layers: &Layers) -> Result<Option<String>, ConfigError> {
+    const EXPECTED: &str = "a URL such as https://tandem.example.com, without query and fragment";
+    optional(layers, "public_url", EXPECTED, |text| {
+        let url = text.trim_end_matches('/');
+        let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"))?;
+        let fits = |c: char| c.is_ascii_graphic() && !"?#\"<>\\".contains(c);
+        (!rest.is_empty() && !rest.starts_with('/') && rest.chars().all(fits)).then(|| url.to_owned())
     })
 }
 

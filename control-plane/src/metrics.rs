@@ -31,6 +31,8 @@ pub struct Metrics {
     refusals: Mutex<BTreeMap<(&'static str, String), u64>>,
     /// By trunk: its calls that were admitted, and those that were refused.
     trunks: Mutex<BTreeMap<Arc<str>, [u64; 2]>>,
+    /// By provider and what became of them.
+    webhooks: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
     setup_counts: [AtomicU64; SETUP_BUCKETS_S.len() + 1],
     setup_sum_us: AtomicU64,
     engines: AtomicUsize,
@@ -80,6 +82,12 @@ impl Metrics {
         *refusals.entry((reason, rule.to_owned())).or_default() += 1;
     }
 
+    /// A telephony provider has asked, or told, something. Both are words of ours, so there are few.
+    pub fn count_webhook(&self, provider: &'static str, outcome: &'static str) {
+        let mut webhooks = self.webhooks.lock().unwrap_or_else(PoisonError::into_inner);
+        *webhooks.entry((provider, outcome)).or_default() += 1;
+    }
+
     /// A trunk has offered a call. Trunks are those of the configuration.
     pub fn count_trunk(&self, trunk: &Arc<str>, call: TrunkCall) {
         let mut trunks = self.trunks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,6 +129,13 @@ impl Metrics {
         for ((reason, rule), count) in &*self.refusals.lock().unwrap_or_else(PoisonError::into_inner) {
             let labels = format!("reason=\"{reason}\",rule=\"{rule}\"");
             out.sample(&format!("tandem_calls_refused_total{{{labels}}}"), count);
+        }
+        out.family("tandem_webhooks_total", "counter", "Webhooks of telephony providers by outcome.");
+        for ((provider, outcome), count) in &*self.webhooks.lock().unwrap_or_else(PoisonError::into_inner) {
+            out.sample(
+                &format!("tandem_webhooks_total{{provider=\"{provider}\",outcome=\"{outcome}\"}}"),
+                count,
+            );
         }
         self.render_trunks(&mut out);
         self.render_setup(&mut out);

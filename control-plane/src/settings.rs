@@ -17,7 +17,7 @@ use crate::trunk::guard::SCANNER_AGENTS;
 pub mod section;
 
 /// Tables that may stand in tandem.toml, and only there; who reads them is in `config.rs`.
-pub const TABLES: &[&str] = &["tenant", "assistant", "trunk", "phone", "credential"];
+pub const TABLES: &[&str] = &["tenant", "assistant", "trunk", "phone", "credential", "deployment"];
 
 /// One setting: its key in tandem.toml, its environment variable is `TANDEM_` and the key in capitals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +65,11 @@ pub const SETTINGS: &[Setting] = &[
          see SHA-256, even beside MD5",
     ),
     setting("public_url", "", "base URL that providers call back"),
+    setting(
+        "http_trusted_proxies",
+        "",
+        "networks of proxies whose X-Forwarded-For is believed; unset: nobody's",
+    ),
     setting("database_url", "", "sqlite:FILE; unset: tandem.db in the state folder"),
     setting(
         "redis_url",

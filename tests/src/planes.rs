@@ -85,6 +85,8 @@ impl Planes {
             talker_url: "ws://192.0.2.30:8767/v1/talk".to_owned(),
             talker_token: None,
             engines: vec!["http://192.0.2.20:7070".to_owned()],
+            credentials: Default::default(),
+            public_url: String::new(),
             seed,
         };
         let in_dialog_methods = vec![Method::Update, Method::Info, Method::Refer];
@@ -387,6 +389,7 @@ impl Planes {
             Action::Remember(_) | Action::Forget(_) | Action::Changed(_) | Action::Admitted(..) => {}
             // No provider dials in here.
             Action::Claim { .. } | Action::Dropped(_) | Action::AnswerUpgrade { .. } => {}
+            Action::Mint { .. } | Action::Errand { .. } | Action::Missed(_) => {}
         }
     }
 
@@ -596,6 +599,7 @@ fn order(assistant: &str, trunk: &Arc<Trunk>) -> Order {
         duration_max: None,
         bulk: None,
         idempotency: None,
+        provider: None,
     }
 }
 

@@ -12,7 +12,7 @@ use super::record::CallRecord;
 use super::state::State;
 use crate::media::{EngineId, Upgrade};
 use crate::sip::Verb;
-use crate::store::contexts::Claim;
+use crate::store::contexts::{Claim, Mint};
 
 /// One thing to do.
 #[derive(Debug)]
@@ -58,7 +58,27 @@ pub enum Action {
         engine: EngineId,
         /// The connection.
         upgrade: Box<Upgrade>,
+        /// What it has dialled, as the provider knows it: `wss://host:port`.
+        base: String,
     },
+    /// Keep a new call's record and claim: [`super::registry::Calls::handle_minted`] wants to know that they are kept.
+    Mint {
+        /// The record.
+        context: Box<crate::store::contexts::CallContext>,
+        /// The claim.
+        mint: Mint,
+    },
+    /// Ask something of a provider; what came of it goes to [`super::registry::Calls::handle_errand`].
+    Errand {
+        /// For which call.
+        call_id: Uuid,
+        /// With which credential.
+        credential: std::sync::Arc<crate::provider::file::Credential>,
+        /// What.
+        errand: crate::provider::client::Errand,
+    },
+    /// No media connection has come with this claim: take it, and if nobody else has, the call is over.
+    Missed(Claim),
     /// The media connection of this claim has dropped: the same call may come back.
     Dropped(Claim),
     /// Say what becomes of a media connection.

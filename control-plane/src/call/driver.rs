@@ -17,15 +17,20 @@ use uuid::Uuid;
 
 use super::action::{Action, Change, EngineCommand, EngineReply, Refusal};
 use super::admission::Credential;
+use super::ending::{Cause, Ending};
 use super::machine::{Asked, FORKS_MAX, TransferTo};
 use super::order::{Order, PHONES};
 use super::registry::Calls;
-use super::registry::claiming::Claimed;
+use super::registry::claiming::{Claimed, MediaPlace, check_upgrade};
 use super::registry::joining::Guest;
 use super::registry::placing::PlaceError;
 use crate::media::client::EngineClient;
 use crate::media::{EngineId, News, Upgrade};
 use crate::metrics::{Metrics, TrunkCall};
+use crate::provider::Credentials;
+use crate::provider::client::{Outcome, RestClient};
+use crate::provider::file::Credential as ProviderCredential;
+use crate::provider::webhook::StatusEvent;
 use crate::registration;
 use crate::registration::desk::{Desk, Taken};
 use crate::registration::driver::Office;
@@ -34,7 +39,7 @@ use crate::sip::{Destination, NotSent, SipEvent, Token, Verb};
 use crate::store;
 use crate::store::accounts::{Accounts, Found};
 use crate::store::contexts::spool::Spool;
-use crate::store::contexts::{ContextStore, Contexts};
+use crate::store::contexts::{CallContext, Claim, ContextStore, Contexts};
 use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::trunk::bucket::{Bucket, Rate};
@@ -48,6 +53,8 @@ const REQUESTS_MAX: usize = 256;
 const STRAY_REASON: &str = "error";
 /// Lines about refused calls: more than a person reads, less than fills a disk in a night.
 const REFUSAL_LINES_RATE: Rate = Rate { per_second: 50.0, burst: 500.0 };
+/// A media connection waits for 2 s; the engine wants to be told before.
+const CLAIM_WITHIN: Duration = Duration::from_millis(1_200);
 /// How often the wall clock is read again and gauges are set.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -71,6 +78,10 @@ pub struct Means {
     pub guard: SharedGuard,
     /// Refusals without a record.
     pub refusals: Refusals,
+    /// Towards telephony providers.
+    pub rest: RestClient,
+    /// What they know us by.
+    pub credentials: Credentials,
 }
 
 /// What comes in besides requests.
@@ -150,6 +161,23 @@ enum Request {
         other_id: Uuid,
         answer: oneshot::Sender<Option<Result<Asked, Uuid>>>,
     },
+    MediaPlace {
+        tenant_id: Arc<str>,
+        answer: oneshot::Sender<Option<Result<MediaPlace, Ending>>>,
+    },
+    Expect {
+        claim: Claim,
+        context: Box<CallContext>,
+    },
+    Status {
+        call_id: Uuid,
+        event: Box<StatusEvent>,
+        answer: oneshot::Sender<bool>,
+    },
+    StreamNews {
+        call_id: Uuid,
+        failure: Option<String>,
+    },
     EndAll {
         answer: oneshot::Sender<()>,
     },
@@ -227,14 +255,64 @@ impl LiveCalls {
         asked.unwrap_or(Err(call_id))
     }
 
+    /// Where the media of one more call of this tenant's may go.
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub async fn media_place(&self, tenant_id: Arc<str>) -> Result<MediaPlace, Ending> {
+        let place = self.ask(|answer| Request::MediaPlace { tenant_id, answer }).await;
+        place.unwrap_or_else(|| Err(Ending::new(Cause::Draining)))
+    }
+
+    /// A provider has been told where to bring the media of this call: it is missed if it does not.
+    pub async fn expect(&self, claim: Claim, context: CallContext) {
+        let _ = self.requests.send(Request::Expect { claim, context: Box::new(context) }).await;
+    }
+
+    /// A provider's callback says something of a call. `false`: the call is not alive here.
+    pub async fn status(&self, call_id: Uuid, event: StatusEvent) -> bool {
+        let event = Box::new(event);
+        self.ask(|answer| Request::Status { call_id, event, answer }).await
+    }
+
+    /// A provider's callback says something of a call's media connection; if it failed, why.
+    pub async fn stream_news(&self, call_id: Uuid, failure: Option<String>) {
+        let _ = self.requests.send(Request::StreamNews { call_id, failure }).await;
+    }
+
     /// Takes no more calls and ends those there are; resolves when all are over.
     pub async fn end_all(&self) {
         self.ask(|answer| Request::EndAll { answer }).await;
     }
 }
 
-/// Whose claim a connection presents.
-async fn claimed(store: &impl ContextStore, upgrade: &Upgrade) -> Claimed {
+/// Whose claim a connection presents. Before it is used up the connection has proved itself, and all of it is done in time for
+/// an answer.
+async fn claimed(
+    store: &impl ContextStore,
+    credentials: &Credentials,
+    upgrade: &Upgrade,
+    base: &str,
+) -> Claimed {
+    let asked = async {
+        match store.peek(upgrade.claim).await {
+            Ok(Some(context)) => {
+                let now_s = store::epoch_ms() / 1_000;
+                if let Err(why) = check_upgrade(credentials, &context, upgrade, base, now_s) {
+                    return Claimed::Forged(Box::new(context), why);
+                }
+            }
+            Ok(None) => return Claimed::Nobodys,
+            Err(error) => return Claimed::Unknown(error.to_string()),
+        }
+        taken(store, upgrade).await
+    };
+    // What is not known by then may have been taken: whoever presents it again is refused.
+    let late = |_| Claimed::Unknown("no answer in time".to_owned());
+    tokio::time::timeout(CLAIM_WITHIN, asked).await.unwrap_or_else(late)
+}
+
+async fn taken(store: &impl ContextStore, upgrade: &Upgrade) -> Claimed {
     let taken = match store.take(upgrade.claim).await {
         Ok(Some(context)) => Ok(Claimed::Fresh(Box::new(context))),
         Ok(None) => store.retake(upgrade.claim).await.map(|context| match context {
@@ -248,6 +326,9 @@ async fn claimed(store: &impl ContextStore, upgrade: &Upgrade) -> Claimed {
 }
 
 enum Reply {
+    Minted(Uuid, Result<(), String>),
+    Errand(Uuid, Arc<ProviderCredential>, Outcome),
+    Missed(Claim, bool),
     Claimed(EngineId, Box<Upgrade>, Claimed),
     Engine(Uuid, EngineReply),
     Stray(EngineId, Uuid, EngineReply),
@@ -374,6 +455,11 @@ impl Driver {
     fn handle_reply(&mut self, reply: Reply) {
         let now = Instant::now();
         match reply {
+            Reply::Minted(call_id, minted) => self.calls.handle_minted(call_id, minted, now),
+            Reply::Errand(call_id, credential, outcome) => {
+                self.calls.handle_errand(call_id, &credential, outcome, now);
+            }
+            Reply::Missed(claim, is_ours) => self.calls.handle_missed(claim, is_ours),
             Reply::Claimed(engine, upgrade, claimed) => {
                 self.look_at_store();
                 self.calls.handle_claimed(engine, *upgrade, claimed, now);
@@ -428,6 +514,19 @@ impl Driver {
                 let asked = self.calls.join_calls(&tenant_id, call_id, other_id, Instant::now());
                 let _ = answer.send(Some(asked));
             }
+            Request::MediaPlace { tenant_id, answer } => {
+                self.look_at_store();
+                let _ = answer.send(Some(self.calls.find_media_place(&tenant_id)));
+            }
+            Request::Expect { claim, context } => {
+                self.calls.expect_media(claim, *context, Instant::now());
+            }
+            Request::Status { call_id, event, answer } => {
+                let _ = answer.send(self.calls.handle_status(call_id, *event, Instant::now()));
+            }
+            Request::StreamNews { call_id, failure } => {
+                self.calls.handle_stream_news(call_id, failure.as_deref(), Instant::now());
+            }
             Request::EndAll { answer } => {
                 self.calls.end_all(Instant::now());
                 self.means.metrics.set_draining(true);
@@ -448,10 +547,11 @@ impl Driver {
     }
 
     /// Asks the store whose claim that is, if anybody's.
-    fn claim(&self, engine: EngineId, upgrade: Box<Upgrade>) {
+    fn claim(&self, engine: EngineId, upgrade: Box<Upgrade>, base: String) {
         let (store, replies) = (self.means.contexts.store().clone(), self.replies_in.clone());
+        let credentials = self.means.credentials.clone();
         tokio::spawn(async move {
-            let claimed = claimed(&*store, &upgrade).await;
+            let claimed = claimed(&*store, &credentials, &upgrade, &base).await;
             drop(replies.send(Reply::Claimed(engine, upgrade, claimed)).await);
         });
     }
@@ -495,12 +595,34 @@ impl Driver {
                     drop(replies.send(Reply::Found(call_id, credential, found)).await);
                 });
             }
-            Action::Claim { engine, upgrade } => self.claim(engine, upgrade),
+            Action::Claim { engine, upgrade, base } => self.claim(engine, upgrade, base),
+            Action::Mint { context, mint } => {
+                let (contexts, replies) = (self.means.contexts.clone(), self.replies_in.clone());
+                tokio::spawn(async move {
+                    let call_id = context.call_id;
+                    let minted = contexts.mint(*context, mint).await.map_err(|error| error.to_string());
+                    drop(replies.send(Reply::Minted(call_id, minted)).await);
+                });
+            }
+            Action::Errand { call_id, credential, errand } => {
+                let (rest, replies) = (self.means.rest.clone(), self.replies_in.clone());
+                tokio::spawn(async move {
+                    let outcome = rest.run(&*credential.account, &errand).await;
+                    drop(replies.send(Reply::Errand(call_id, credential, outcome)).await);
+                });
+            }
+            Action::Missed(claim) => {
+                let (store, replies) = (self.means.contexts.store().clone(), self.replies_in.clone());
+                tokio::spawn(async move {
+                    let is_ours = matches!(store.take(claim).await, Ok(Some(_)));
+                    drop(replies.send(Reply::Missed(claim, is_ours)).await);
+                });
+            }
             Action::Dropped(claim) => {
                 let store = self.means.contexts.store().clone();
                 tokio::spawn(async move {
                     if let Err(error) = store.dropped(claim).await {
-                        tracing::warn!(%error, "a dropped connection cannot come back");
+                        tracing::warn!(%error, "a dropped connection cannot come back elsewhere");
                     }
                 });
             }

@@ -136,6 +136,12 @@ causes! {
     TrunkUnreachable = Carrier, "trunk_unreachable",   503, 38, true,  "the trunk does not answer";
     Failed           = Carrier, "failed",              500, 41, true,  "the carrier could not place the call";
     Redirected       = Carrier, "redirected",          480, 23, false, "the call was sent elsewhere, where the trunk's policy does not follow";
+    ProviderRefused  = Carrier, "provider_refused",    403, 21, false, "the telephony provider refused to place the call";
+    ProviderUnavailable = Carrier, "provider_unavailable", 503, 38, true, "the telephony provider could not place the call";
+    // --- a provider's media ---
+    MediaNeverCame   = Us,     "media_never_came",     408, 102, true, "the provider was answered, and its media connection never came";
+    ForgedUpgrade    = Caller, "forged_upgrade",       403, 21, false, "the media connection does not prove that it is the provider's";
+    StreamFault      = Caller, "stream_fault",         488, 88, false, "the provider's media connection speaks what we cannot carry";
     // --- outbound: ourselves ---
     QueueTimeout     = Us,     "queue_timeout",        503, 42, true,  "the call waited too long for its turn";
     QueueCancelled   = Us,     "queue_cancelled",      487, 31, true,  "the call was taken out of the queue";

@@ -153,6 +153,7 @@ mod tests {
             duration_max: None,
             bulk: None,
             idempotency: None,
+            provider: None,
         }
     }
 

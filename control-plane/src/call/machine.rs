@@ -30,6 +30,7 @@ use super::agent::Agent;
 use super::ending::{Cause, Ending};
 use super::headers;
 use super::negotiation::{Negotiation, NegotiationError, codec_name};
+use super::order::Order;
 use super::outcome::CarrierWord;
 use super::record::CallRecord;
 use super::registry::{Settings, Surroundings};
@@ -38,10 +39,11 @@ use super::state::{Expired, Life, State};
 use crate::media::{Fleet, SessionEvent};
 use crate::sip::Verb;
 use crate::store::accounts::Found;
-use crate::store::contexts::CallContext;
+use crate::store::contexts::{CallContext, Claim};
 use crate::trunk::{SrtpRules, Trunk};
 
 mod change;
+mod dialling;
 mod fork;
 mod guest;
 mod hold;
@@ -54,6 +56,7 @@ mod takeover;
 mod transfer;
 
 use change::PendingChange;
+pub use dialling::{DIAL_TRIES, MEDIA_WITHIN, late_hang_up};
 pub use fork::FORKS_MAX;
 use guest::{Departed, Guest};
 use hold::OwnChange;
@@ -61,7 +64,7 @@ use info::Keys;
 pub use joining::Given;
 use outbound::Outbound;
 use stream::StreamSide;
-pub use stream::credential_of;
+pub use stream::{RETURN_WAIT, credential_of, is_way_of};
 use takeover::{Former, Successor};
 pub use takeover::{Newcomer, Place};
 use transfer::{DialogId, Transfer};
@@ -285,6 +288,11 @@ impl Call {
         self.ending.as_ref()
     }
 
+    /// By what its media connection is known, of a provider's call.
+    pub fn claim(&self) -> Option<Claim> {
+        self.stream.as_ref().map(|stream| stream.claim)
+    }
+
     /// Its media session.
     pub fn session(&self) -> &Session {
         &self.session
@@ -301,7 +309,8 @@ impl Call {
         let transfer = if self.life.is_ending() { None } else { self.transfer_deadline() };
         let early = if self.life.is_before_answer() { self.early_until } else { None };
         let aside = if self.life.is_ending() { None } else { self.aside_deadline() };
-        [self.life.poll_timeout(), own, transfer, early, aside].into_iter().flatten().min()
+        let stream = if self.life.is_ending() { None } else { self.stream_deadline() };
+        [self.life.poll_timeout(), own, transfer, early, aside, stream].into_iter().flatten().min()
     }
 
     // --- admission ---
@@ -671,7 +680,8 @@ impl Call {
                     return;
                 }
                 let cause = match reason {
-                    Reason::MediaTimeout | Reason::Transport if self.stream.is_some() => Cause::StreamLost,
+                    Reason::MediaTimeout if self.is_stream_dropped() => Cause::StreamLost,
+                    Reason::Transport if self.stream.is_some() => Cause::StreamLost,
                     Reason::MediaTimeout => Cause::MediaTimeout,
                     Reason::MaxSession => Cause::MaxDuration,
                     Reason::Orphaned | Reason::EngineFault | Reason::Unspecified => Cause::EngineFault,
@@ -688,7 +698,10 @@ impl Call {
     /// Nobody has spoken for too long. Nobody has to while one side holds the other or is about to, while somebody is being
     /// brought in or is there, or while the call is handed on: the engine counts anew afterwards.
     fn handle_idle(&mut self, idle_ms: u64, around: &mut Surroundings<'_>) {
-        let is_elsewhere = self.has_open_guest() || self.transfer.is_some() || self.successor.is_some();
+        let is_elsewhere = self.is_stream_dropped()
+            || self.has_open_guest()
+            || self.transfer.is_some()
+            || self.successor.is_some();
         if self.life.state() != State::Connected || is_elsewhere || self.is_about_to_hold() {
             return;
         }
@@ -857,6 +870,7 @@ impl Call {
             self.handle_own_change_timeout(around);
             self.handle_transfer_timeout(around);
             self.handle_aside_timeout(around);
+            self.handle_stream_timeout(around);
             if self.early_until.is_some_and(|until| until <= around.now) {
                 self.answer_after_early_media(around);
             }
@@ -865,6 +879,7 @@ impl Call {
             None => {}
             Some(Expired::Queue) => self.end(Ending::new(Cause::QueueTimeout), around),
             Some(Expired::Ring) if self.outbound.is_some() => self.handle_ring_timeout(around),
+            Some(Expired::Ring) if self.is_dialling() => self.handle_provider_timeout(around),
             Some(Expired::Ring) => {
                 let is_open = self.life.state() != State::Initializing;
                 let (cause, step) = match self.session.engine() {
@@ -887,6 +902,7 @@ impl Call {
                 self.sip_is_over = true;
                 self.leave_stray(around);
                 self.session.handle_closed();
+                self.stop_asking();
             }
         }
     }
@@ -952,7 +968,7 @@ impl Call {
             around.actions.push_back(Action::Engine { engine, call_id: self.id, command });
         }
         self.report(around);
-        if self.life.is_ending() && self.sip_is_over && self.session.is_over() {
+        if self.life.is_ending() && self.sip_is_over && self.session.is_over() && !self.is_asking() {
             self.life.close();
             self.report(around);
             // That of a provider's call was there before the call.
@@ -1017,8 +1033,9 @@ impl Call {
                 decisions: self.trace.clone(),
                 media,
                 trunk: self.outbound.as_ref().map(|own| own.trunk_name().to_owned()).unwrap_or_default(),
-                metadata: self.outbound.as_ref().map(|own| own.metadata()).unwrap_or_default(),
-                bulk_id: self.outbound.as_ref().and_then(|own| own.bulk_id()).unwrap_or_default(),
+                metadata: self.order().map(Order::shown_metadata).unwrap_or_default(),
+                bulk_id: self.bulk().map(|bulk| bulk.to_string()).unwrap_or_default(),
+                provider: self.provider_record(),
             },
         })
     }

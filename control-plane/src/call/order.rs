@@ -5,7 +5,7 @@
 //!                                    └── every field that is wrong ──▶ FieldError, all at once
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::agent::Agent;
 use super::dispatcher::{Pace, Queued};
+use crate::provider::{Credentials, Deployment};
 use crate::store::accounts::Assistant;
 use crate::trunk::{HeaderRules, SipCredential, SrtpRules, Trunk, Trunks};
 
@@ -124,6 +125,8 @@ pub struct Order {
     pub bulk: Option<Uuid>,
     /// By what it is known when it comes again.
     pub idempotency: Option<Idempotency>,
+    /// The provider that places it; `None`: it goes by SIP, over the trunk.
+    pub provider: Option<Arc<Deployment>>,
 }
 
 impl Order {
@@ -135,12 +138,21 @@ impl Order {
         request: &api::CreatePhoneCallRequest,
         tenant_id: &Arc<str>,
         trunks: &Trunks,
+        credentials: &Credentials,
         assistant: Option<&Assistant>,
     ) -> Result<Self, Vec<FieldError>> {
         let mut errors = Vec::new();
         let agent = keep(read_assistant(request, assistant), &mut errors);
         let phone = request.to_number.strip_prefix("phone:");
+        let deployment = match read_deployment(request, tenant_id, trunks, credentials) {
+            Ok(deployment) => deployment,
+            Err(error) => {
+                errors.push(error);
+                return Err(errors);
+            }
+        };
         let trunk = match phone {
+            _ if deployment.is_some() => deployment.as_deref().map(|own| stand_in(own, tenant_id)),
             Some(user) => {
                 let srtp = trunks.find_phone(user).map(|phone| phone.srtp).unwrap_or_default();
                 keep(phones(request, tenant_id, srtp), &mut errors)
@@ -151,6 +163,7 @@ impl Order {
         let from = keep(read_from(&request.from_number, trunk_of), &mut errors);
         let to = match phone {
             Some(user) => keep(read_phone(user, tenant_id, trunks), &mut errors),
+            None if deployment.is_some() => keep(read_number(&request.to_number), &mut errors),
             None => keep(read_to(&request.to_number, trunk_of), &mut errors),
         };
         let args = read_map("args", &request.args, &mut errors);
@@ -179,6 +192,7 @@ impl Order {
                     headers,
                     duration_max: options.1,
                     bulk: None,
+                    provider: deployment,
                     idempotency: (!key.is_empty())
                         .then(|| Idempotency { key: key.as_str().into(), fingerprint: fingerprint(request) }),
                 })
@@ -195,6 +209,11 @@ impl Order {
         all.sort_by_key(|trunk| is_down(trunk));
         self.trunk = all.remove(0);
         self.failover = all;
+    }
+
+    /// For whoever reads the call's record.
+    pub fn shown_metadata(&self) -> HashMap<String, String> {
+        self.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     /// As the queue sees it.
@@ -277,6 +296,88 @@ fn read_trunk(name: &str, tenant_id: &str, trunks: &Trunks) -> Result<Arc<Trunk>
         (name, own) => own.iter().find(|trunk| &*trunk.name == name).copied(),
     };
     found.cloned().ok_or_else(|| FieldError::new("trunk", format!("must be one of {}", names())))
+}
+
+/// By which provider it goes. Without a name that is the one whose number it shows, or the only one of a tenant without
+/// trunks; `None`: it goes by SIP.
+fn read_deployment(
+    request: &api::CreatePhoneCallRequest,
+    tenant_id: &Arc<str>,
+    trunks: &Trunks,
+    credentials: &Credentials,
+) -> Result<Option<Arc<Deployment>>, FieldError> {
+    let assistant_id =
+        request.assistant.as_ref().map(|assistant| &*assistant.assistant_id).unwrap_or_default();
+    let usable: Vec<&Arc<Deployment>> = credentials.of_assistant(tenant_id, assistant_id).collect();
+    let shows = |deployment: &&&Arc<Deployment>| {
+        !request.from_number.is_empty() && deployment.phone == request.from_number
+    };
+    if !request.credential.is_empty() {
+        if !request.trunk.is_empty() {
+            return Err(FieldError::new(
+                "credential",
+                "goes without \"trunk\": a call leaves by one of them",
+            ));
+        }
+        if request.to_number.starts_with("phone:") {
+            return Err(FieldError::new(
+                "credential",
+                "must be empty: a phone of ours is called without one",
+            ));
+        }
+        let named: Vec<&Arc<Deployment>> =
+            usable.iter().copied().filter(|own| *own.credential.name == *request.credential).collect();
+        let Some(first) = named.first() else {
+            let mut names: Vec<&str> = usable.iter().map(|own| &*own.credential.name).collect();
+            names.dedup();
+            let problem = match names.as_slice() {
+                [] => "no credential is deployed to the assistant: see [[deployment]]".to_owned(),
+                names => format!("must be one that is deployed to the assistant: {}", names.join(", ")),
+            };
+            return Err(FieldError::new("credential", problem));
+        };
+        return Ok(Some((*named.iter().find(shows).unwrap_or(first)).clone()));
+    }
+    let is_sip = !request.trunk.is_empty()
+        || request.to_number.starts_with("phone:")
+        || request.to_number.starts_with("sip:")
+        || request.to_number.starts_with("sips:");
+    if is_sip {
+        return Ok(None);
+    }
+    if let Some(shown) = usable.iter().find(shows) {
+        return Ok(Some((*shown).clone()));
+    }
+    let has_trunk =
+        trunks.iter().any(|trunk| trunk.tenant_id == *tenant_id && trunk.credential.next_hop().is_some());
+    match usable.as_slice() {
+        [only] if !has_trunk => Ok(Some((*only).clone())),
+        [_, _, ..] if !has_trunk => {
+            let names: Vec<&str> = usable.iter().map(|own| &*own.credential.name).collect();
+            Err(FieldError::new("credential", format!("must be one of {}", names.join(", "))))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// What stands for a trunk in a call that a provider places: its pace and the number that it shows.
+fn stand_in(deployment: &Deployment, tenant_id: &Arc<str>) -> Arc<Trunk> {
+    let credential = &deployment.credential;
+    // A name that no `[[trunk]]` can have.
+    let name = format!("({}) {}", deployment.provider(), credential.name);
+    let mut trunk = Trunk { name: name.into(), tenant_id: tenant_id.clone(), ..Trunk::default() };
+    trunk.outbound.caller_id = Some(deployment.phone.clone()).filter(|phone| !phone.is_empty());
+    trunk.outbound.calls_per_second = credential.calls_per_second;
+    trunk.outbound.calls_max = credential.calls_max.map(|max| max as usize);
+    Arc::new(trunk)
+}
+
+/// Whom a provider can call: a number.
+fn read_number(text: &str) -> Result<Callee, FieldError> {
+    match read_to(text, None)? {
+        Callee::Number(number) => Ok(Callee::Number(number)),
+        _ => Err(FieldError::new("to_number", "must be a number: a provider's REST API dials no SIP URI")),
+    }
 }
 
 /// What stands for a trunk in a call to a phone of ours: it shows the assistant unless a number is given.
@@ -374,7 +475,7 @@ fn is_user(text: &str) -> bool {
 
 fn read_map(
     field: &'static str,
-    given: &std::collections::HashMap<String, String>,
+    given: &HashMap<String, String>,
     errors: &mut Vec<FieldError>,
 ) -> BTreeMap<String, String> {
     if given.len() > ENTRIES_MAX {
@@ -395,7 +496,7 @@ fn read_map(
 }
 
 fn read_headers(
-    given: &std::collections::HashMap<String, String>,
+    given: &HashMap<String, String>,
     rules: Option<&HeaderRules>,
     errors: &mut Vec<FieldError>,
 ) -> Headers {
@@ -413,7 +514,7 @@ fn read_headers(
 }
 
 fn read_options(
-    given: &std::collections::HashMap<String, String>,
+    given: &HashMap<String, String>,
     trunk: Option<&Trunk>,
     errors: &mut Vec<FieldError>,
 ) -> (Option<Duration>, Option<Duration>) {
@@ -449,7 +550,8 @@ fn fingerprint(request: &api::CreatePhoneCallRequest) -> [u8; 32] {
         hash.update(text.as_bytes());
     };
     let assistant = request.assistant.clone().unwrap_or_default();
-    for text in [&assistant.assistant_id, &request.from_number, &request.to_number, &request.trunk] {
+    let api::CreatePhoneCallRequest { from_number, to_number, trunk, credential, .. } = request;
+    for text in [&assistant.assistant_id, from_number, to_number, trunk, credential] {
         feed(text);
     }
     for map in [&request.metadata, &request.args, &request.options, &request.headers] {
@@ -501,7 +603,7 @@ mod tests {
 
     fn read(request: &api::CreatePhoneCallRequest) -> Result<Order, Vec<FieldError>> {
         let desk = Assistant { assistant_id: "desk".into(), agent: Ok(Agent::Echo) };
-        Order::read(request, &"t1".into(), &trunks(), Some(&desk))
+        Order::read(request, &"t1".into(), &trunks(), &Credentials::default(), Some(&desk))
     }
 
     fn fields(request: &api::CreatePhoneCallRequest) -> Vec<String> {
@@ -611,7 +713,8 @@ mod tests {
                 headers,
                 ..request()
             };
-            Order::read(&request, &"t1".into(), &trunks, Some(&desk)).unwrap().failover.len()
+            let none = Credentials::default();
+            Order::read(&request, &"t1".into(), &trunks, &none, Some(&desk)).unwrap().failover.len()
         };
         assert_eq!(behind("+4930111", None), 1);
         assert_eq!(behind("+49900111", None), 0, "a number that it may not call");

@@ -11,6 +11,7 @@ use tandem_api::v1 as api;
 use tandem_sip::{HeaderName, Headers, Response};
 
 use super::ending::{Cause, Ending};
+use crate::provider::webhook::StatusEvent;
 
 /// Characters of a carrier's text that are kept.
 const TEXT_MAX: usize = 128;
@@ -39,6 +40,18 @@ impl CarrierWord {
     pub fn of_reason(value: &str) -> Option<Self> {
         let (q850_cause, q850_text) = read_reason(value)?;
         Some(Self { q850_cause, q850_text, ..Self::default() })
+    }
+
+    /// What a provider's callback says of its carrier; `None`: neither status nor cause.
+    pub fn of_provider(event: &StatusEvent) -> Option<Self> {
+        let (status, q850_cause) =
+            (event.sip_status.unwrap_or_default(), event.q850_cause.unwrap_or_default());
+        (status != 0 || q850_cause != 0).then(|| Self {
+            status,
+            phrase: shown(&event.word),
+            q850_cause,
+            q850_text: shown(event.cause.as_deref().unwrap_or_default()),
+        })
     }
 
     /// As the API says it.

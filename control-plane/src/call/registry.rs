@@ -35,14 +35,17 @@ use super::state::State;
 use super::strays::Strays;
 use crate::config::Limits;
 use crate::media::{EngineId, Fleet, Listed, News};
+use crate::provider::Credentials;
 use crate::sip::{NotSent, SipEvent, TlsPeer, Token, Verb};
 use crate::store::accounts::Found;
+use crate::store::contexts::Claim;
 use crate::trunk::Reliable;
 
 pub mod claiming;
 pub mod joining;
 pub mod placing;
 
+use claiming::Expected;
 use placing::Repeats;
 
 /// What the core must know.
@@ -56,8 +59,19 @@ pub struct Settings {
     pub talker_token: Option<secrecy::SecretString>,
     /// The engines' addresses, for records.
     pub engines: Vec<String>,
+    /// What telephony providers know us by.
+    pub credentials: Credentials,
+    /// Where they call back, without a slash at the end.
+    pub public_url: String,
     /// Of call ids and session ids; random in production.
     pub seed: u64,
+}
+
+impl Settings {
+    /// Where a provider sends news of a call.
+    pub fn event_url(&self, provider: &str, event_id: Uuid) -> String {
+        format!("{}/v1/telephony/{provider}/event/{event_id}", self.public_url)
+    }
 }
 
 /// What a call sees of the rest while it handles something.
@@ -145,6 +159,10 @@ pub struct Calls {
     repeats: Repeats,
     /// Claims that the store has been asked about.
     claims_asked: usize,
+    /// Live calls by the claim of their media connection.
+    by_claim: HashMap<Claim, Uuid>,
+    /// Calls that providers have announced, whose media connections are to come.
+    expected: Expected,
     /// A queued call may have a chance now that it had not before.
     pump_at: Option<Instant>,
 }
@@ -171,6 +189,8 @@ impl Calls {
             bulks: Bulks::default(),
             repeats: Repeats::default(),
             claims_asked: 0,
+            by_claim: HashMap::new(),
+            expected: Expected::default(),
             pump_at: None,
             settings,
         }
@@ -637,6 +657,7 @@ impl Calls {
         while let Some((_, call_id)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
             self.on_call(call_id, now, |call, _, around| call.handle_timeout(around));
         }
+        self.miss_expected(now);
         self.pump(now);
     }
 
@@ -732,7 +753,10 @@ impl Calls {
         let calls = self.deadlines.first().map(|(at, _)| *at);
         let has_room = |tenant: &str| self.gate.has_room(tenant);
         let queue = if self.may_dial() { self.dispatcher.poll_timeout(has_room) } else { None };
-        [calls, self.fleet.poll_timeout(), queue, self.pump_at].into_iter().flatten().min()
+        [calls, self.fleet.poll_timeout(), queue, self.pump_at, self.expected.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     // --- inside ---
@@ -791,6 +815,9 @@ impl Calls {
             if let Some(token) = call.idle_token() {
                 self.tokens.remove(&token);
             }
+            if let Some(claim) = call.claim() {
+                self.by_claim.remove(&claim);
+            }
             self.dispatcher.remove(call_id, now);
             self.pump_at = Some(now);
             self.gate.over(call_id);
@@ -826,6 +853,8 @@ mod tests {
             talker_url: String::new(),
             talker_token: None,
             engines: Vec::new(),
+            credentials: Credentials::default(),
+            public_url: String::new(),
             seed: 1,
         };
         let now = Instant::now();

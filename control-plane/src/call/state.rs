@@ -191,6 +191,15 @@ impl Life {
         }
     }
 
+    /// What it waits for now must be there by then, sooner or later than it was.
+    pub fn expect(&mut self, by: Instant) {
+        if let Phase::Initializing { give_up } | Phase::Dialing { give_up } | Phase::Ringing { give_up } =
+            &mut self.phase
+        {
+            *give_up = by;
+        }
+    }
+
     /// Our 200 leaves.
     pub fn answer(&mut self, now: Instant) {
         if self.is_before_answer() {

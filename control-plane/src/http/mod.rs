@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   /healthz /readyz /metrics /            nobody needs a key
+//!   /v1/telephony…                         a provider's proof        telephony.rs
 //!   /v1/calls… /v1/conversations…          x-api-key, JSON          rest.rs
 //!   tandem.v1.CallService, …               x-api-key, gRPC (h2c)    grpc.rs
 //!                       calls that we place, for both of them        talk.rs
@@ -12,6 +13,7 @@
 use std::sync::Arc;
 
 use axum::Router;
+use ipnet::IpNet;
 use secrecy::SecretString;
 use sqlx::SqlitePool;
 use tandem_api::v1 as api;
@@ -23,6 +25,8 @@ use crate::call::driver::LiveCalls;
 use crate::call::order::FieldError;
 use crate::call::registry::placing::PlaceError;
 use crate::metrics::Metrics;
+use crate::provider::Credentials;
+use crate::provider::client::RestClient;
 use crate::registration::driver::Office;
 use crate::sip::SharedCounters;
 use crate::sip::guard::SharedGuard;
@@ -33,12 +37,14 @@ use crate::store::refusals::Refusals;
 use crate::store::writer::Writer;
 use crate::store::{StoreError, calls, conversations};
 use crate::trunk::Trunks;
+use crate::trunk::bucket::SharedBucket;
 
 mod grpc;
 mod listener;
 mod refusals;
 mod rest;
 mod talk;
+mod telephony;
 mod trunks;
 pub mod view;
 
@@ -59,6 +65,16 @@ pub struct Shared {
     pub live: LiveCalls,
     /// Over which calls are placed.
     pub trunks: Trunks,
+    /// What telephony providers know us by.
+    pub credentials: Credentials,
+    /// Towards them.
+    pub rest: RestClient,
+    /// The URL under which they call back, without a slash at the end.
+    pub public_url: Arc<str>,
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Arc<[IpNet]>,
+    /// Lines about refused webhooks: more than a person reads, less than fills a disk in a night.
+    pub webhook_lines: SharedBucket,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What the SIP endpoint has counted.

@@ -26,6 +26,8 @@ pub(super) struct PhoneCall {
     version: String,
     #[serde(default)]
     trunk: String,
+    #[serde(default)]
+    credential: String,
     #[serde(default, alias = "fromNumber")]
     from: String,
     #[serde(default, alias = "toNumber")]
@@ -123,6 +125,7 @@ impl From<PhoneCall> for api::CreatePhoneCallRequest {
             from_number: call.from,
             to_number: call.to,
             trunk: call.trunk,
+            credential: call.credential,
             headers: call.headers,
             idempotency_key: call.idempotency_key,
         }
@@ -149,7 +152,8 @@ impl Shared {
             Some(id) => self.accounts.assistant(&principal.tenant_id, id).await?,
             None => None,
         };
-        let read = Order::read(request, &principal.tenant_id, &self.trunks, assistant.as_ref());
+        let tenant_id = &principal.tenant_id;
+        let read = Order::read(request, tenant_id, &self.trunks, &self.credentials, assistant.as_ref());
         let mut order = read.map_err(ApiError::Fields)?;
         order.prefer(|trunk| self.office.board.health(&trunk.name) == health::State::Down);
         Ok(order)

@@ -4,8 +4,8 @@
 
 use serde_json::{Value, json};
 use tandem_api::v1::{
-    BulkPhoneCall, Call, CarrierWord, Conversation, DecisionStep, Ending, MediaStats, Message, RefusedCall,
-    TurnTiming,
+    BulkPhoneCall, Call, CarrierWord, Conversation, DecisionStep, Ending, MediaStats, Message, ProviderSide,
+    RefusedCall, TurnTiming,
 };
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -42,12 +42,29 @@ pub fn call(call: &Call) -> Value {
         "trunk": (!call.trunk.is_empty()).then_some(&call.trunk),
         "metadata": call.metadata,
         "bulkId": (!call.bulk_id.is_empty()).then_some(&call.bulk_id),
+        "provider": call.provider.as_ref().map(provider),
     })
 }
 
-/// Where a call of ours comes from.
+/// What a telephony provider says of a call.
+fn provider(provider: &ProviderSide) -> Value {
+    json!({
+        "name": provider.name,
+        "credential": provider.credential,
+        "callId": provider.call_id,
+        "status": provider.status,
+        "answeredBy": provider.answered_by,
+    })
+}
+
+/// Where a call comes from, besides its numbers.
 pub fn origin(call: &Call) -> Value {
-    json!({ "trunk": call.trunk, "metadata": call.metadata, "bulkId": call.bulk_id })
+    json!({
+        "trunk": call.trunk,
+        "metadata": call.metadata,
+        "bulkId": call.bulk_id,
+        "provider": call.provider.as_ref().map(provider),
+    })
 }
 
 /// How far a bulk is.

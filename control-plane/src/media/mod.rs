@@ -280,6 +280,27 @@ impl Fleet {
         Some(id)
     }
 
+    /// The same, of those that providers can dial, and where.
+    pub fn pick_for_media(&mut self) -> Option<(EngineId, &Addresses)> {
+        let candidates = self.engines.iter().enumerate().map(|(index, engine)| (EngineId(index), engine));
+        let (id, _) = candidates
+            .filter(|(_, engine)| engine.takes_calls() && !engine.addresses.ws.is_empty())
+            .min_by_key(|(_, engine)| engine.sessions + engine.opened_since)?;
+        Some((id, &self.engines[id.0].addresses))
+    }
+
+    /// Whether this one takes new sessions.
+    pub fn takes_calls(&self, id: EngineId) -> bool {
+        self.engines.get(id.0).is_some_and(Engine::takes_calls)
+    }
+
+    /// A session was opened there that was not picked for it.
+    pub fn handle_opened(&mut self, id: EngineId) {
+        if let Some(engine) = self.engines.get_mut(id.0) {
+            engine.opened_since += 1;
+        }
+    }
+
     /// The stream of an engine is up. Calls on an earlier instance are the caller's to end.
     pub fn handle_up(&mut self, id: EngineId, instance_id: &str, sessions: usize, addresses: Addresses) {
         let Some(engine) = self.engines.get_mut(id.0) else { return };

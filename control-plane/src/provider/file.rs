@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::deployment::{self, Deployment};
 use super::{Account, PROVIDERS, Provider, Values, find};
 use crate::settings::section::{Section, Source};
 use crate::store::declared::{ID_EXPECTED, Tenants, is_id};
@@ -20,21 +21,69 @@ pub struct Credential {
     pub values: Values,
     /// What can be done with it.
     pub account: Arc<dyn Account>,
+    /// Calls that it may place a second.
+    pub calls_per_second: f64,
+    /// Calls that it may have placed at once; `None`: no limit of its own.
+    pub calls_max: Option<u32>,
 }
 
-/// Every credential of the file, by its name.
+/// Calls a second that a credential may place, if nothing else is said: what new accounts of the most careful provider may.
+const CALLS_PER_SECOND: f64 = 1.0;
+
+/// Every credential of the file, by its name, and where each is deployed.
 #[derive(Debug, Clone, Default)]
-pub struct Credentials(BTreeMap<Arc<str>, Credential>);
+pub struct Credentials {
+    by_name: BTreeMap<Arc<str>, Arc<Credential>>,
+    deployments: Vec<Arc<Deployment>>,
+}
 
 impl Credentials {
     /// The credential of this name.
-    pub fn get(&self, name: &str) -> Option<&Credential> {
-        self.0.get(name)
+    pub fn get(&self, name: &str) -> Option<&Arc<Credential>> {
+        self.by_name.get(name)
     }
 
     /// All of them, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Credential> {
-        self.0.values()
+        self.by_name.values().map(|credential| &**credential)
+    }
+
+    /// Every deployment, in the order of the file.
+    pub fn deployments(&self) -> &[Arc<Deployment>] {
+        &self.deployments
+    }
+
+    /// What leads calls of this provider to an assistant of this id, of whichever tenants.
+    pub fn leading_to(&self, provider: &str, assistant_id: &str) -> impl Iterator<Item = &Arc<Deployment>> {
+        self.deployments
+            .iter()
+            .filter(move |deployment| deployment.provider() == provider && deployment.serves(assistant_id))
+    }
+
+    /// By what an assistant of this tenant may call.
+    pub fn of_assistant(
+        &self,
+        tenant_id: &str,
+        assistant_id: &str,
+    ) -> impl Iterator<Item = &Arc<Deployment>> {
+        self.deployments.iter().filter(move |deployment| {
+            &*deployment.credential.tenant_id == tenant_id && deployment.serves(assistant_id)
+        })
+    }
+
+    /// With a credential of code's own making, deployed to every assistant of its tenant.
+    pub fn deploy(&mut self, credential: Credential, phone: &str) {
+        let credential = Arc::new(credential);
+        let sample_rate = if credential.provider.form.provider == "vonage" { 16_000 } else { 8_000 };
+        self.by_name.insert(credential.name.clone(), credential.clone());
+        self.deployments.push(Arc::new(Deployment {
+            credential,
+            assistant_id: None,
+            phone: phone.to_owned(),
+            machine: super::rest::MachineDetection::Off,
+            sample_rate,
+            options: Vec::new(),
+        }));
     }
 }
 
@@ -43,10 +92,11 @@ pub fn read(source: &Source<'_>, tables: &toml::Table, tenants: &Tenants) -> Cre
     let mut credentials = BTreeMap::new();
     for (name, mut section) in Section::by_name(source, "credential", tables.get("credential").cloned()) {
         if let Some(credential) = read_one(&name, &mut section, tenants) {
-            credentials.insert(credential.name.clone(), credential);
+            credentials.insert(credential.name.clone(), Arc::new(credential));
         }
     }
-    Credentials(credentials)
+    let all: Vec<Arc<Credential>> = credentials.values().cloned().collect();
+    Credentials { by_name: credentials, deployments: deployment::read(source, tables, &all) }
 }
 
 fn read_one(name: &str, section: &mut Section<'_>, tenants: &Tenants) -> Option<Credential> {
@@ -69,6 +119,8 @@ fn read_one(name: &str, section: &mut Section<'_>, tenants: &Tenants) -> Option<
         section.skip_rest();
         return None;
     };
+    let calls_per_second = section.rate("calls_per_second").unwrap_or(CALLS_PER_SECOND);
+    let calls_max = section.integer("calls_max", 1..=100_000);
     let mistakes = section.mistakes();
     let values = Values::from_section(provider.form, section);
     // What a field lacks has been said already; the module says what is wrong with all of them together.
@@ -77,7 +129,8 @@ fn read_one(name: &str, section: &mut Section<'_>, tenants: &Tenants) -> Option<
     }
     match (provider.open)(&values) {
         Ok(account) => {
-            Some(Credential { name: name.into(), tenant_id: tenant_id?, provider, values, account })
+            let (name, tenant_id) = (name.into(), tenant_id?);
+            Some(Credential { name, tenant_id, provider, values, account, calls_per_second, calls_max })
         }
         Err(error) => {
             section.wrong(error.to_string());
@@ -119,6 +172,37 @@ mod tests {
         let india = credentials.get("india").unwrap();
         assert_eq!(india.values.networks("allow").len(), 2);
         assert!(!format!("{credentials:?}").contains("hunter2"));
+    }
+
+    const TWILIO: &str = "[credential.main]\nprovider = 'twilio'\n\
+                          account_sid = 'AC00000000000000000000000000000001'\naccount_token_env = 'TOKEN'\n";
+
+    #[test]
+    fn deployments_lead_to_one_assistant_or_to_all() {
+        let (credentials, errors) = read_file(&format!(
+            "{TWILIO}calls_per_second = 5\n[[deployment]]\ncredential = 'main'\nassistant = 'desk'\n\
+             phone = '+15005550006'\nmachine_detection = 'until_beep'\n\
+             [[deployment]]\ncredential = 'main'\nphone = '+15005550007'\n"
+        ));
+        assert!(errors.is_empty(), "{errors:?}");
+        let phones = |assistant| {
+            let found = credentials.leading_to("twilio", assistant);
+            found.map(|deployment| deployment.phone.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(phones("desk"), ["+15005550006", "+15005550007"]);
+        assert_eq!(phones("other"), ["+15005550007"]);
+        assert_eq!(credentials.leading_to("vonage", "desk").count(), 0);
+        assert_eq!(credentials.of_assistant("default", "desk").count(), 2);
+        assert_eq!(credentials.of_assistant("another", "desk").count(), 0);
+        assert_eq!(credentials.get("main").unwrap().calls_per_second, 5.0);
+    }
+
+    #[test]
+    fn deployment_of_a_credential_that_is_not_there_names_those_that_are() {
+        let (_, errors) = read_file(&format!("{TWILIO}[[deployment]]\ncredential = 'mian'\napp_ids = '1'\n"));
+        let said = errors.join("\n");
+        assert!(said.contains("\"credential\" = \"mian\" is not a credential of this file: main"), "{said}");
+        assert!(said.contains("unknown key \"app_ids\"; did you mean \"app_id\"?"), "{said}");
     }
 
     #[test]

@@ -13,6 +13,9 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 pub mod asterisk;
+pub mod client;
+pub mod demo;
+pub mod deployment;
 pub mod document;
 pub mod exotel;
 pub mod file;
@@ -33,6 +36,7 @@ mod asked;
 #[cfg(test)]
 mod tests;
 
+pub use deployment::Deployment;
 pub use document::{Decline, Document, MediaPlan};
 pub use file::Credentials;
 pub use form::{Form, FormError, Values};
@@ -93,6 +97,11 @@ pub trait Account: Debug + Send + Sync {
 
     /// What came of it.
     fn dialled(&self, answer: &RestAnswer<'_>) -> DialOutcome;
+
+    /// Whether the id in the answer to a dial is the request's: the call gets another one.
+    fn names_requests(&self) -> bool {
+        false
+    }
 
     /// Whether a dial with an unknown outcome may be sent again as it is: the provider, or PBX, knows it by its id.
     fn is_dial_repeatable(&self) -> bool {

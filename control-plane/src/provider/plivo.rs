@@ -205,6 +205,10 @@ impl Account for Plivo {
         rest::dialled(answer, id, error)
     }
 
+    fn names_requests(&self) -> bool {
+        true
+    }
+
     fn control(&self, call: &str, control: Control<'_>, _stamp: Stamp) -> Result<RestRequest, Unsupported> {
         let path = format!("/Call/{}/", escaped(call));
         let fetch = |url: &str| {

@@ -2,7 +2,7 @@
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection, SqlitePool};
-use tandem_api::v1::{Call, CarrierWord, DecisionStep, Ending, MediaStats};
+use tandem_api::v1::{Call, CarrierWord, DecisionStep, Ending, MediaStats, ProviderSide};
 
 use super::StoreError;
 use crate::call::record::CallRecord;
@@ -108,11 +108,22 @@ fn read(row: &SqliteRow) -> Result<Call, StoreError> {
         trunk: text(&origin, "trunk"),
         bulk_id: text(&origin, "bulkId"),
         metadata: texts(&origin["metadata"]),
+        provider: origin["provider"].is_object().then(|| read_provider(&origin["provider"])),
         ending: ending.is_object().then(|| read_ending(&ending)),
         decisions: decisions.as_array().into_iter().flatten().map(read_decision).collect(),
         media: media.is_object().then(|| read_media(&media)),
         call_id,
     })
+}
+
+fn read_provider(value: &serde_json::Value) -> ProviderSide {
+    ProviderSide {
+        name: text(value, "name"),
+        credential: text(value, "credential"),
+        call_id: text(value, "callId"),
+        status: text(value, "status"),
+        answered_by: text(value, "answeredBy"),
+    }
 }
 
 // A field that an older version did not write reads as empty, as protobuf would have it.

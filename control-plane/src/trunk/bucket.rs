@@ -18,6 +18,21 @@ impl Rate {
     }
 }
 
+/// A bucket that several may take from.
+#[derive(Debug, Clone)]
+pub struct SharedBucket {
+    rate: Rate,
+    bucket: std::sync::Arc<std::sync::Mutex<Bucket>>,
+}
+
+impl SharedBucket {
+    /// Takes a token; `false`: there is none.
+    pub fn take(&self) -> bool {
+        let mut bucket = self.bucket.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        bucket.take(self.rate, Instant::now())
+    }
+}
+
 /// What is left. Full when it is made.
 #[derive(Debug, Clone, Copy)]
 pub struct Bucket {
@@ -41,6 +56,14 @@ impl Bucket {
             self.tokens -= 1.0;
         }
         has_token
+    }
+
+    /// A bucket that several may take from.
+    pub fn shared(rate: Rate) -> SharedBucket {
+        SharedBucket {
+            rate,
+            bucket: std::sync::Arc::new(std::sync::Mutex::new(Self::new(rate, Instant::now()))),
+        }
     }
 
     /// Seconds until there is a token, rounded up and at least one: for Retry-After.

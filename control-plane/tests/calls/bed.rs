@@ -16,12 +16,16 @@ use control_plane::call::record::CallRecord;
 use control_plane::call::registry::claiming::Claimed;
 use control_plane::call::registry::{Calls, Settings};
 use control_plane::config::Limits;
-use control_plane::media::{EngineId, Listed, News, SessionEvent, Upgrade};
+use control_plane::media::{Addresses, EngineId, Listed, News, SessionEvent, Upgrade};
+use control_plane::provider::client::{Errand, Outcome};
+use control_plane::provider::{ControlOutcome, Credentials as ProviderCredentials};
+use control_plane::settings::section::Source;
 use control_plane::sip::{SipEvent, TlsPeer, Verb};
 use control_plane::store::accounts::{Assistant, Found, KeyHash, Principal};
-use control_plane::store::contexts::{CallContext, Claim};
+use control_plane::store::contexts::{CallContext, Claim, Mint};
+use control_plane::store::declared;
 use control_plane::trunk::Trunks;
-use control_plane::trunk::guard::{GuardSettings, Source, SourceGuard, Verdict};
+use control_plane::trunk::guard::{GuardSettings, Source as Guarded, SourceGuard, Verdict};
 use tandem_api::engine::v1 as engine;
 use tandem_sip::digest::Credentials;
 use tandem_sip::endpoint::Knock;
@@ -104,6 +108,12 @@ pub(crate) struct Bed {
     pub(crate) guard: Option<SourceGuard>,
     /// Sources of calls that have passed the four steps.
     pub(crate) admitted: Vec<SocketAddr>,
+    /// Records and claims that were to be kept.
+    pub(crate) minted: Vec<(CallContext, Mint)>,
+    /// What providers were asked.
+    pub(crate) errands: Vec<(Uuid, Errand)>,
+    /// What they answer, in order; nothing: they have not answered yet.
+    pub(crate) outcomes: VecDeque<Outcome>,
     /// What the context store knows of claims; `None`: it does not answer.
     pub(crate) claims: Option<HashMap<Claim, Held>>,
     /// Connections whose claim it is asked about; not answered by itself when `claims_wait`.
@@ -180,6 +190,9 @@ impl Bed {
             certificate: None,
             guard: None,
             admitted: Vec::new(),
+            minted: Vec::new(),
+            errands: Vec::new(),
+            outcomes: VecDeque::new(),
             claims: Some(HashMap::new()),
             asked: Vec::new(),
             claims_wait: false,
@@ -270,10 +283,12 @@ impl Bed {
     }
 
     pub(crate) fn engine_lists(&mut self, engine: usize, instance_id: &str, sessions: HashMap<Uuid, Listed>) {
-        self.news(
-            engine,
-            News::Up { instance_id: instance_id.to_owned(), sessions, addresses: Default::default() },
-        );
+        let addresses = Addresses {
+            ws: "media.example.com:443".to_owned(),
+            is_ws_secure: true,
+            audiosocket: "media.example.com:9093".to_owned(),
+        };
+        self.news(engine, News::Up { instance_id: instance_id.to_owned(), sessions, addresses });
     }
 
     pub(crate) fn news(&mut self, engine: usize, news: News) {
@@ -370,7 +385,7 @@ impl Bed {
     /// The same by any transport.
     pub(crate) fn input_by(&mut self, bytes: &[u8], flow: Flow) {
         let (guard, now) = (&mut self.guard, self.now);
-        let source = Source { ip: flow.remote.ip(), peer: self.certificate.as_ref() };
+        let source = Guarded { ip: flow.remote.ip(), peer: self.certificate.as_ref() };
         let verdict = guard.as_mut().map(|guard| guard.check_source(bytes, source, now));
         if verdict.is_none_or(|verdict| verdict == Verdict::Pass) {
             let mut door = |knock: &Knock<'_>| {
@@ -424,8 +439,29 @@ impl Bed {
                 assert_eq!(&*context.tenant_id, "t1");
                 self.remembered.push(*context);
             }
-            Action::Claim { engine, upgrade } if self.claims_wait => self.asked.push((engine, *upgrade)),
-            Action::Claim { engine, upgrade } => {
+            Action::Mint { context, mint } => {
+                self.minted.push(((*context).clone(), mint));
+                if let Some(claims) = &mut self.claims {
+                    claims.insert(mint.claim, Held::Fresh(context.clone()));
+                }
+                let minted = if self.claims.is_some() { Ok(()) } else { Err("it is away".to_owned()) };
+                self.calls.handle_minted(context.call_id, minted, self.now);
+            }
+            Action::Errand { call_id, credential, errand } => {
+                // A provider hangs up when it is asked to.
+                let hangs_up = matches!(errand, Errand::HangUp { .. });
+                let done = hangs_up.then_some(Outcome::Controlled(ControlOutcome::Done));
+                self.errands.push((call_id, errand));
+                if let Some(outcome) = self.outcomes.pop_front().or(done) {
+                    self.calls.handle_errand(call_id, &credential, outcome, self.now);
+                }
+            }
+            Action::Missed(claim) => {
+                let is_ours = matches!(self.claimed(claim), Claimed::Fresh(_));
+                self.calls.handle_missed(claim, is_ours);
+            }
+            Action::Claim { engine, upgrade, .. } if self.claims_wait => self.asked.push((engine, *upgrade)),
+            Action::Claim { engine, upgrade, .. } => {
                 let claimed = self.claimed(upgrade.claim);
                 self.calls.handle_claimed(engine, *upgrade, claimed, self.now);
             }
@@ -446,7 +482,7 @@ impl Bed {
             Action::Record(record) => self.records.push(*record),
             Action::Refused(refusal) => {
                 if let (Some(guard), Some(failure)) = (&mut self.guard, refusal.ending.cause.failure()) {
-                    let source = Source { ip: refusal.source.ip(), peer: None };
+                    let source = Guarded { ip: refusal.source.ip(), peer: None };
                     guard.refused(source, failure, self.now);
                 }
                 self.refusals.push(*refusal);
@@ -595,8 +631,25 @@ fn settings(limits: Limits, engines: usize) -> Settings {
         talker_url: "ws://127.0.0.1:8767/v1/talk".to_owned(),
         talker_token: None,
         engines: (0..engines).map(|n| format!("http://engine-{n}:7070")).collect(),
+        credentials: credentials(),
+        public_url: "https://tandem.example.com".to_owned(),
         seed: 7,
     }
+}
+
+/// What providers know us by: `main` proves nothing when its media come, `signed` signs everything.
+pub(crate) fn credentials() -> ProviderCredentials {
+    let text = "[[tenant]]\nid = 't1'\n[credential.main]\nprovider = 'asterisk'\n\
+                [credential.signed]\nprovider = 'twilio'\ncalls_per_second = 100\n\
+                account_sid = 'AC00000000000000000000000000000001'\naccount_token = 'hunter2'\n\
+                [[deployment]]\ncredential = 'signed'\nphone = '+14155550100'\n";
+    let tables: toml::Table = text.parse().unwrap();
+    let source = Source::new(std::path::Path::new("tandem.toml"), &|_| None);
+    let (_, tenants) = declared::read(&source, &tables, false);
+    let credentials = control_plane::provider::file::read(&source, &tables, &tenants);
+    let errors = source.into_errors();
+    assert!(errors.is_empty(), "{errors:?}");
+    credentials
 }
 
 fn endpoint(seed: u64) -> EndpointConfig {

@@ -13,6 +13,7 @@ mod hold;
 mod joins;
 mod media;
 mod place;
+mod providers;
 mod refusal;
 mod scanners;
 mod storm;

@@ -47,6 +47,7 @@ pub(crate) fn order(trunk: &Arc<Trunk>) -> Order {
         duration_max: None,
         bulk: None,
         idempotency: None,
+        provider: None,
     }
 }
 

@@ -10,7 +10,7 @@
 //! the first packet on. A CANCEL that crosses the 200 is the endpoint's to turn into a BYE.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tandem_api::v1::DecisionStep;
@@ -90,14 +90,6 @@ impl Outbound {
     pub(super) fn leave_dialog(&mut self) -> Option<Token> {
         self.asked = None;
         self.token.take()
-    }
-
-    pub(super) fn metadata(&self) -> HashMap<String, String> {
-        self.order.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
-    }
-
-    pub(super) fn bulk_id(&self) -> Option<String> {
-        self.order.bulk.map(|bulk| bulk.to_string())
     }
 }
 
@@ -197,13 +189,24 @@ impl Call {
 
     /// Of which bulk it is.
     pub fn bulk(&self) -> Option<Uuid> {
-        self.outbound.as_ref()?.order.bulk
+        self.order()?.bulk
+    }
+
+    /// What was ordered, of a call that we place.
+    pub(super) fn order(&self) -> Option<&Order> {
+        match &self.outbound {
+            Some(own) => Some(&own.order),
+            None => self.provider_order(),
+        }
     }
 
     /// Its turn has come.
     pub fn dial(&mut self, fleet: &mut Fleet, around: &mut Surroundings<'_>) {
         if self.life.state() != State::Queued {
             return;
+        }
+        if self.stream.is_some() {
+            return self.dial_provider(fleet, around);
         }
         self.life.begin(around.settings.limits.ring_max, around.now);
         self.remember(around);

@@ -107,6 +107,7 @@ impl Call {
         self.check_target(target).map_err(|why| (403, why))?;
         let (Some(tenant_id), Some(agent)) = (&self.tenant_id, &self.agent) else { return Err(declined()) };
         let order = Order {
+            provider: None,
             tenant_id: tenant_id.clone(),
             assistant_id: self.assistant_id.clone(),
             agent: agent.clone(),

@@ -46,6 +46,7 @@ impl Order {
         let to = to.map_err(|error| FieldError { field: "to".to_owned(), ..error })?;
         let own_number = trunk.outbound.caller_id.clone().or_else(|| trunk.credential.user());
         Ok(Self {
+            provider: None,
             tenant_id: host.tenant_id.clone(),
             assistant_id: host.assistant_id.clone(),
             agent: host.agent.clone(),

@@ -186,7 +186,11 @@ impl Calls {
         let Self { actions, strays, settings, rng, gate, tokens, .. } = self;
         let wall = self.wall;
         let around = Surroundings { actions, strays, settings, now, setup: None, gate, wall, rng, tokens };
-        let call = Call::place(call_id, order, &around);
+        let mut around = around;
+        let call = match order.provider.clone() {
+            Some(deployment) => Call::place_with_provider(call_id, order, deployment, &mut around),
+            None => Call::place(call_id, order, &around),
+        };
         self.calls.insert(call_id, call);
         self.on_call(call_id, now, |_, _, _| {});
         Ok(())

@@ -422,8 +422,7 @@ impl ContextStore for RedisContexts {
         let mut get = cmd("GET");
         get.arg(claim_key(claim));
         self.within(async {
-            let held: Option<String> =
-                self.ask(async |connection| get.query_async(connection).await).await?;
+            let held: Option<String> = self.ask(async |connection| get.query_async(connection).await).await?;
             // One octet of state and eight of an epoch stand before the call.
             let call_id = held.as_deref().and_then(|held| held.get(9..)).map(Uuid::parse_str).transpose();
             self.claimed(call_id.map_err(|_| ContextError::Unreadable("a claim of no call".into()))?).await

@@ -138,7 +138,8 @@ impl<S: ContextStore + 'static> Spool<S> {
     pub async fn mint(&self, context: CallContext, mint: Mint) -> Result<(), ContextError> {
         let live = Live { context: Arc::new(context.clone()), until: Some(Instant::now() + mint.ttl) };
         let attempt = Attempt { shared: &*self.shared, call_id: context.call_id, is_kept: false };
-        self.shared.lock().live.insert(context.call_id, live);
+        // One that was announced twice may be a call by now, and stays one.
+        self.shared.lock().live.entry(context.call_id).or_insert(live);
         self.shared.store.put(context, Some(mint)).await?;
         attempt.keep();
         Ok(())
