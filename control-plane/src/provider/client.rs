@@ -143,6 +143,8 @@ impl RestClient {
     /// # Errors
     /// TLS cannot be set up.
     pub fn new() -> Result<Self, reqwest::Error> {
+        // Whoever was first in this process has chosen the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         // Credentials go where they were meant for: no redirect is followed. A proxy of the environment is the operator's wish.
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_WITHIN)
@@ -315,7 +317,6 @@ mod tests {
     }
 
     fn client() -> RestClient {
-        let _ = rustls::crypto::ring::default_provider().install_default();
         RestClient::new().unwrap()
     }
 

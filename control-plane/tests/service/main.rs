@@ -12,4 +12,5 @@ mod lifecycle;
 mod phones;
 mod placing;
 mod stage;
+mod telephony;
 mod wire;
