@@ -83,6 +83,12 @@ fn tables(config: &Config) -> Vec<String> {
         let fields = credential.values.shown(form);
         lines.extend(fields.iter().map(|(name, shown)| format!("           {name:<23} {shown}")));
     }
+    for deployment in config.credentials.deployments() {
+        let (name, provider) = (&deployment.credential.name, deployment.provider());
+        let whom = deployment.assistant_id.as_deref().unwrap_or("every assistant");
+        let phone = if deployment.phone.is_empty() { "no number of its own" } else { &deployment.phone };
+        lines.push(format!("deploy.  {name} ({provider}) to {whom}: {phone}"));
+    }
     for (owner, tenant, assistant) in config.trunks.assistants() {
         if !config.declared.has_assistant(&tenant, &assistant) && !config.demo {
             lines.push(format!(

@@ -41,6 +41,7 @@ Examples:
   tandem call explain 01938a2e-7c5b-7d6e-9f00-1234567890ab
   tandem call refused
   tandem call hangup 01938a2e-7c5b-7d6e-9f00-1234567890ab
+  tandem call place --assistant desk --credential twilio-main --to +4930222 --wait
   tandem call place --assistant desk --trunk carrier --from +4930111 --to +4930222 --arg name=Anna --wait
   tandem call transfer 01938a2e-7c5b-7d6e-9f00-1234567890ab --to +4930333
   tandem call join 01938a2e-7c5b-7d6e-9f00-1234567890ab 01938a2f-0b11-7a52-8c00-ba0987654321
@@ -82,7 +83,7 @@ enum CallVerb {
         #[arg(long, default_value_t = 20, value_name = "N")]
         limit: u32,
     },
-    /// Places a call over a trunk and prints its id
+    /// Places a call over a trunk, or by a telephony provider, and prints its id
     Place(Box<PlaceArgs>),
     /// Hands the other side of a connected call on (REFER)
     Transfer {
@@ -150,6 +151,15 @@ struct PlaceArgs {
     /// Over which trunk [default: the only one]
     #[arg(long, default_value = "", hide_default_value = true)]
     trunk: String,
+    /// By which credential of a telephony provider, instead of a trunk [default: the one with that --from]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true,
+        conflicts_with = "trunk"
+    )]
+    credential: String,
     /// Told to the agent; may be repeated
     #[arg(long = "arg", value_name = "KEY=VALUE", value_parser = key_value)]
     args: Vec<(String, String)>,
@@ -182,6 +192,7 @@ impl From<PlaceArgs> for CreatePhoneCallRequest {
             from_number: args.from,
             to_number: args.to,
             trunk: args.trunk,
+            credential: args.credential,
             headers: args.headers.into_iter().collect(),
             idempotency_key: args.idempotency_key,
             ..Self::default()
@@ -581,6 +592,10 @@ fn duration(call: &Call) -> String {
     }
 }
 
+fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
 fn print_call(call: &Call) {
     say!("call       {}", call.call_id);
     say!("state      {}", call.state);
@@ -590,6 +605,18 @@ fn print_call(call: &Call) {
     say!("to         {}", call.to);
     if !call.trunk.is_empty() {
         say!("trunk      {}", call.trunk);
+    }
+    if let Some(provider) = &call.provider {
+        say!(
+            "provider   {} by {}, its call {}",
+            provider.name,
+            provider.credential,
+            or_dash(&provider.call_id)
+        );
+        say!("there      {}", or_dash(&provider.status));
+        if !provider.answered_by.is_empty() {
+            say!("picked up  {}", provider.answered_by);
+        }
     }
     for (name, at_ms) in
         [("started", call.created_ms), ("answered", call.answered_ms), ("ended", call.ended_ms)]

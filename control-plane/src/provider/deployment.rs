@@ -32,6 +32,8 @@ pub struct Deployment {
     pub machine: MachineDetection,
     /// Samples a second, where the provider lets us choose.
     pub sample_rate: u32,
+    /// Prefixes of numbers that callers may be put through to; empty: none.
+    pub transfer_targets: Vec<String>,
     /// The provider's own.
     pub options: Vec<(String, String)>,
 }
@@ -76,6 +78,12 @@ fn read_one(section: &mut Section<'_>, credentials: &[Arc<Credential>]) -> Optio
         ],
     );
     let sample_rate = section.choice("sample_rate", &[("8000", 8_000), ("16000", 16_000), ("24000", 24_000)]);
+    let transfer_targets =
+        section.list("transfer_targets", "prefixes of numbers such as [\"+4930\"]", |text| {
+            let is_prefix =
+                text.starts_with('+') && text.len() > 1 && text[1..].bytes().all(|b| b.is_ascii_digit());
+            is_prefix.then(|| text.to_owned())
+        });
     let mut options = Vec::new();
     for name in OPTIONS {
         if let Some(value) = section.text(name, "a text") {
@@ -94,6 +102,7 @@ fn read_one(section: &mut Section<'_>, credentials: &[Arc<Credential>]) -> Optio
         phone,
         machine: machine.unwrap_or_default(),
         sample_rate: sample_rate.unwrap_or(if is_wide { 16_000 } else { 8_000 }),
+        transfer_targets,
         options,
     })
 }

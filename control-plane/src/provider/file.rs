@@ -82,6 +82,7 @@ impl Credentials {
             phone: phone.to_owned(),
             machine: super::rest::MachineDetection::Off,
             sample_rate,
+            transfer_targets: Vec::new(),
             options: Vec::new(),
         }));
     }

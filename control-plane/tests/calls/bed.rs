@@ -642,7 +642,8 @@ pub(crate) fn credentials() -> ProviderCredentials {
     let text = "[[tenant]]\nid = 't1'\n[credential.main]\nprovider = 'asterisk'\n\
                 [credential.signed]\nprovider = 'twilio'\ncalls_per_second = 100\n\
                 account_sid = 'AC00000000000000000000000000000001'\naccount_token = 'hunter2'\n\
-                [[deployment]]\ncredential = 'signed'\nphone = '+14155550100'\n";
+                [[deployment]]\ncredential = 'signed'\nphone = '+14155550100'\n\
+                transfer_targets = ['+1415555']\n";
     let tables: toml::Table = text.parse().unwrap();
     let source = Source::new(std::path::Path::new("tandem.toml"), &|_| None);
     let (_, tenants) = declared::read(&source, &tables, false);

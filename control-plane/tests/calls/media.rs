@@ -668,7 +668,7 @@ fn agent_that_wants_a_transfer_is_told_why_not_and_its_keys_hang_nothing() {
     let told = bed.told();
     let Some(What::Transfer(progress)) = told.last() else { panic!("{told:?}") };
     assert_eq!(progress.status, "failed");
-    assert!(progress.reason.contains("no SIP dialog"), "{}", progress.reason);
+    assert!(progress.reason.contains("no [[deployment]]"), "{}", progress.reason);
     bed.session(CALL, SessionEvent::AgentDtmf { digits: "12".into() });
     bed.session(CALL, SessionEvent::AgentAnswer);
     bed.session(CALL, gone(true));

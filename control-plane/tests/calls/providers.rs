@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use control_plane::call::action::{EngineCommand, EngineReply, UpgradeAnswer};
-use control_plane::call::machine::{DIAL_TRIES, MEDIA_WITHIN, RETURN_WAIT};
+use control_plane::call::machine::{Asked, DIAL_TRIES, MEDIA_WITHIN, RETURN_WAIT, TransferTo};
 use control_plane::call::order::Order;
 use control_plane::call::registry::claiming::{Claimed, EXPECTED_WITHIN, check_upgrade};
 use control_plane::media::{News, SessionEvent, Upgrade};
@@ -354,6 +354,47 @@ fn what_picked_up_is_in_the_record() {
     bed.run();
     let call = bed.calls.get("t1", call_id).unwrap();
     assert_eq!(call.provider.unwrap().answered_by, "machine_beep");
+}
+
+// --- handed on ---
+
+fn transfers(bed: &Bed) -> Vec<(&str, &str)> {
+    let transfers = bed.errands.iter().filter_map(|(_, errand)| match errand {
+        Errand::Transfer { to, from, .. } => Some((to.as_str(), from.as_str())),
+        _ => None,
+    });
+    transfers.collect()
+}
+
+#[test]
+fn provider_puts_the_caller_through_where_the_deployment_lets_it() {
+    let (mut bed, _) = signed();
+    let call_id = inbound().call_id;
+    let to = |number: &str| TransferTo::Blind(number.to_owned());
+    for wrong in ["+4930555", "sip:anna@evil.example", "+1415", "1415/x@y"] {
+        let asked = bed.calls.transfer("t1", call_id, to(wrong), bed.now).unwrap();
+        assert!(matches!(asked, Asked::Policy(_)), "{wrong}: {asked:?}");
+    }
+    bed.outcomes.push_back(Outcome::Controlled(ControlOutcome::Done));
+    assert_eq!(bed.calls.transfer("t1", call_id, to("+14155550123"), bed.now), Some(Asked::Done));
+    bed.run();
+    assert_eq!(transfers(&bed), [("+14155550123", "+14155550100")]);
+    bed.session(call_id, SessionEvent::StreamDropped { is_stop: true, reason: "stop".into() });
+    assert_eq!(reason(&bed, call_id), "transferred");
+    assert!(hung_up(&bed).is_empty(), "the caller talks on");
+}
+
+#[test]
+fn transfer_that_the_provider_refuses_leaves_the_caller_with_the_agent() {
+    let (mut bed, _) = signed();
+    let call_id = inbound().call_id;
+    bed.outcomes.push_back(Outcome::Unsupported("not by this one".into()));
+    let to = TransferTo::Blind("+14155550123".into());
+    assert_eq!(bed.calls.transfer("t1", call_id, to, bed.now), Some(Asked::Done));
+    bed.run();
+    assert_eq!(bed.state(call_id), "connected");
+    let told = format!("{:?}", bed.told());
+    assert!(told.contains("failed") && told.contains("not by this one"), "{told}");
 }
 
 // --- what proves a connection ---

@@ -258,6 +258,15 @@ impl Call {
     pub fn handle_errand(&mut self, outcome: Outcome, around: &mut Surroundings<'_>) {
         let Some(stream) = self.stream.as_mut() else { return };
         stream.is_asking = false;
+        if let Some(refused) = transfer_words(&outcome)
+            && !self.life.is_ending()
+            && self.handle_transfer_asked(refused.as_deref())
+        {
+            if let Some(why) = refused {
+                self.note_stream("transfer", "done", &why, false);
+            }
+            return;
+        }
         match outcome {
             Outcome::Dialled(outcome) => self.handle_dialled(outcome, around),
             Outcome::Controlled(ControlOutcome::Done | ControlOutcome::Gone) => {}
@@ -462,6 +471,52 @@ impl Call {
         around.actions.push_back(Action::Errand { call_id, credential, errand: Errand::HangUp { call } });
     }
 
+    /// Numbers that the provider may put the other side through to: none, unless the deployment names their prefixes.
+    pub(super) fn check_provider_target(&self, to: &str, around: &Surroundings<'_>) -> Result<(), String> {
+        let is_number = to.strip_prefix('+').unwrap_or(to).bytes().all(|octet| octet.is_ascii_digit());
+        if !is_number || !(2..=20).contains(&to.len()) {
+            return Err("the target must be a number such as +4930123456".to_owned());
+        }
+        let Some(deployment) = self.deployment(around) else {
+            return Err("no [[deployment]] of the call's credential says whom callers may be put through to"
+                .to_owned());
+        };
+        if !deployment.transfer_targets.iter().any(|prefix| to.starts_with(prefix.as_str())) {
+            return Err("the number is not among transfer_targets of the call's [[deployment]]".to_owned());
+        }
+        Ok(())
+    }
+
+    /// By which it came or goes.
+    fn deployment<'a>(&'a self, around: &'a Surroundings<'_>) -> Option<&'a Deployment> {
+        let stream = self.stream.as_ref()?;
+        if let Some(dialling) = &stream.dialling {
+            return Some(&dialling.deployment);
+        }
+        let side = stream.context.provider.as_ref()?;
+        let credentials = &around.settings.credentials;
+        let mut own = credentials.of_assistant(&stream.context.tenant_id, &self.assistant_id);
+        own.find(|deployment| *deployment.credential.name == *side.credential).map(|found| &**found)
+    }
+
+    /// Asks the provider to put the other side through.
+    pub(super) fn ask_transfer(&mut self, to: String, around: &mut Surroundings<'_>) -> Result<(), String> {
+        let unknown = || "the provider has not said yet what it calls the call".to_owned();
+        let stream = self.stream.as_ref().ok_or_else(unknown)?;
+        let side = stream.context.provider.as_ref().ok_or_else(unknown)?;
+        let call = side.call_id.clone().ok_or_else(unknown)?;
+        let credential = around.settings.credentials.get(&side.credential).cloned().ok_or_else(unknown)?;
+        // Who calls the target is our number: theirs is not ours to show.
+        let from = match stream.context.direction {
+            "outbound" => self.from.clone(),
+            _ => self.to.clone(),
+        };
+        let callback_url = around.settings.event_url(&side.name, side.event_id);
+        let errand = Errand::Transfer { call, to, from, callback_url };
+        around.actions.push_back(Action::Errand { call_id: self.id, credential, errand });
+        Ok(())
+    }
+
     /// Whether something is under way at the provider that the end of the call waits for.
     pub(super) fn is_asking(&self) -> bool {
         self.stream.as_ref().is_some_and(|stream| stream.is_asking)
@@ -472,6 +527,22 @@ impl Call {
         if let Some(stream) = self.stream.as_mut() {
             stream.is_asking = false;
         }
+    }
+}
+
+/// Why a transfer was not done; `Some(None)`: it was. `None`: it is about something else.
+fn transfer_words(outcome: &Outcome) -> Option<Option<String>> {
+    match outcome {
+        Outcome::Controlled(ControlOutcome::Done) => Some(None),
+        Outcome::Controlled(ControlOutcome::Gone) => {
+            Some(Some("the call is over at the provider".to_owned()))
+        }
+        Outcome::Controlled(ControlOutcome::Refused(refused)) => Some(Some(refused_words(refused))),
+        Outcome::Controlled(ControlOutcome::Unknown) => {
+            Some(Some("the provider did not say whether it was done".to_owned()))
+        }
+        Outcome::Unsupported(why) => Some(Some(why.clone())),
+        Outcome::Dialled(_) => None,
     }
 }
 

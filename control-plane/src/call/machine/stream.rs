@@ -378,6 +378,11 @@ impl Call {
             return;
         }
         stream.is_over_there = true;
+        if self.is_leaving() {
+            self.tell_transfer("done", "");
+            return self.end(Ending::new(Cause::Transferred), around);
+        }
+        let Some(stream) = self.stream.as_mut() else { return };
         let cause = match stream.context.direction {
             "outbound" => Cause::CalleeHangup,
             _ if self.life.is_before_answer() => Cause::CallerCancelled,

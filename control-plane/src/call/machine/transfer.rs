@@ -114,8 +114,8 @@ impl Call {
         if !matches!(state, State::Connected | State::OnHold) {
             return Asked::State(state);
         }
-        if let Err(refused) = self.check_dialog("handed on") {
-            return refused;
+        if self.stream.is_some() {
+            return self.transfer_by_provider(&to, around);
         }
         if self.transfer.is_some() || self.has_open_guest() || self.joining.is_some() {
             return Asked::Busy;
@@ -129,6 +129,44 @@ impl Call {
         let timeout = self.trunk.as_ref().map_or(TRANSFER_MAX, |trunk| trunk.transfer.timeout);
         self.transfer = Some(Transfer { give_up: around.now + timeout, is_accepted: false });
         Asked::Done
+    }
+
+    /// The provider puts the other side through, by its REST API.
+    fn transfer_by_provider(&mut self, to: &ReferTarget, around: &mut Surroundings<'_>) -> Asked {
+        if self.transfer.is_some() {
+            return Asked::Busy;
+        }
+        let ReferTarget::Blind(to) = to else {
+            return Asked::Policy("a provider's call is handed on to a number only".to_owned());
+        };
+        let to = to.trim();
+        let to = to.strip_prefix("tel:").unwrap_or(to);
+        if let Err(why) = self.check_provider_target(to, around) {
+            return Asked::Policy(why);
+        }
+        if let Err(why) = self.ask_transfer(to.to_owned(), around) {
+            return Asked::Policy(why);
+        }
+        self.transfer = Some(Transfer { give_up: around.now + TRANSFER_MAX, is_accepted: false });
+        Asked::Done
+    }
+
+    /// What came of it. `false`: none was asked for.
+    pub(super) fn handle_transfer_asked(&mut self, refused: Option<&str>) -> bool {
+        let Some(transfer) = self.transfer.as_mut().filter(|transfer| !transfer.is_accepted) else {
+            return false;
+        };
+        match refused {
+            None => {
+                transfer.is_accepted = true;
+                self.tell_transfer("trying", "");
+            }
+            Some(why) => {
+                self.transfer = None;
+                self.tell_transfer("failed", why);
+            }
+        }
+        true
     }
 
     /// The agent wants it; it is told why when it may not.
