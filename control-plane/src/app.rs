@@ -192,6 +192,7 @@ impl App {
         let sources = Sources { events: sip.events, news, desk: registration.desk };
         let (driver, live) = Driver::new(calls, means, sources);
 
+        let service_token = config.service_token.clone().map(|token: SecretString| Arc::new(token));
         let shared = http::Shared {
             accounts,
             pool: pool.clone(),
@@ -203,13 +204,14 @@ impl App {
             rest,
             public_url: public_url.into(),
             trusted_proxies: config.trusted_proxies.clone().into(),
+            desk: http::Desk::new(&config.talker_url, service_token.clone()),
             webhook_lines: Bucket::shared(WEBHOOK_LINES_RATE),
             metrics,
             guard,
             refusals,
             sip: sip.counters.clone(),
             office: registration.office.clone(),
-            service_token: config.service_token.map(|token: SecretString| Arc::new(token)),
+            service_token,
             dial: dial_lines(&sip.listeners, config.demo),
         };
         let (shutdown, down) = watch::channel(false);

@@ -26,6 +26,7 @@ pub mod sentence;
 pub mod server;
 pub mod session;
 pub mod stt;
+pub mod text;
 pub mod transport;
 pub mod tts;
 pub mod turn;

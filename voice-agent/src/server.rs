@@ -1,4 +1,4 @@
-//! The listener: links, `GET /healthz`, and the WebSocket upgrade of `/v1/talk`, on one port.
+//! The listener: links, `GET /healthz`, `POST /v1/chat`, and the WebSocket upgrade of `/v1/talk`, on one port.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,9 +15,14 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use crate::agent::{Agent, AgentError, Backstage};
 use crate::config::Config;
 use crate::link::{self, Reception};
+use crate::text::{self, Chats};
 use crate::transport::{Ear, Mouth};
 use crate::{session, transport};
 
+/// Where the control plane asks for an answer in writing.
+pub const CHAT_PATH: &str = "/v1/chat";
+/// What it proves itself with, from another machine.
+const TOKEN_HEADER: &str = "x-tandem-service-token";
 /// Where engines connect.
 pub const TALK_PATH: &str = "/v1/talk";
 /// A peer that has not sent its request or its handshake by then is closed.
@@ -62,6 +67,7 @@ struct Shared {
     token: Option<SecretString>,
     places: Arc<Semaphore>,
     max_conversations: usize,
+    chats: Chats,
     stop: watch::Receiver<bool>,
 }
 
@@ -101,7 +107,8 @@ impl Server {
             .map_err(|source| RunError::Bind { addr: SocketAddr::from(([0, 0, 0, 0], 0)), source })?;
         let (stop, stopped) = watch::channel(false);
         let places = Arc::new(Semaphore::new(max_conversations));
-        let shared = Arc::new(Shared { agent, token, places, max_conversations, stop: stopped });
+        let chats = Chats::default();
+        let shared = Arc::new(Shared { agent, token, places, max_conversations, chats, stop: stopped });
         Ok(Self { listener, local_addr, shared, stop, backstage })
     }
 
@@ -161,6 +168,7 @@ async fn answer(stream: TcpStream, shared: Arc<Shared>) {
     let ready = shared.agent.is_ready();
     let path = match request {
         Requested::Link => return serve_link(stream, &shared).await,
+        Requested::Chat => return chat(stream, &shared).await,
         Requested::Path(path) => path,
     };
     match path.as_str() {
@@ -247,9 +255,82 @@ impl Reception for Arc<Shared> {
     }
 }
 
+/// A message in writing, and its answer.
+async fn chat(mut stream: TcpStream, shared: &Shared) {
+    let Ok(Some((head, body))) = tokio::time::timeout(REQUEST_TIMEOUT, read_post(&mut stream)).await else {
+        return;
+    };
+    let is_local = stream.peer_addr().is_ok_and(|peer| peer.ip().is_loopback());
+    let is_known = match &shared.token {
+        Some(token) => header(&head, TOKEN_HEADER).is_some_and(|given| is_same(token, given)),
+        None => is_local,
+    };
+    let (status, text) = if !is_known {
+        ("403 Forbidden", json_error("the service token is missing or wrong"))
+    } else if !shared.agent.is_ready() {
+        ("503 Service Unavailable", json_error("the voice models are not loaded yet"))
+    } else {
+        match shared.chats.answer(&*shared.agent.vendors.llm, &body).await {
+            Ok(answer) => ("200 OK", serde_json::to_string(&answer).unwrap_or_default()),
+            Err(error) => (error.status(), json_error(&error.to_string())),
+        }
+    };
+    let len = text.len();
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{text}"
+    );
+    // The peer may be gone already.
+    if stream.write_all(answer.as_bytes()).await.is_ok() {
+        let _ = stream.shutdown().await;
+    }
+}
+
+fn json_error(text: &str) -> String {
+    serde_json::json!({ "error": text }).to_string()
+}
+
+/// In a time that does not depend on where they differ.
+fn is_same(token: &SecretString, given: &str) -> bool {
+    let (ours, theirs) = (token.expose_secret().as_bytes(), given.as_bytes());
+    let differs = ours.iter().cycle().zip(theirs).fold(0, |differs, (a, b)| differs | (a ^ b));
+    ours.len() == theirs.len() && differs == 0
+}
+
+/// Head and body of a request with Content-Length.
+async fn read_post(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
+    let mut octets = Vec::new();
+    let end = loop {
+        if let Some(end) = octets.windows(4).position(|four| four == b"\r\n\r\n") {
+            break end;
+        }
+        if octets.len() > REQUEST_MAX || stream.read_buf(&mut octets).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let head = String::from_utf8(octets[..end].to_vec()).ok()?;
+    let len: usize = header(&head, "content-length")?.parse().ok()?;
+    if len > text::REQUEST_MAX {
+        return None;
+    }
+    let mut body = octets.split_off(end + 4);
+    while body.len() < len {
+        if stream.read_buf(&mut body).await.ok()? == 0 {
+            return None;
+        }
+    }
+    body.truncate(len);
+    Some((head, body))
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
+    lines.find(|(key, _)| key.trim().eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+}
+
 /// What a connection begins with.
 enum Requested {
     Link,
+    Chat,
     Path(String),
 }
 
@@ -264,6 +345,9 @@ async fn requested(stream: &TcpStream) -> Option<Requested> {
         }
         if let Some(end) = head[..len].iter().position(|octet| *octet == b'\n') {
             let line = std::str::from_utf8(&head[..end]).ok()?;
+            if line.strip_prefix("POST ").and_then(|rest| rest.split(' ').next()) == Some(CHAT_PATH) {
+                return Some(Requested::Chat);
+            }
             let target = line.strip_prefix("GET ")?.split(' ').next()?;
             let path = target.split('?').next().unwrap_or_default();
             return Some(Requested::Path(path.to_owned()));

@@ -114,6 +114,7 @@ causes! {
     OperatorHangup   = Us,     "operator_hangup",      200, 16, true,  "the call was ended through the API";
     MaxDuration      = Us,     "max_duration",         200, 31, true,  "the call lasted as long as a call may";
     Idle             = Us,     "idle",                 200, 31, true,  "nobody spoke for as long as the assistant allows";
+    InWriting        = Caller, "in_writing",           200, 16, false, "a conversation in writing, which goes on when somebody writes";
     // --- admission ---
     MissingKey       = Caller, "missing_key",          403, 21, false, "the URI carries no API key";
     WrongKey         = Caller, "wrong_key",            403, 21, false, "nobody has this API key";

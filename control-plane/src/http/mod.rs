@@ -47,8 +47,10 @@ mod talk;
 mod telephony;
 mod trunks;
 pub mod view;
+mod whatsapp;
 
 use listener::{Bounded, Peer};
+pub use whatsapp::Desk;
 
 /// What every handler may use.
 #[derive(Clone)]
@@ -73,6 +75,8 @@ pub struct Shared {
     pub public_url: Arc<str>,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Arc<[IpNet]>,
+    /// Conversations in writing.
+    pub desk: Desk,
     /// Lines about refused webhooks: more than a person reads, less than fills a disk in a night.
     pub webhook_lines: SharedBucket,
     /// What is counted.

@@ -31,6 +31,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/bulks/{bulk_id}/cancel", post(cancel_bulk))
         .route("/v1/conversations/{call_id}", get(get_conversation))
         .merge(super::telephony::router())
+        .merge(super::whatsapp::router())
         .fallback(|| async { (StatusCode::NOT_FOUND, Json(json!({ "error": "no such path" }))) })
         .with_state(shared)
 }

@@ -51,7 +51,7 @@ pub(super) fn router() -> Router<Shared> {
 }
 
 /// One request as it came.
-struct Asked<'a> {
+pub(super) struct Asked<'a> {
     shared: &'a Shared,
     method: &'a Method,
     public_url: String,
@@ -62,7 +62,7 @@ struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    fn new(
+    pub(super) fn new(
         shared: &'a Shared,
         peer: IpAddr,
         (method, uri): (&'a Method, &'a axum::http::Uri),
@@ -76,7 +76,7 @@ impl<'a> Asked<'a> {
     }
 
     /// What this account makes of it.
-    async fn read(&self, credential: &Credential, endpoint: Endpoint) -> Result<Webhook, Refusal> {
+    pub(super) async fn read(&self, credential: &Credential, endpoint: Endpoint) -> Result<Webhook, Refusal> {
         let has_api_key =
             credential.provider.form.provider == "asterisk" && self.shows_key_of(credential).await;
         credential.account.webhook(&WebhookRequest {
@@ -136,7 +136,7 @@ async fn call(
     refused(&shared, &provider, &refusal, &asked)
 }
 
-fn refused(shared: &Shared, provider: &str, refusal: &Refusal, asked: &Asked<'_>) -> Response {
+pub(super) fn refused(shared: &Shared, provider: &str, refusal: &Refusal, asked: &Asked<'_>) -> Response {
     let known = crate::provider::find(provider).map(|provider| provider.form.provider);
     shared.metrics.count_webhook(known.unwrap_or("unknown"), "refused");
     if shared.webhook_lines.take() {
@@ -416,7 +416,11 @@ async fn handle_event(
                 .then(|| detail.unwrap_or_else(|| "the provider could not open it".to_owned()));
             shared.live.stream_news(context.call_id, failure).await;
         }
-        Webhook::Transferred(_) | Webhook::Inbound(_) | Webhook::Other(_) => {}
+        Webhook::Transferred(_)
+        | Webhook::Inbound(_)
+        | Webhook::Challenge(_)
+        | Webhook::Messages(_)
+        | Webhook::Other(_) => {}
     }
     respond(Document::empty())
 }

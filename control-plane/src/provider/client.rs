@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
@@ -83,6 +84,13 @@ pub enum Errand {
     Reject {
         /// The provider's id of it.
         call: String,
+    },
+    /// Write to somebody.
+    Message {
+        /// Whom.
+        to: String,
+        /// What.
+        text: String,
     },
     /// Put the caller through.
     Transfer {
@@ -162,6 +170,13 @@ impl RestClient {
             Errand::Answer { call, plan } => {
                 self.control(account, call, Control::Answer(&plan.as_plan())).await
             }
+            Errand::Message { to, text } => match account.message(to, text) {
+                Ok(request) => {
+                    let answer = self.send(&request, DIAL_WITHIN).await;
+                    Outcome::Controlled(account.controlled(&answer.as_answer()))
+                }
+                Err(unsupported) => Outcome::Unsupported(unsupported.to_string()),
+            },
             Errand::Reject { call } => self.control(account, call, Control::Reject).await,
             Errand::Transfer { call, to, from, callback_url } => {
                 let transfer = rest::Transfer {
@@ -173,6 +188,30 @@ impl RestClient {
                 };
                 self.control(account, call, Control::Transfer(transfer)).await
             }
+        }
+    }
+
+    /// Asks the voice agent for an answer in writing. `Err`: it was not reached, or not in time.
+    pub async fn chat(
+        &self,
+        url: &str,
+        token: Option<&SecretString>,
+        body: &serde_json::Value,
+        within: Duration,
+    ) -> Result<(u16, Vec<u8>), String> {
+        let mut request = RestRequest {
+            method: Method::Post,
+            url: url.to_owned(),
+            headers: vec![("content-type", "application/json".to_owned())],
+            body: body.to_string(),
+        };
+        if let Some(token) = token {
+            request.headers.push(("x-tandem-service-token", token.expose_secret().to_owned()));
+        }
+        match self.send(&request, within).await {
+            Owned::Answered { status, body, .. } => Ok((status, body)),
+            Owned::NotSent => Err("the voice agent is not reached".to_owned()),
+            Owned::TimedOut => Err("the voice agent did not answer in time".to_owned()),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::deployment::{self, Deployment};
-use super::{Account, PROVIDERS, Provider, Values, find};
+use super::{Account, MESSENGERS, PROVIDERS, Provider, Values, find};
 use crate::settings::section::{Section, Source};
 use crate::store::declared::{ID_EXPECTED, Tenants, is_id};
 
@@ -105,13 +105,16 @@ fn read_one(name: &str, section: &mut Section<'_>, tenants: &Tenants) -> Option<
         section.wrong(format!("its name is not {ID_EXPECTED}"));
     }
     let tenant_id = tenants.of_section(section);
-    let known: Vec<String> =
-        PROVIDERS.iter().map(|provider| format!("\"{}\"", provider.form.provider)).collect();
+    let known: Vec<String> = PROVIDERS
+        .iter()
+        .chain(MESSENGERS)
+        .map(|provider| format!("\"{}\"", provider.form.provider))
+        .collect();
     let expected = format!("one of {}", known.join(", "));
     let word = section.needed("provider", &expected);
     let Some(provider) = word.as_deref().and_then(find) else {
         if let Some(word) = word {
-            let names = PROVIDERS.iter().map(|provider| provider.form.provider);
+            let names = PROVIDERS.iter().chain(MESSENGERS).map(|provider| provider.form.provider);
             let nearest = crate::settings::nearest_of(&word, names).unwrap_or_default();
             section
                 .wrong(format!("\"provider\" = \"{word}\" is not {expected}; did you mean \"{nearest}\"?"));

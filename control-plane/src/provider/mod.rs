@@ -30,6 +30,7 @@ pub mod telnyx;
 pub mod twilio;
 pub mod vonage;
 pub mod webhook;
+pub mod whatsapp;
 
 #[cfg(test)]
 mod asked;
@@ -56,6 +57,9 @@ pub const PROVIDERS: &[Provider] = &[
     Provider { form: &plivo::FORM, open: plivo::open },
 ];
 
+/// What brings messages and no calls, one line each.
+pub const MESSENGERS: &[Provider] = &[Provider { form: &whatsapp::FORM, open: whatsapp::open }];
+
 /// What the registry knows of a provider.
 #[derive(Debug, Clone, Copy)]
 pub struct Provider {
@@ -67,7 +71,7 @@ pub struct Provider {
 
 /// The provider of this name, as routes and files have it.
 pub fn find(name: &str) -> Option<&'static Provider> {
-    PROVIDERS.iter().find(|provider| provider.form.provider == name)
+    PROVIDERS.iter().chain(MESSENGERS).find(|provider| provider.form.provider == name)
 }
 
 /// One credential of a provider, and what can be done with it.
@@ -86,6 +90,11 @@ pub trait Account: Debug + Send + Sync {
 
     /// What ends a call politely.
     fn decline(&self, decline: Decline<'_>) -> Document;
+
+    /// The request that sends a message in writing: [`Account::controlled`] reads its answer.
+    fn message(&self, _to: &str, _text: &str) -> Result<RestRequest, Unsupported> {
+        Err(Unsupported { provider: "it", what: "send messages", instead: "use a credential of WhatsApp" })
+    }
 
     /// What puts a caller through, for providers that fetch it.
     fn transfer(&self, _transfer: &Transfer<'_>) -> Option<Document> {

@@ -217,6 +217,10 @@ pub enum Webhook {
     Stream(StreamEvent),
     /// A transfer is over; the answer says what becomes of the caller.
     Transferred(Transferred),
+    /// The provider wants to see that the URL is ours: this is said back.
+    Challenge(String),
+    /// Somebody writes.
+    Messages(Vec<TextMessage>),
     /// Genuine, and nothing that we act on; its name is for the trace.
     Other(String),
 }
@@ -236,6 +240,19 @@ pub struct InboundCall {
     pub arguments: Vec<(String, String)>,
     /// How the provider takes our answer.
     pub answer: AnswerBy,
+}
+
+/// Somebody writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextMessage {
+    /// The provider's id of it: the same for a repetition.
+    pub id: String,
+    /// Who writes.
+    pub from: String,
+    /// To which of our numbers.
+    pub to: String,
+    /// What; `None`: something else than text.
+    pub text: Option<String>,
 }
 
 /// How the provider takes our answer to an inbound call.

@@ -13,4 +13,5 @@ mod phones;
 mod placing;
 mod stage;
 mod telephony;
+mod whatsapp;
 mod wire;
