@@ -227,6 +227,33 @@ async fn silence_suppression_is_an_end_of_speech_too() {
     engine.stop().await;
 }
 
+/// A POST whose head and body come in two pieces, as they may.
+async fn post(addr: std::net::SocketAddr, path: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn a_message_in_writing_is_answered_by_the_language_model() {
+    let stage = stage(&["With pleasure, for when?"], 1).await;
+    let body =
+        r#"{"conversationId":"c1","history":[{"role":"agent","text":"Hello."}],"text":"A table, please."}"#;
+    let answer = post(stage.addr, "/v1/chat", body).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(r#"{"text":"With pleasure, for when?"}"#),
+        "{answer}"
+    );
+    let asked = stage.requests.lock().unwrap()[0].clone();
+    assert_eq!((asked.text.as_str(), asked.history.len()), ("A table, please.", 1));
+    assert!(post(stage.addr, "/v1/chat", "{}").await.starts_with("HTTP/1.1 400 "));
+}
+
 #[tokio::test]
 async fn a_full_agent_refuses_with_503_and_takes_the_next_when_one_left() {
     let stage = stage(&[], 1).await;
