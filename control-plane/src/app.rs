@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::http;
 use crate::media::EngineId;
 use crate::media::client::{AddressError, EngineClient};
+use crate::media::leases::Leases;
 use crate::metrics::Metrics;
 use crate::provider::client::RestClient;
 use crate::registration::{self, driver::Office};
@@ -163,6 +164,7 @@ impl App {
             None => Contexts::default(),
         });
         let (spool, spooling) = Spool::new(contexts.clone());
+        let ports = Leases::new(contexts.clone());
         let registration = registration::driver::start(registration::driver::Means {
             verbs: sip.verbs.clone(),
             trunks: config.trunks.clone(),
@@ -184,6 +186,7 @@ impl App {
             guard: guard.clone(),
             refusals: refusals.clone(),
             rest: rest.clone(),
+            ports: ports.clone(),
             credentials: config.credentials.clone(),
         };
         let gate = Gate::new(config.trunks.clone(), &config.sip_realm, &rand::random(), config.tenant_limits)
@@ -200,6 +203,7 @@ impl App {
             contexts: spool.clone(),
             live: live.clone(),
             trunks: config.trunks.clone(),
+            ports,
             credentials: config.credentials.clone(),
             rest,
             public_url: public_url.into(),

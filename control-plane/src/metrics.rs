@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::call::state::State;
+use crate::media::leases::Counts;
 use crate::sip::guard::SharedGuard;
 use crate::sip::{CONNECTED, NetCounters, SharedCounters};
 use crate::store::contexts::Contexts;
@@ -334,6 +335,24 @@ fn process_resident_octets() -> Option<u64> {
 }
 
 struct Text(String);
+
+/// What leases of RTP ports have met.
+pub fn render_ports(counts: &Counts) -> String {
+    let mut out = Text(String::new());
+    let each = [
+        ("tandem_port_leases_dry_total", "Sessions refused because every RTP port was leased.", &counts.dry),
+        ("tandem_port_leases_busy_total", "Leased RTP ports that the engine could not open.", &counts.busy),
+        (
+            "tandem_port_leases_missing_total",
+            "Sessions whose port the engine chose: no lease was had.",
+            &counts.unleased,
+        ),
+    ];
+    for (name, help, count) in each {
+        out.single(name, "counter", help, count.load(Ordering::Relaxed));
+    }
+    out.0
+}
 
 impl Text {
     fn family(&mut self, name: &str, kind: &str, help: &str) {

@@ -25,7 +25,8 @@ use super::registry::claiming::{Claimed, MediaPlace, check_upgrade};
 use super::registry::joining::Guest;
 use super::registry::placing::PlaceError;
 use crate::media::client::EngineClient;
-use crate::media::{EngineId, News, Upgrade};
+use crate::media::leases::Leases;
+use crate::media::{EngineId, News, SessionEvent, Upgrade};
 use crate::metrics::{Metrics, TrunkCall};
 use crate::provider::Credentials;
 use crate::provider::client::{Outcome, RestClient};
@@ -78,6 +79,8 @@ pub struct Means {
     pub guard: SharedGuard,
     /// Refusals without a record.
     pub refusals: Refusals,
+    /// RTP ports of the engines.
+    pub ports: Leases,
     /// Towards telephony providers.
     pub rest: RestClient,
     /// What they know us by.
@@ -381,6 +384,7 @@ impl Driver {
                     if matches!(news, News::Upgrade(_)) {
                         self.look_at_store();
                     }
+                    self.tell_ports(engine, &news);
                     self.calls.handle_news(engine, news, Instant::now());
                     self.means.metrics.set_engines(self.calls.engines_available());
                 }
@@ -394,6 +398,23 @@ impl Driver {
                 },
             }
             self.perform_all().await;
+        }
+    }
+
+    /// What leases of ports must know.
+    fn tell_ports(&self, engine: EngineId, news: &News) {
+        let ports = &self.means.ports;
+        match news {
+            News::Up { instance_id, sessions, addresses } => {
+                let url = self.means.engines.get(engine.0).map(EngineClient::url).unwrap_or_default();
+                let used: Vec<u16> =
+                    sessions.values().map(|listed| listed.port).filter(|port| *port != 0).collect();
+                ports.handle_up(engine, url, instance_id, addresses, &used);
+            }
+            News::Down => ports.handle_down(engine),
+            News::Heartbeat { sessions, draining } => ports.handle_heartbeat(engine, *sessions, *draining),
+            News::Session { session_id, event: SessionEvent::Ended { .. } } => ports.release(*session_id),
+            News::Session { .. } | News::Upgrade(_) => {}
         }
     }
 
@@ -568,8 +589,9 @@ impl Driver {
             Action::Engine { engine, call_id, command } => {
                 let Some(client) = self.means.engines.get(engine.0).cloned() else { return };
                 let replies = self.replies_in.clone();
+                let ports = self.means.ports.clone();
                 tokio::spawn(async move {
-                    let reply = client.perform(call_id, command).await;
+                    let reply = ports.perform(&client, call_id, command).await;
                     drop(replies.send(Reply::Engine(call_id, reply)).await);
                 });
             }

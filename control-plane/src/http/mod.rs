@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::call::driver::LiveCalls;
 use crate::call::order::FieldError;
 use crate::call::registry::placing::PlaceError;
+use crate::media::leases::Leases;
 use crate::metrics::Metrics;
 use crate::provider::Credentials;
 use crate::provider::client::RestClient;
@@ -67,6 +68,8 @@ pub struct Shared {
     pub live: LiveCalls,
     /// Over which calls are placed.
     pub trunks: Trunks,
+    /// RTP ports of the engines.
+    pub ports: Leases,
     /// What telephony providers know us by.
     pub credentials: Credentials,
     /// Towards them.

@@ -79,6 +79,7 @@ async fn readyz(State(shared): State<Shared>) -> (StatusCode, &'static str) {
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
     let mut text = shared.metrics.render(&shared.sip, &shared.guard, &shared.writer, &shared.contexts);
+    text += &crate::metrics::render_ports(shared.ports.counts());
     text += &shared.office.board.render(crate::store::epoch_ms());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }

@@ -64,6 +64,16 @@ impl EngineClient {
         Ok(Self { id, url: url.to_owned(), client, commands })
     }
 
+    /// Which engine it is.
+    pub fn id(&self) -> EngineId {
+        self.id
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// Performs one command and gives what the engine said to it.
     pub async fn perform(&self, call_id: Uuid, command: EngineCommand) -> EngineReply {
         let session_id = call_id.to_string();
@@ -228,10 +238,12 @@ pub fn read(event: engine::Event) -> Option<News> {
         Body::Snapshot(snapshot) => {
             let sessions = snapshot.sessions.into_iter().filter_map(|session| {
                 let engine::SessionSummary { agent_ready, agent_gone, agent_hangup, .. } = session;
-                let listed = Listed { agent_ready, agent_gone, agent_hangup };
+                let port = u16::try_from(session.local_port).unwrap_or_default();
+                let listed = Listed { agent_ready, agent_gone, agent_hangup, port };
                 Some((session.session_id.parse().ok()?, listed))
             });
             let engine = snapshot.engine.unwrap_or_default();
+            let port = |port: u32| u16::try_from(port).unwrap_or_default();
             return Some(News::Up {
                 instance_id: snapshot.instance_id,
                 sessions: sessions.collect(),
@@ -239,6 +251,8 @@ pub fn read(event: engine::Event) -> Option<News> {
                     ws: engine.ws_address,
                     is_ws_secure: engine.ws_secure,
                     audiosocket: engine.audiosocket_address,
+                    rtp_ports: (port(engine.rtp_port_min), port(engine.rtp_port_max)),
+                    cores: engine.cores.len(),
                 },
             });
         }

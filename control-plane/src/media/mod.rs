@@ -17,6 +17,7 @@ use crate::store::contexts::Claim;
 
 pub mod client;
 mod commands;
+pub mod leases;
 
 /// How long an engine's event stream may be gone before its calls are given up. With the silence that is needed to
 /// notice ([`client::HEARTBEAT_SILENCE_MAX`]) a caller hears of it within 8 s.
@@ -67,6 +68,10 @@ pub struct Addresses {
     pub is_ws_secure: bool,
     /// Its AudioSocket; empty: an engine that has none.
     pub audiosocket: String,
+    /// First and last of its RTP ports.
+    pub rtp_ports: (u16, u16),
+    /// Cores among which it shares them.
+    pub cores: usize,
 }
 
 impl Addresses {
@@ -113,6 +118,8 @@ pub struct Listed {
     pub agent_gone: Option<String>,
     /// The agent wants to end the call.
     pub agent_hangup: bool,
+    /// Of its RTP leg; 0: it has none.
+    pub port: u16,
 }
 
 impl Listed {

@@ -287,6 +287,8 @@ impl Bed {
             ws: "media.example.com:443".to_owned(),
             is_ws_secure: true,
             audiosocket: "media.example.com:9093".to_owned(),
+            rtp_ports: (20_000, 29_999),
+            cores: 1,
         };
         self.news(engine, News::Up { instance_id: instance_id.to_owned(), sessions, addresses });
     }

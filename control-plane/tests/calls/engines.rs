@@ -196,7 +196,7 @@ fn agent_that_hung_up_while_the_stream_was_down_ends_the_call() {
     let mut bed = Bed::new();
     let (_, call_id) = bed.connected();
     let agent_gone = Some("closed with 1000".to_owned());
-    away(&mut bed, call_id, Listed { agent_hangup: true, agent_gone, agent_ready: false });
+    away(&mut bed, call_id, Listed { agent_hangup: true, agent_gone, ..Listed::default() });
     assert_eq!(bed.last_record().call.ending.clone().unwrap().reason, "agent_hangup");
     assert_eq!(bed.commands_of(call_id), ["open", "start", "close"]);
 }

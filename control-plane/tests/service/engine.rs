@@ -25,6 +25,7 @@ struct State {
     sessions: Mutex<HashMap<String, Session>>,
     /// Commands by name, in order, with their session.
     commands: Mutex<Vec<(String, String)>>,
+    leased: Mutex<Vec<u32>>,
     events: broadcast::Sender<api::Event>,
 }
 
@@ -63,6 +64,7 @@ impl Engine {
             agent_ready: Mutex::new(true),
             sessions: Mutex::default(),
             commands: Mutex::default(),
+            leased: Mutex::default(),
             events,
         };
         let engine = Self { state: Arc::new(state) };
@@ -100,6 +102,11 @@ impl Engine {
     /// The sessions alive.
     pub(crate) fn sessions(&self) -> Vec<String> {
         self.state.sessions.lock().unwrap().keys().cloned().collect()
+    }
+
+    /// The ports that sessions were to have, in the order in which they were opened; 0: any.
+    pub(crate) fn leased(&self) -> Vec<u32> {
+        self.state.leased.lock().unwrap().clone()
     }
 
     /// What was asked for a session.
@@ -182,6 +189,8 @@ impl EngineService for Engine {
         let rtp = UdpSocket::bind("127.0.0.1:0").await?;
         let local_port = rtp.local_addr()?.port().into();
         self.note("open", &request.session_id);
+        let wanted = request.rtp.as_ref().map(|rtp| rtp.local_port).unwrap_or_default();
+        self.state.leased.lock().unwrap().push(wanted);
         let session = Session { request: request.clone(), _rtp: rtp };
         self.state.sessions.lock().unwrap().insert(request.session_id, session);
         Ok(Response::new(api::OpenSessionResponse {
@@ -326,6 +335,9 @@ impl EngineService for Engine {
             engine: Some(api::DescribeResponse {
                 ws_address: "127.0.0.1:8090".to_owned(),
                 audiosocket_address: "127.0.0.1:9093".to_owned(),
+                rtp_port_min: 20_000,
+                rtp_port_max: 20_999,
+                cores: vec![api::CoreLoad::default()],
                 ..Default::default()
             }),
         };

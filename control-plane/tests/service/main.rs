@@ -8,6 +8,7 @@ mod cli;
 mod doors;
 mod engine;
 mod joins;
+mod leases;
 mod lifecycle;
 mod phones;
 mod placing;

@@ -206,14 +206,14 @@ async fn full_node_is_busy_in_the_providers_own_words() {
 
 // --- a real Redis ---
 
-struct Redis {
+pub(crate) struct Redis {
     process: Child,
-    port: u16,
+    pub(crate) port: u16,
     folder: tempfile::TempDir,
 }
 
 impl Redis {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let folder = tempfile::tempdir().unwrap();
         let process = Self::spawn(port, folder.path());
@@ -237,7 +237,14 @@ impl Redis {
         until(|| async { TcpStream::connect(("127.0.0.1", self.port)).await.is_ok() }).await;
     }
 
-    fn kill(&mut self) {
+    /// What redis-cli says to these.
+    pub(crate) fn cli(&self, arguments: &[&str]) -> String {
+        let port = self.port.to_string();
+        let done = Command::new("redis-cli").args(["-p", &port]).args(arguments).output().unwrap();
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    }
+
+    pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }

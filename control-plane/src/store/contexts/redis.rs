@@ -6,6 +6,8 @@
 //!   tandem:{EVENT}:event    call
 //!   tandem:{NAME}:lease     owner
 //!   tandem:{NAME}:word      the first that was said
+//!   tandem:{ENGINE}:ports   sorted set: RTP ports of an engine's instance, by when each is free      lives PORTS_TTL from its heartbeat
+//!   tandem:{ENGINE}:engine  the engine as it says itself (JSON)
 //! ```
 //!
 //! Each operation that decides something is one script over one key, so that it is atomic and runs in a cluster, where the
@@ -57,6 +59,10 @@ struct Scripts {
     renew: Script,
     release: Script,
     first_word: Script,
+    offer_ports: Script,
+    lease_port: Script,
+    rest_ports: Script,
+    renew_ports: Script,
 }
 
 impl Scripts {
@@ -109,6 +115,35 @@ impl Scripts {
             ),
             release: Script::new(
                 "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end",
+            ),
+            // A pool of ports that is not there is made: each free since the beginning of time, in the order given.
+            offer_ports: Script::new(
+                "local is_new = redis.call('EXISTS', KEYS[1]) == 0
+                 if is_new then
+                     for number = 4, #ARGV do redis.call('ZADD', KEYS[1], number - 4, ARGV[number]) end
+                 end
+                 redis.call('PEXPIRE', KEYS[1], ARGV[1])
+                 redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+                 return is_new and 1 or 0",
+            ),
+            // The port that has been free for longest, from then on somebody's for so long.
+            lease_port: Script::new(
+                "local time = redis.call('TIME')
+                 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+                 local free = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 1)
+                 if not free[1] then return {redis.call('EXISTS', KEYS[1]), ''} end
+                 redis.call('ZADD', KEYS[1], now + ARGV[1], free[1])
+                 return {1, free[1]}",
+            ),
+            rest_ports: Script::new(
+                "local time = redis.call('TIME')
+                 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+                 for number = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', now + ARGV[1], ARGV[number]) end",
+            ),
+            renew_ports: Script::new(
+                "local time = redis.call('TIME')
+                 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+                 for number = 2, #ARGV do redis.call('ZADD', KEYS[1], 'XX', 'GT', now + ARGV[1], ARGV[number]) end",
             ),
             first_word: Script::new(
                 "local first = redis.call('GET', KEYS[1])
@@ -202,6 +237,25 @@ fn read(text: &str) -> Result<CallContext, ContextError> {
         provider: written.provider,
         arguments: written.arguments,
     })
+}
+
+/// What came of asking for a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leased {
+    /// This one, which is even; the odd one behind it is its pair.
+    Port(u16),
+    /// None is free.
+    Dry,
+    /// There is no pool: the engine has not been heard of.
+    NoPool,
+}
+
+fn ports_key(instance_id: &str) -> String {
+    format!("tandem:{{{instance_id}}}:ports")
+}
+
+fn engine_key(instance_id: &str) -> String {
+    format!("tandem:{{{instance_id}}}:engine")
 }
 
 /// What is told of an error: its kind. Not what the server adds, which may repeat a command, and so a claim.
@@ -302,6 +356,93 @@ impl RedisContexts {
             .await?;
         let call_id = call_id.as_deref().map(Uuid::parse_str).transpose();
         call_id.map_err(|_| ContextError::Unreadable("a claim of no call".into()))
+    }
+
+    /// Says that an engine is alive, and keeps the pool of its ports. `true`: there was none, and these are it now, in this order.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn offer_ports(
+        &self,
+        instance_id: &str,
+        ports: &[u16],
+        engine: &str,
+        ttl: Duration,
+    ) -> Result<bool, ContextError> {
+        let script = &self.scripts.offer_ports;
+        let is_new: u8 = self
+            .within(self.ask(async |connection| {
+                let mut call = script.key(ports_key(instance_id));
+                call.key(engine_key(instance_id)).arg(ms(ttl)).arg(engine).arg(ms(ttl));
+                for port in ports {
+                    call.arg(port);
+                }
+                call.invoke_async(connection).await
+            }))
+            .await?;
+        Ok(is_new == 1)
+    }
+
+    /// The port that has been free for longest, for `ttl` from now.
+    ///
+    /// # Errors
+    /// No answer: it may be leased now, and is free again after `ttl`.
+    pub async fn lease_port(&self, instance_id: &str, ttl: Duration) -> Result<Leased, ContextError> {
+        let script = &self.scripts.lease_port;
+        let (has_pool, port): (u8, String) = self
+            .within(self.ask(async |connection| {
+                script.key(ports_key(instance_id)).arg(ms(ttl)).invoke_async(connection).await
+            }))
+            .await?;
+        match (has_pool, port.parse()) {
+            (_, Ok(port)) => Ok(Leased::Port(port)),
+            (0, _) => Ok(Leased::NoPool),
+            _ => Ok(Leased::Dry),
+        }
+    }
+
+    /// These are free after `rest`.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn rest_ports(
+        &self,
+        instance_id: &str,
+        ports: &[u16],
+        rest: Duration,
+    ) -> Result<(), ContextError> {
+        self.set_ports(&self.scripts.rest_ports, instance_id, ports, rest).await
+    }
+
+    /// These stay leased for `ttl` from now.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn renew_ports(
+        &self,
+        instance_id: &str,
+        ports: &[u16],
+        ttl: Duration,
+    ) -> Result<(), ContextError> {
+        self.set_ports(&self.scripts.renew_ports, instance_id, ports, ttl).await
+    }
+
+    async fn set_ports(
+        &self,
+        script: &Script,
+        instance_id: &str,
+        ports: &[u16],
+        time: Duration,
+    ) -> Result<(), ContextError> {
+        self.within(self.ask(async |connection| {
+            let mut call = script.key(ports_key(instance_id));
+            call.arg(ms(time));
+            for port in ports {
+                call.arg(port);
+            }
+            call.invoke_async(connection).await
+        }))
+        .await
     }
 
     async fn shorten(&self, key: String) -> Result<(), ContextError> {

@@ -145,6 +145,44 @@ async fn of_fifty_who_take_one_claim_at_once_one_gets_it_a_thousand_times() {
 }
 
 #[tokio::test]
+async fn ports_are_leased_once_rest_and_end_with_their_engine() {
+    let server = Server::start(&[]).await;
+    let store = Arc::new(contexts(&server.url()));
+    let bed = Aged { store: contexts(&server.url()), servers: std::slice::from_ref(&server) };
+    let lease = async || store.lease_port("e1", Duration::from_secs(300)).await.unwrap();
+    assert_eq!(lease().await, Leased::NoPool);
+    let ttl = Duration::from_secs(15);
+    let ports: Vec<u16> = (0..50).map(|n| 20_000 + 2 * n).collect();
+    assert!(store.offer_ports("e1", &ports, "{}", ttl).await.unwrap());
+    assert!(!store.offer_ports("e1", &ports, "{}", ttl).await.unwrap(), "it is kept");
+    // Fifty at once get fifty, in no order; one more gets none.
+    let takers: Vec<_> = (0..50)
+        .map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { store.lease_port("e1", Duration::from_secs(300)).await.unwrap() })
+        })
+        .collect();
+    let mut leased = Vec::new();
+    for taker in takers {
+        let Leased::Port(port) = taker.await.unwrap() else { panic!("there are enough") };
+        leased.push(port);
+    }
+    leased.sort_unstable();
+    assert_eq!(leased, ports);
+    assert_eq!(lease().await, Leased::Dry);
+    // The one that has been free for longest comes first.
+    store.rest_ports("e1", &[20_008], Duration::ZERO).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    store.rest_ports("e1", &[20_002], Duration::ZERO).await.unwrap();
+    store.rest_ports("e1", &[20_004], Duration::from_secs(2)).await.unwrap();
+    assert_eq!([lease().await, lease().await], [Leased::Port(20_008), Leased::Port(20_002)]);
+    assert_eq!(lease().await, Leased::Dry, "a closed one rests");
+    bed.pass(ttl).await;
+    assert_eq!(lease().await, Leased::NoPool, "its engine is not heard any more");
+    assert_eq!(store.lease_port("e2", ttl).await.unwrap(), Leased::NoPool);
+}
+
+#[tokio::test]
 async fn password_of_the_url_opens_a_protected_server() {
     let server = Server::start(&["--requirepass", "hunter2"]).await;
     let without = contexts(&server.url()).get(Uuid::new_v4()).await.unwrap_err();
