@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh run     what building and `make run` need: C compiler, cmake, protoc, the local voice's Python wheels
 #   scripts/setup.sh test    the same, and the independent peers of the live tests: sipp, baresip, linphone, Kamailio, JsSIP, PJSIP,
-#                            Chromium, SIPVicious, a name server, Redis, the telephony providers' SDKs, and ffmpeg's codecs
+#                            Chromium, SIPVicious, a name server, Redis, the telephony providers' SDKs, pipecat, and ffmpeg's codecs
 #
 # Debian packages come through apt-get (as root, or by sudo); Python wheels go into .venv at the repository's root,
 # pinned by hash, and are left alone while the requirements have not changed. npm packages go beside their user, by lock file.
@@ -131,6 +131,7 @@ case "${1:-}" in
   test) need_rust; need "${RUN_TOOLS[@]}" "${TEST_TOOLS[@]}"
         need_files "${TEST_FILES[@]/MODULES//usr/lib/*/kamailio/modules}"
         for folder in "${NPM_PEERS[@]}"; do npm_peer "$folder"; done
-        python_wheels; python_peer pjsua "PJSIP"; python_peer grpc "gRPC in Python"; python_peer providers "the telephony providers' SDKs" ;;
+        python_wheels; python_peer pjsua "PJSIP"; python_peer grpc "gRPC in Python"; python_peer providers "the telephony providers' SDKs"
+        python_peer pipecat "pipecat" ;;
   *)    fail "usage: scripts/setup.sh run|test" ;;
 esac

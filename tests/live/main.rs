@@ -6,6 +6,7 @@ mod demo;
 mod guests;
 mod kamailio;
 mod many_calls;
+mod pipecat;
 mod refusals;
 mod restart;
 mod scanners;

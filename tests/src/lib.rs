@@ -3,7 +3,7 @@
 //! ```text
 //!   live/       real programs, real kernel, real peers          scenarios/   virtual time, one process
 //!     stack     `tandem up` on ports and a folder of its own
-//!     sipp, baresip, jssip, linphone, pjsua   callers of another family        bot          who is called: a WebSocket agent
+//!     sipp, baresip, jssip, linphone, pjsua   callers of another family        bot, pipecat   who is called: a WebSocket agent
 //!     kamailio, dns, lossy     between us and them               scanner      those whom nobody has asked
 //!     caller (peer and media)  a caller written by hand
 //!     sound     is what was heard what was said?
@@ -26,6 +26,7 @@ pub mod media;
 pub mod namespace;
 pub mod network;
 pub mod peer;
+pub mod pipecat;
 pub mod pjsua;
 pub mod planes;
 pub mod scanner;

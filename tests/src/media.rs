@@ -55,6 +55,47 @@ impl Heard {
         codes.map(tandem_audio::g711::linear_from_ulaw).collect()
     }
 
+    /// The sound since then, each packet laid where its timestamp puts it after the first, which lies where it came; a
+    /// pause of the speaker is silence. For who measures a delay.
+    pub fn timeline(&self, began: Instant) -> Vec<i16> {
+        let Some(first) = self.0.first() else { return Vec::new() };
+        let lead = first.at.saturating_duration_since(began).as_micros() as usize * 8 / 1_000;
+        let mut samples = Vec::new();
+        for packet in self.0.iter().filter(|packet| packet.payload_type == PCMU) {
+            let at = lead + packet.timestamp.wrapping_sub(first.timestamp) as usize;
+            samples.resize(at.max(samples.len()) + packet.payload.len(), 0);
+            for (sample, code) in samples[at..].iter_mut().zip(&packet.payload) {
+                *sample = tandem_audio::g711::linear_from_ulaw(*code);
+            }
+        }
+        samples
+    }
+
+    /// Is it one stream, in order, that begins again with a marker wherever its speaker has paused (RFC 3551 §4.1)?
+    /// Returns how often that was, and how long in all.
+    pub fn is_one_stream_with_pauses(&self) -> anyhow::Result<(usize, Duration)> {
+        let (mut pauses, mut ticks_paused) = (0, 0);
+        for pair in self.0.windows(2) {
+            let (a, b) = (&pair[0], &pair[1]);
+            anyhow::ensure!(a.ssrc == b.ssrc, "two sources: {:x} and {:x}", a.ssrc, b.ssrc);
+            let step = b.sequence.wrapping_sub(a.sequence);
+            let ticks = b.timestamp.wrapping_sub(a.timestamp);
+            anyhow::ensure!(step == 1, "sequence {} is followed by {}", a.sequence, b.sequence);
+            anyhow::ensure!(
+                b.marker == (ticks != SAMPLES as u32) && ticks.is_multiple_of(SAMPLES as u32),
+                "timestamp {} is followed by {}, marker {}",
+                a.timestamp,
+                b.timestamp,
+                b.marker
+            );
+            if b.marker {
+                pauses += 1;
+                ticks_paused += ticks - SAMPLES as u32;
+            }
+        }
+        Ok((pauses, Duration::from_millis(u64::from(ticks_paused) / 8)))
+    }
+
     /// Packets missing between the first and the last.
     pub fn lost(&self) -> usize {
         let (Some(first), Some(last)) = (self.0.first(), self.0.last()) else { return 0 };
