@@ -438,10 +438,11 @@ pub fn answered_by(word: &str) -> Option<AnsweredBy> {
     })
 }
 
-/// `{"message":"…"}` or `{"error":"…"}`.
+/// `{"message":"…"}` or `{"error":"…"}`, and nothing beside it.
 fn error(json: &Json) -> Option<ErrorBody> {
     let detail = at(json, &["message"]).or_else(|| at(json, &["error"]))?;
-    Some(ErrorBody { detail: detail.to_owned(), ..ErrorBody::default() })
+    let is_own = json.as_object().is_some_and(|fields| fields.len() == 1);
+    Some(ErrorBody { detail: detail.to_owned(), is_own, ..ErrorBody::default() })
 }
 
 #[cfg(test)]

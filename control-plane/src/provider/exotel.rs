@@ -428,6 +428,7 @@ fn error(json: &Json) -> Option<ErrorBody> {
         code: plain_at(exception, &["Code"]).unwrap_or_default(),
         detail: at(exception, &["Message"]).unwrap_or_default().to_owned(),
         class: None,
+        is_own: true,
     })
 }
 

@@ -356,7 +356,7 @@ fn extra_headers(plan: &MediaPlan<'_>) -> (String, Vec<String>) {
     (out, left_out)
 }
 
-/// `{"error":"…"}`, or an object of field errors below it.
+/// `{"api_id":"…","error":"…"}`, or an object of field errors below `error`.
 fn error(json: &Json) -> Option<ErrorBody> {
     let error = json.get("error")?;
     let detail = error.as_str().map_or_else(|| error.to_string(), str::to_owned);
@@ -364,7 +364,12 @@ fn error(json: &Json) -> Option<ErrorBody> {
     let is_number = lower.contains("to parameter")
         || lower.contains("destination number")
         || lower.contains("invalid number");
-    Some(ErrorBody { code: String::new(), detail, class: is_number.then_some(FailureClass::InvalidNumber) })
+    Some(ErrorBody {
+        code: String::new(),
+        detail,
+        class: is_number.then_some(FailureClass::InvalidNumber),
+        is_own: at(json, &["api_id"]).is_some_and(|id| !id.is_empty()),
+    })
 }
 
 #[cfg(test)]

@@ -380,7 +380,7 @@ fn error(json: &Json) -> Option<ErrorBody> {
         _ => None,
     };
     let detail = at(first, &["detail"]).or_else(|| at(first, &["title"])).unwrap_or_default();
-    Some(ErrorBody { code, detail: detail.to_owned(), class })
+    Some(ErrorBody { is_own: !code.is_empty(), code, detail: detail.to_owned(), class })
 }
 
 #[cfg(test)]

@@ -526,7 +526,9 @@ fn error(json: &Json) -> Option<ErrorBody> {
         "21220" => Some(FailureClass::Gone),
         _ => None,
     };
-    Some(ErrorBody { code, detail: at(json, &["message"]).unwrap_or_default().to_owned(), class })
+    // Twilio's have five digits; a gateway repeats its status.
+    let is_own = code.len() == 5 && code.bytes().all(|b| b.is_ascii_digit());
+    Some(ErrorBody { code, detail: at(json, &["message"]).unwrap_or_default().to_owned(), class, is_own })
 }
 
 #[cfg(test)]

@@ -439,11 +439,23 @@ fn error(json: &Json) -> Option<ErrorBody> {
     let detail = at(json, &["detail"]).unwrap_or_default();
     let first = json.get("invalid_parameters").and_then(|list| list.get(0));
     let parameter = first.and_then(|item| at(item, &["name"])).unwrap_or_default();
-    let is_number = parameter.starts_with("to") || parameter.ends_with("number");
+    // `to`, or a part of it such as `to[0].number`; `from.number` is a mistake of ours.
+    let is_number = parameter
+        .strip_prefix("to")
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(|c: char| !c.is_ascii_alphabetic()));
     Some(ErrorBody {
         code: title.to_owned(),
         detail: [detail, parameter].join(" ").trim().to_owned(),
         class: is_number.then_some(FailureClass::InvalidNumber),
+        is_own: at(json, &["type"]).is_some_and(is_vonages_url),
+    })
+}
+
+/// Whether this is a page of Vonage's, as its errors name one for their type.
+fn is_vonages_url(url: &str) -> bool {
+    let host = url.strip_prefix("https://").and_then(|rest| rest.split(['/', '?', '#']).next());
+    host.is_some_and(|host| {
+        [".vonage.com", ".nexmo.com"].iter().any(|domain| format!(".{host}").ends_with(domain))
     })
 }
 
