@@ -260,7 +260,7 @@ fn answers_to_a_dial_become_outcomes() {
         (
             "plivo",
             r#"{"message":"call fired","request_uuid":"r-1","api_id":"a"}"#,
-            "r-1",
+            "request:r-1",
             r#"{"error":"to parameter not present","api_id":"a"}"#,
             InvalidNumber,
             400,
