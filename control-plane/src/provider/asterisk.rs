@@ -3,11 +3,15 @@
 //! ```text
 //!   webhook   CURL() of a dialplan: ?from=&to=&channel_id=      proved by an API key, or by the credential's password
 //!   answer    the context's UUID and nothing else: AudioSocket(UUID,ENGINE:9093)
-//!   REST      ARI: query parameters, HTTP Basic; the channel's id is ours, so a dial may be repeated
+//!   REST      ARI: query parameters, HTTP Basic; the channel's id is ours, so one that lives is not dialled again
 //!   events    ARI's JSON, or a CURL() of the dialplan's `h` extension
 //! ```
 //!
 //! `CURL()` gives the dialplan a body whatever the status is: a refusal has none, so that the dialplan sees an empty UUID.
+//!
+//! ARI can end any channel. Everything else it does only to a channel that is in Stasis, and says 409 of one in the
+//! dialplan: without an `app` the dialplan has to do it. Whom to dial comes from callers of our API, and in a transfer from a
+//! model's words: it is a number or a name, and only the credential says by which technology and trunk it is reached.
 
 use std::sync::Arc;
 
@@ -68,7 +72,7 @@ pub const FORM: Form = Form {
             "app",
             "ARI application",
             "tandem",
-            "instead of a context: calls go into Stasis of this name",
+            "instead of a context: calls go into Stasis of this name, where ARI can do more than end them",
         )
         .checked(form::is_path_word),
         Field::text("context", "Context", "tandem-out", "of the dialplan, for calls that are answered")
@@ -179,16 +183,38 @@ impl Asterisk {
         ))
     }
 
-    /// `PJSIP/+14155550100@carrier`; a number that is already such an endpoint stays.
-    fn endpoint(&self, to: &str, technology: &str, trunk: &str) -> String {
-        if to.contains('/') {
-            to.to_owned()
-        } else if trunk.is_empty() {
-            format!("{technology}/{to}")
-        } else {
-            format!("{technology}/{to}@{trunk}")
+    /// What ARI does only to a channel that is in Stasis.
+    fn stasis(
+        &self,
+        what: &'static str,
+        instead: &'static str,
+        method: Method,
+        path: &str,
+    ) -> Result<RestRequest, Unsupported> {
+        if self.app.is_empty() {
+            return Err(Unsupported { provider: NAME, what, instead });
         }
+        self.request(method, path)
     }
+}
+
+/// `PJSIP/+14155550100@carrier`.
+fn endpoint(to: &str, technology: &str, trunk: &str) -> Result<String, Unsupported> {
+    if !is_dialable(to) {
+        return Err(Unsupported {
+            provider: NAME,
+            what: "dial anything but a number (+ 0-9 * #) or a name of letters",
+            instead: "the credential's \"endpoint_technology\" and \"trunk\" say how it is reached",
+        });
+    }
+    Ok(if trunk.is_empty() { format!("{technology}/{to}") } else { format!("{technology}/{to}@{trunk}") })
+}
+
+/// Keys of a phone, or a name of letters: nothing that could lead to another context, trunk or technology.
+fn is_dialable(to: &str) -> bool {
+    let is_number = to.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'*' | b'#'));
+    let is_name = to.bytes().all(|b| b.is_ascii_alphabetic());
+    !to.is_empty() && (is_number || is_name)
 }
 
 impl Account for Asterisk {
@@ -224,7 +250,7 @@ impl Account for Asterisk {
     fn dial(&self, dial: &Dial<'_>, _stamp: Stamp) -> Result<RestRequest, Unsupported> {
         let option = |name: &str, own: &str| dial.option(name).unwrap_or(own).to_owned();
         let technology = option("endpoint_technology", &self.technology);
-        let endpoint = self.endpoint(dial.to, &technology, &option("trunk", &self.trunk));
+        let endpoint = endpoint(dial.to, &technology, &option("trunk", &self.trunk))?;
         let caller_id =
             if dial.from.is_empty() { option("caller_id", &self.caller_id) } else { dial.from.to_owned() };
         let context_id = dial.plan.context_id.to_string();
@@ -255,31 +281,41 @@ impl Account for Asterisk {
         rest::dialled(answer, |json| at(json, &["id"]).map(str::to_owned), error)
     }
 
-    fn is_dial_repeatable(&self) -> bool {
-        // A second request for the same channel is 409, and the first one goes on.
-        true
-    }
-
     fn control(&self, call: &str, control: Control<'_>, _stamp: Stamp) -> Result<RestRequest, Unsupported> {
         let channel = format!("/channels/{}", escaped(call));
         match control {
             Control::HangUp => self.request(Method::Delete, &format!("{channel}?reason=normal")),
             Control::Reject => self.request(Method::Delete, &format!("{channel}?reason=rejected")),
-            Control::Answer(_) => self.request(Method::Post, &format!("{channel}/answer")),
+            Control::Answer(_) => self.stasis(
+                "answer a call in the dialplan",
+                "put Answer() before AudioSocket()",
+                Method::Post,
+                &format!("{channel}/answer"),
+            ),
             Control::Transfer(transfer) => {
-                let endpoint = self.endpoint(transfer.to, &self.technology, &self.trunk);
-                self.request(Method::Post, &format!("{channel}/redirect?endpoint={}", escaped(&endpoint)))
+                let endpoint = endpoint(transfer.to, &self.technology, &self.trunk)?;
+                self.stasis(
+                    "transfer a call in the dialplan",
+                    "put a Dial() behind AudioSocket(), or give the credential its \"app\" and calls go into Stasis",
+                    Method::Post,
+                    &format!("{channel}/redirect?endpoint={}", escaped(&endpoint)),
+                )
             }
             Control::Dtmf(digits) => {
                 let keys: String = digits.chars().filter(|c| !matches!(c, 'w' | 'W')).collect();
-                self.request(Method::Post, &format!("{channel}/dtmf?dtmf={}", escaped(&keys)))
+                self.stasis(
+                    "press keys in the dialplan",
+                    "the engine plays them as tones",
+                    Method::Post,
+                    &format!("{channel}/dtmf?dtmf={}", escaped(&keys)),
+                )
             }
-            Control::Redirect { .. } => {
-                let [context, extension, priority] =
-                    [&self.context, &self.extension, &self.priority].map(|word| escaped(word));
-                let query = format!("context={context}&extension={extension}&priority={priority}");
-                self.request(Method::Post, &format!("{channel}/continue?{query}"))
-            }
+            // The dialplan would need the new UUID: that is one request, and to go on there another.
+            Control::Redirect { .. } => Err(Unsupported {
+                provider: NAME,
+                what: "lead a live call's media elsewhere",
+                instead: "let the dialplan ask for a UUID again when AudioSocket() has ended",
+            }),
         }
     }
 
@@ -333,13 +369,22 @@ fn inbound(params: Params) -> Result<Webhook, Refusal> {
     }))
 }
 
-/// What a dialplan tells by `CURL(…?channel_id=${UNIQUEID}&cause=${HANGUPCAUSE}&dialstatus=${DIALSTATUS})`.
+/// What a dialplan tells by
+/// `CURL(…?channel_id=${UNIQUEID}&cause=${HANGUPCAUSE}&dialstatus=${DIALSTATUS}&duration=${ANSWEREDTIME})`.
 fn dialplan_event(params: &Params) -> StatusEvent {
     let provider_call_id = params.text("channel_id").unwrap_or_default();
     let cause = params.number("cause").and_then(|cause| u8::try_from(cause).ok()).filter(|cause| *cause > 0);
     let dialled = params.text("dialstatus");
     let amd = params.text("amdstatus");
-    let status = dialled.as_deref().and_then(dial_status).or_else(|| cause.map(cause_status));
+    let status = match (dialled.as_deref().and_then(dial_status), cause) {
+        // With a cause the call is over, and it was answered: busy or no answer is what it no longer can be.
+        (Some(CallStatus::Answered), Some(cause)) => Some(match cause_status(cause) {
+            CallStatus::Busy | CallStatus::NoAnswer | CallStatus::Rejected => CallStatus::Completed,
+            status => status,
+        }),
+        (None, cause) => cause.map(cause_status),
+        (status, _) => status,
+    };
     let answered_by = amd.as_deref().and_then(answered_by);
     let word = [dialled, amd, cause.map(|cause| format!("cause {cause}"))];
     let word = word.into_iter().flatten().collect::<Vec<_>>().join(" ");
@@ -438,10 +483,11 @@ pub fn answered_by(word: &str) -> Option<AnsweredBy> {
     })
 }
 
-/// `{"message":"…"}` or `{"error":"…"}`.
+/// `{"message":"…"}` or `{"error":"…"}`, and nothing beside it.
 fn error(json: &Json) -> Option<ErrorBody> {
     let detail = at(json, &["message"]).or_else(|| at(json, &["error"]))?;
-    Some(ErrorBody { detail: detail.to_owned(), ..ErrorBody::default() })
+    let is_own = json.as_object().is_some_and(|fields| fields.len() == 1);
+    Some(ErrorBody { detail: detail.to_owned(), is_own, ..ErrorBody::default() })
 }
 
 #[cfg(test)]

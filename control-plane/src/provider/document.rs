@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use axum::http::StatusCode;
 use uuid::Uuid;
 
-/// Where a call's media go, and what goes with it.
-#[derive(Debug, Clone, Copy)]
+/// Where a call's media go, and what goes with it. Its `Debug` does not show the claim, which is live, nor the parameters,
+/// which are somebody's.
+#[derive(Clone, Copy)]
 pub struct MediaPlan<'a> {
     /// `wss://ENGINE/v1/media/{provider}/{contextId}`, without a query.
     pub media_url: &'a str,
@@ -23,8 +24,20 @@ pub struct MediaPlan<'a> {
     pub parameters: &'a [(String, String)],
 }
 
-/// An HTTP response to a provider.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl std::fmt::Debug for MediaPlan<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MediaPlan")
+            .field("media_url", &self.media_url.rsplit_once('/').map_or("", |(place, _)| place))
+            .field("callback_url", &self.callback_url)
+            .field("number", &self.number)
+            .field("sample_rate", &self.sample_rate)
+            .field("parameters", &self.parameters.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// An HTTP response to a provider. Its `Debug` does not show the body, which holds the claim.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Document {
     /// 200 unless it is a failure that the provider should see as one.
     pub status: StatusCode,
@@ -36,6 +49,18 @@ pub struct Document {
     pub retry_after_s: Option<u32>,
     /// Names of parameters that did not fit, for the trace.
     pub left_out: Vec<String>,
+}
+
+impl std::fmt::Debug for Document {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Document")
+            .field("status", &self.status.as_u16())
+            .field("content_type", &self.content_type)
+            .field("octets", &self.body.len())
+            .field("retry_after_s", &self.retry_after_s)
+            .field("left_out", &self.left_out)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Document {
@@ -210,6 +235,20 @@ pub(super) mod tests {
                 .collect();
             prop_assert_eq!(root.text().unwrap_or_default(), printable);
         }
+    }
+
+    #[test]
+    fn debug_shows_no_claim() {
+        let parameters = [("pin".to_owned(), "4711".to_owned())];
+        let plan = MediaPlan { media_url: "wss://m.example.test/v1/media/x/claim-1", ..plan(&parameters) };
+        let body = format!("{} {}", plan.media_url, plan.context_id);
+        for shown in [format!("{plan:?}"), format!("{:?}", Document::ok("text/xml", body.clone()))] {
+            let is_told =
+                ["claim-1", "4711", &plan.context_id.to_string()].iter().any(|it| shown.contains(*it));
+            assert!(!is_told, "{shown}");
+        }
+        assert!(format!("{plan:?}").contains("wss://m.example.test/v1/media/x"));
+        assert!(format!("{:?}", Document::ok("text/xml", body)).contains("text/xml"));
     }
 
     #[test]

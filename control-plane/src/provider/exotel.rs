@@ -6,7 +6,8 @@
 //!   REST      form, HTTP Basic; hang-up is closing the socket
 //! ```
 //!
-//! Names arrive in the letters' case of the applet's mood, so they are matched in any case.
+//! Names arrive in the letters' case of the applet's mood, so they are matched in any case. The socket proves itself by the
+//! claim in its path: a password in its URL would stand in Exotel's logs.
 
 use std::sync::Arc;
 
@@ -37,6 +38,8 @@ const PARAMETERS_LENGTH_MAX: usize = 256;
 const STREAM_URL_MAX: usize = 599;
 /// Seconds that a call may last.
 const LIMIT_MAX_S: u32 = 14_400;
+/// Seconds that a call may ring. No limit is published; no carrier rings for longer.
+const RING_MAX_S: u32 = 600;
 /// Names that Exotel puts into a query; compared in any case.
 const QUERY_NAMES: &[&str] = &[
     "CallSid",
@@ -190,11 +193,6 @@ impl Account for Exotel {
         }
     }
 
-    fn upgrade(&self, request: &WebhookRequest<'_>) -> Result<(), Refusal> {
-        // The claim in the path is enough where no password was agreed on; where one was, it must be right.
-        if self.password.is_none() { Ok(()) } else { self.verify(request) }
-    }
-
     fn answer(&self, plan: &MediaPlan<'_>) -> Document {
         let (url, left_out) = stream_url(plan);
         Document::ok("application/json", json!({ "url": url }).to_string()).without(left_out)
@@ -210,22 +208,21 @@ impl Account for Exotel {
 
     fn transfer(&self, transfer: &Transfer<'_>) -> Option<Document> {
         // The answer to a Connect applet that stands behind the Voicebot.
-        let numbers =
-            json!({ "destination": { "numbers": [transfer.to] }, "max_ringing_duration": transfer.ring_s });
+        let ring = transfer.ring_s.clamp(1, RING_MAX_S);
+        let numbers = json!({ "destination": { "numbers": [transfer.to] }, "max_ringing_duration": ring });
         Some(Document::ok("application/json", numbers.to_string()))
     }
 
     fn dial(&self, dial: &Dial<'_>, _stamp: Stamp) -> Result<RestRequest, Unsupported> {
         let (stream, _) = stream_url(&dial.plan);
         let limit = dial.limit_s.clamp(1, LIMIT_MAX_S).to_string();
-        let ring = dial.ring_s.to_string();
+        let ring = dial.ring_s.clamp(1, RING_MAX_S).to_string();
         let context_id = dial.plan.context_id.to_string();
         let mut form = vec![
             // Whom to dial is called From here.
             ("From", dial.to),
             ("CallerId", dial.from),
             ("TimeLimit", limit.as_str()),
-            ("TimeOut", ring.as_str()),
             ("CustomField", context_id.as_str()),
             ("StatusCallback", dial.plan.callback_url),
             ("StatusCallbackEvents[]", "answered"),
@@ -241,7 +238,7 @@ impl Account for Exotel {
                     escaped(&self.account_sid),
                     escaped(app_id)
                 );
-                form.extend([("Url", flow.as_str()), ("CallType", "trans")]);
+                form.extend([("Url", flow.as_str()), ("CallType", "trans"), ("TimeOut", ring.as_str())]);
             }
             None if stream.chars().count() > STREAM_URL_MAX => {
                 return Err(Unsupported {
@@ -309,6 +306,11 @@ fn any_case(params: &Params, names: &[&str]) -> Option<String> {
 
 fn inbound(request: &WebhookRequest<'_>, params: &Params) -> Result<Webhook, Refusal> {
     let provider_call_id = any_case(params, &["CallSid"]).ok_or(Refusal::Missing("CallSid"))?;
+    // A Passthru behind the Voicebot is given the same URL: its call has been here already.
+    let event_type = any_case(params, &["EventType"]).unwrap_or_default();
+    if let Some(stream) = stream_event(&provider_call_id, &event_type, params) {
+        return Ok(Webhook::Stream(stream));
+    }
     if let Some(context_id) = any_case(params, &["CustomField"]) {
         return Ok(Webhook::Document(DocumentRequest {
             provider_call_id,
@@ -355,7 +357,7 @@ fn event(params: &Params) -> Result<Webhook, Refusal> {
 /// its own.
 fn stream_event(call: &str, event_type: &str, params: &Params) -> Option<StreamEvent> {
     let whole: Json =
-        params.get("Stream").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        params.get_any_case("Stream").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let field = |name: &str| {
         let flat = params.get_any_case(&format!("Stream[{name}]"));
         flat.or_else(|| at(&whole, &[name])).map(shown)
@@ -428,6 +430,7 @@ fn error(json: &Json) -> Option<ErrorBody> {
         code: plain_at(exception, &["Code"]).unwrap_or_default(),
         detail: at(exception, &["Message"]).unwrap_or_default().to_owned(),
         class: None,
+        is_own: true,
     })
 }
 

@@ -5,6 +5,9 @@
 //!   answer    <Stream bidirectional="true">wss://…</Stream>   the URL is the element's text
 //!   REST      JSON, HTTP Basic; documents are fetched from us, never sent along
 //! ```
+//!
+//! The answer to a dial names the request. The call has a name of its own, which its first callback tells. Until then it can
+//! be ended, as a request that is taken back, and nothing else can be done to it.
 
 use std::sync::Arc;
 
@@ -34,6 +37,13 @@ const NONCE: &str = "X-Plivo-Signature-V3-Nonce";
 const SIGNATURES_MAX: usize = 4;
 /// Characters of all extra headers together.
 const EXTRA_HEADERS_MAX: usize = 512;
+/// Seconds that a call may ring. No limit is published; no carrier rings for longer.
+const RING_MAX_S: u32 = 600;
+/// Seconds that a call may last: Plivo ends it after a day.
+const LIMIT_MAX_S: u32 = 86_400;
+/// Begins what we call a call of which we know only Plivo's `request_uuid`: it is ended in another way than one whose
+/// `CallUUID` is known.
+const REQUEST: &str = "request:";
 
 /// What Plivo knows us by.
 pub const FORM: Form = Form {
@@ -157,7 +167,7 @@ impl Account for Plivo {
     }
 
     fn transfer(&self, transfer: &Transfer<'_>) -> Option<Document> {
-        let ring = transfer.ring_s.to_string();
+        let ring = transfer.ring_s.clamp(1, RING_MAX_S).to_string();
         let dial = [
             ("callerId", without_plus(transfer.from)),
             ("timeout", ring.as_str()),
@@ -184,8 +194,8 @@ impl Account for Plivo {
             "ring_method": "POST",
             "hangup_url": callback,
             "hangup_method": "POST",
-            "ring_timeout": dial.ring_s,
-            "time_limit": dial.limit_s,
+            "ring_timeout": dial.ring_s.clamp(1, RING_MAX_S),
+            "time_limit": dial.limit_s.clamp(1, LIMIT_MAX_S),
         });
         if dial.machine != MachineDetection::Off {
             call["machine_detection"] = json!("true");
@@ -200,7 +210,8 @@ impl Account for Plivo {
         let id = |json: &Json| {
             // For several numbers at once it is a list.
             let first = json.get("request_uuid").and_then(|list| list.get(0)).and_then(Json::as_str);
-            plain_at(json, &["request_uuid"]).or_else(|| first.map(str::to_owned))
+            let id = plain_at(json, &["request_uuid"]).or_else(|| first.map(str::to_owned));
+            id.filter(|id| !id.is_empty()).map(|id| request_name(&id))
         };
         rest::dialled(answer, id, error)
     }
@@ -210,6 +221,14 @@ impl Account for Plivo {
     }
 
     fn control(&self, call: &str, control: Control<'_>, _stamp: Stamp) -> Result<RestRequest, Unsupported> {
+        if let Some(request_id) = call.strip_prefix(REQUEST) {
+            return match control {
+                Control::HangUp => {
+                    Ok(self.request(Method::Delete, &format!("/Request/{}/", escaped(request_id))))
+                }
+                _ => Err(unnamed("do this to a call before its first callback")),
+            };
+        }
         let path = format!("/Call/{}/", escaped(call));
         let fetch = |url: &str| {
             let body = json!({ "legs": "aleg", "aleg_url": url, "aleg_method": "POST" });
@@ -235,6 +254,9 @@ impl Account for Plivo {
     }
 
     fn lookup(&self, call: &str, _stamp: Stamp) -> Result<RestRequest, Unsupported> {
+        if call.starts_with(REQUEST) {
+            return Err(unnamed("look for a call by its request"));
+        }
         // Of a live call; a finished one is found without the parameter, some time later.
         Ok(self.request(Method::Get, &format!("/Call/{}/?status=live", escaped(call))))
     }
@@ -246,7 +268,7 @@ impl Account for Plivo {
             Some(StatusEvent {
                 event_id: format!("{provider_call_id}:lookup:{word}"),
                 provider_call_id,
-                request_id: at(json, &["request_uuid"]).map(shown),
+                request_id: at(json, &["request_uuid"]).map(request_name),
                 status: call_status(&word),
                 word,
                 ..StatusEvent::default()
@@ -257,6 +279,15 @@ impl Account for Plivo {
     fn probe(&self, _stamp: Stamp) -> Result<RestRequest, Unsupported> {
         Ok(self.request(Method::Get, "/"))
     }
+}
+
+/// What we call a call of which we know only this.
+fn request_name(request_uuid: &str) -> String {
+    format!("{REQUEST}{}", shown(request_uuid))
+}
+
+fn unnamed(what: &'static str) -> Unsupported {
+    Unsupported { provider: NAME, what, instead: "wait for a callback, which names it" }
 }
 
 fn read(request: &WebhookRequest<'_>, params: &Params) -> Result<Webhook, Refusal> {
@@ -304,7 +335,7 @@ fn read(request: &WebhookRequest<'_>, params: &Params) -> Result<Webhook, Refusa
     };
     Ok(Webhook::Status(StatusEvent {
         event_id,
-        request_id: params.text("RequestUUID"),
+        request_id: params.get("RequestUUID").map(request_name),
         status: call_status(&word),
         cause: params.text("HangupCauseName").or_else(|| params.text("HangupCause")),
         duration_s: params.number("Duration"),
@@ -356,7 +387,7 @@ fn extra_headers(plan: &MediaPlan<'_>) -> (String, Vec<String>) {
     (out, left_out)
 }
 
-/// `{"error":"…"}`, or an object of field errors below it.
+/// `{"api_id":"…","error":"…"}`, or an object of field errors below `error`.
 fn error(json: &Json) -> Option<ErrorBody> {
     let error = json.get("error")?;
     let detail = error.as_str().map_or_else(|| error.to_string(), str::to_owned);
@@ -364,7 +395,12 @@ fn error(json: &Json) -> Option<ErrorBody> {
     let is_number = lower.contains("to parameter")
         || lower.contains("destination number")
         || lower.contains("invalid number");
-    Some(ErrorBody { code: String::new(), detail, class: is_number.then_some(FailureClass::InvalidNumber) })
+    Some(ErrorBody {
+        code: String::new(),
+        detail,
+        class: is_number.then_some(FailureClass::InvalidNumber),
+        is_own: at(json, &["api_id"]).is_some_and(|id| !id.is_empty()),
+    })
 }
 
 #[cfg(test)]

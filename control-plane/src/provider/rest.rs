@@ -256,6 +256,9 @@ pub struct ErrorBody {
     pub detail: String,
     /// What the code means, where the provider's documentation says.
     pub class: Option<FailureClass>,
+    /// Whether it bears a mark that only the provider's API writes. A gateway before it may answer in JSON too, and with a
+    /// message, but it does not know what became of the request.
+    pub is_own: bool,
 }
 
 /// How a request that makes a call ended. `id` finds the call's id in a 2xx, `error` the code and text in the rest.
@@ -279,13 +282,18 @@ pub fn dialled(
         };
     }
     let told = json.as_ref().and_then(error);
-    // A gateway in front of the provider speaks for itself: what is behind it may have dialled. So may a 500 that is not
-    // in the provider's own form.
-    let is_doubtful = matches!(status, 408 | 502 | 504) || (status >= 500 && status != 503 && told.is_none());
-    if is_doubtful || status < 400 {
+    if is_doubtful(status, told.as_ref()) || status < 400 {
         return DialOutcome::Unknown { detail: format!("{status} from the provider or a gateway") };
     }
     DialOutcome::Refused(refused(status, retry_after_s, told.unwrap_or_default()))
+}
+
+/// Whether the request may have been obeyed all the same. A gateway in front of the provider speaks for itself: what is
+/// behind it may have gone on. So may a 5xx without the provider's own mark, but for 503, which is said before anything is
+/// done.
+fn is_doubtful(status: u16, told: Option<&ErrorBody>) -> bool {
+    let is_own = told.is_some_and(|told| told.is_own);
+    matches!(status, 408 | 502 | 504) || (status >= 500 && status != 503 && !is_own)
 }
 
 fn not_sent() -> Refused {
@@ -385,8 +393,11 @@ pub fn controlled(answer: &RestAnswer<'_>, error: impl FnOnce(&Json) -> Option<E
     match *answer {
         RestAnswer::Answered { status: 200..=299, .. } => ControlOutcome::Done,
         RestAnswer::Answered { status, retry_after_s, body } => {
-            let told = serde_json::from_slice(body).ok().as_ref().and_then(error).unwrap_or_default();
-            let refused = refused(status, retry_after_s, told);
+            let told = serde_json::from_slice(body).ok().as_ref().and_then(error);
+            if is_doubtful(status, told.as_ref()) {
+                return ControlOutcome::Unknown;
+            }
+            let refused = refused(status, retry_after_s, told.unwrap_or_default());
             if refused.class == FailureClass::Gone {
                 ControlOutcome::Gone
             } else {
@@ -441,9 +452,13 @@ mod tests {
 
     fn answered(status: u16, body: &str) -> DialOutcome {
         let answer = RestAnswer::Answered { status, retry_after_s: Some(3), body: body.as_bytes() };
-        let error =
-            |json: &Json| Some(ErrorBody { code: plain_at(json, &["code"])?, ..ErrorBody::default() });
-        dialled(&answer, |json| plain_at(json, &["sid"]), error)
+        dialled(&answer, |json| plain_at(json, &["sid"]), told)
+    }
+
+    /// Codes of this provider have five digits.
+    fn told(json: &Json) -> Option<ErrorBody> {
+        let code = plain_at(json, &["code"])?;
+        Some(ErrorBody { is_own: code.len() == 5, code, ..ErrorBody::default() })
     }
 
     /// C27: what may have dialled is never retried.
@@ -463,7 +478,12 @@ mod tests {
         for doubtful in [
             answered(502, "<html>"),
             answered(504, r#"{"code":1}"#),
+            answered(504, r#"{"code":20500}"#),
+            answered(408, r#"{"code":20500}"#),
             answered(500, "oops"),
+            // A gateway's own JSON.
+            answered(500, r#"{"code":500,"message":"Internal Server Error"}"#),
+            answered(520, r#"{"code":520}"#),
             answered(201, "{}"),
             answered(302, ""),
         ] {
@@ -480,6 +500,27 @@ mod tests {
         assert_eq!(controlled(&answer(404), |_| None), ControlOutcome::Gone);
         assert!(matches!(controlled(&answer(401), |_| None), ControlOutcome::Refused(_)));
         assert_eq!(controlled(&RestAnswer::TimedOut, |_| None), ControlOutcome::Unknown);
+    }
+
+    /// A gateway does not know whether a call was hung up, or put through.
+    #[test]
+    fn what_a_gateway_says_of_a_live_call_is_unknown() {
+        let outcome = |status: u16, body: &str| {
+            controlled(&RestAnswer::Answered { status, retry_after_s: None, body: body.as_bytes() }, told)
+        };
+        for (status, body) in [
+            (408, r#"{"code":20408}"#),
+            (502, "<html>"),
+            (504, r#"{"code":20504}"#),
+            (500, "oops"),
+            (500, r#"{"code":500}"#),
+            (599, "{}"),
+        ] {
+            assert_eq!(outcome(status, body), ControlOutcome::Unknown, "{status} {body}");
+        }
+        for (status, body) in [(500, r#"{"code":20500}"#), (503, "<html>"), (429, "{}"), (400, "{}")] {
+            assert!(matches!(outcome(status, body), ControlOutcome::Refused(_)), "{status} {body}");
+        }
     }
 
     #[test]

@@ -25,13 +25,17 @@ use super::rest::{
 use super::status::{AnsweredBy, CallStatus};
 use super::webhook::{
     AGE_MAX_S, AnswerBy, DocumentRequest, Endpoint, InboundCall, Params, Refusal, StatusEvent, StreamEvent,
-    StreamKind, Webhook, WebhookRequest, shown,
+    StreamKind, Transferred, Webhook, WebhookRequest, shown,
 };
 use super::{Account, proof, twilio};
 
 const NAME: &str = "telnyx";
 const SIGNATURE: &str = "telnyx-signature-ed25519";
 const TIMESTAMP: &str = "telnyx-timestamp";
+/// Of the media, both ways. Telnyx turns PCMA into it; where it cannot, the stream's start names the call's own.
+const CODEC: &str = "PCMU";
+/// Begins the state of the leg that a transfer makes; the call that was put through follows.
+const TRANSFER_STATE: &str = "transfer:";
 
 /// What Telnyx knows us by, and what we know Telnyx by.
 pub const FORM: Form = Form {
@@ -133,9 +137,11 @@ impl Account for Telnyx {
         let context_id = plan.context_id.to_string();
         let stream = [
             ("url", plan.media_url),
+            // What we hear: otherwise it is whatever the call has.
+            ("codec", CODEC),
             // Without a mode and a codec our audio is dropped in silence.
             ("bidirectionalMode", "rtp"),
-            ("bidirectionalCodec", "PCMU"),
+            ("bidirectionalCodec", CODEC),
             ("bidirectionalSamplingRate", "8000"),
             ("statusCallback", plan.callback_url),
             ("statusCallbackMethod", "POST"),
@@ -193,16 +199,27 @@ impl Account for Telnyx {
             }
             Control::HangUp => self.action(call, "hangup", &json!({ "command_id": id })),
             Control::Transfer(transfer) => {
-                let body = json!({
+                let mut body = json!({
                     "to": transfer.to,
                     "from": transfer.from,
                     "timeout_secs": transfer.ring_s.clamp(5, 600),
-                    "webhook_url": transfer.result_url,
+                    // Of the new leg alone: by it the leg's end is known for the transfer's.
+                    "target_leg_client_state": STANDARD.encode(format!("{TRANSFER_STATE}{call}")),
                     "command_id": id,
                 });
+                if !transfer.result_url.is_empty() {
+                    body["webhook_url"] = json!(transfer.result_url);
+                }
                 self.action(call, "transfer", &body)
             }
-            Control::Redirect { plan, .. } => self.action(call, "streaming_start", &stream(plan)),
+            Control::Redirect { plan, .. } => {
+                let mut body = stream(plan);
+                // This command takes no webhook: the call keeps the one that it has.
+                if let Some(fields) = body.as_object_mut() {
+                    fields.retain(|name, _| !name.starts_with("webhook_"));
+                }
+                self.action(call, "streaming_start", &body)
+            }
             Control::Dtmf(digits) => {
                 self.action(call, "send_dtmf", &json!({ "digits": digits, "command_id": id }))
             }
@@ -240,14 +257,17 @@ impl Account for Telnyx {
     }
 }
 
-/// The parameters of a command that opens a stream to us. They are those of `answer`, of `streaming_start` and of a dial.
+/// The parameters of a command that opens a stream to us. They are those of `answer` and of a dial, and but for the webhook
+/// those of `streaming_start`.
 fn stream(plan: &MediaPlan<'_>) -> Json {
     let context_id = plan.context_id.to_string();
     json!({
         "stream_url": plan.media_url,
         "stream_track": "inbound_track",
+        // What we hear: otherwise it is whatever the call has.
+        "stream_codec": CODEC,
         "stream_bidirectional_mode": "rtp",
-        "stream_bidirectional_codec": "PCMU",
+        "stream_bidirectional_codec": CODEC,
         "stream_bidirectional_sampling_rate": 8_000,
         "webhook_url": plan.callback_url,
         "webhook_url_method": "POST",
@@ -276,6 +296,16 @@ fn event(json: &Json) -> Result<Webhook, Refusal> {
             retry_token: at(data, &["id"]).map(shown),
             arguments: Vec::new(),
             answer: AnswerBy::Rest,
+        }));
+    }
+    if let Some(call) = context_id.as_deref().and_then(|state| state.strip_prefix(TRANSFER_STATE)) {
+        if kind != "call.hangup" {
+            return Ok(Webhook::Other(format!("transfer {kind}")));
+        }
+        return Ok(Webhook::Transferred(Transferred {
+            provider_call_id: call.to_owned(),
+            status: hangup_status(&text("hangup_cause").unwrap_or_default()),
+            duration_s: None,
         }));
     }
     if let Some(word) = kind.strip_prefix("streaming.") {
@@ -316,6 +346,9 @@ fn event(json: &Json) -> Result<Webhook, Refusal> {
 /// A request of a TeXML application: Twilio's names.
 fn texml(request: &WebhookRequest<'_>, params: &Params) -> Result<Webhook, Refusal> {
     let provider_call_id = params.needed("CallSid")?;
+    if let Some(news) = twilio::stream_news(&provider_call_id, params) {
+        return Ok(news);
+    }
     if request.endpoint == Endpoint::Event {
         let word = params.text("CallStatus").unwrap_or_default();
         return Ok(Webhook::Status(StatusEvent {
@@ -380,7 +413,7 @@ fn error(json: &Json) -> Option<ErrorBody> {
         _ => None,
     };
     let detail = at(first, &["detail"]).or_else(|| at(first, &["title"])).unwrap_or_default();
-    Some(ErrorBody { code, detail: detail.to_owned(), class })
+    Some(ErrorBody { is_own: !code.is_empty(), code, detail: detail.to_owned(), class })
 }
 
 #[cfg(test)]

@@ -260,7 +260,7 @@ fn answers_to_a_dial_become_outcomes() {
         (
             "plivo",
             r#"{"message":"call fired","request_uuid":"r-1","api_id":"a"}"#,
-            "r-1",
+            "request:r-1",
             r#"{"error":"to parameter not present","api_id":"a"}"#,
             InvalidNumber,
             400,
@@ -281,7 +281,45 @@ fn answers_to_a_dial_become_outcomes() {
         for doubtful in [RestAnswer::TimedOut, answered(504, "<html>"), answered(200, "{}")] {
             assert!(matches!(account.dialled(&doubtful), DialOutcome::Unknown { .. }), "{name}");
         }
-        assert_eq!(account.is_dial_repeatable(), name == "asterisk");
+        assert!(!account.is_dial_repeatable(), "{name}");
+    }
+}
+
+/// C27: a gateway before the API may answer in JSON as well, and does not know what became of the request.
+#[test]
+fn only_the_providers_own_mark_makes_a_5xx_its_word() {
+    let own = [
+        r#"{"code":20500,"message":"An internal server error has occurred","more_info":"u","status":500}"#,
+        r#"{"type":"https://developer.vonage.com/api-errors#internal","title":"Internal Error","detail":"d"}"#,
+        r#"{"RestException":{"Status":500,"Message":"Internal error","Code":34000}}"#,
+        r#"{"message":"Allocation failed"}"#,
+        r#"{"errors":[{"code":"10007","title":"Unexpected error"}]}"#,
+        r#"{"api_id":"a","error":"Internal server error"}"#,
+    ];
+    let gateways = [
+        r#"{"code":500,"message":"Internal Server Error","status":500}"#,
+        r#"{"type":"about:blank","title":"Internal Server Error","status":500,"detail":"d"}"#,
+        r#"{"type":"https://api-vonage.com.example.org/e","title":"Internal Server Error"}"#,
+        r#"{"message":"An unexpected error occurred","request_id":"4e1a"}"#,
+        r#"{"error":"upstream connect error","status":500}"#,
+        r#"{"errors":[{"title":"Internal Server Error"}]}"#,
+        "<html>",
+        "",
+    ];
+    for (body, account) in own.into_iter().zip(accounts_once()) {
+        let DialOutcome::Refused(why) = account.dialled(&answered(500, body)) else { panic!("{body}") };
+        assert!(why.is_retryable() && why.class == rest::FailureClass::Provider, "{body}");
+        assert!(matches!(account.controlled(&answered(500, body)), ControlOutcome::Refused(_)), "{body}");
+        for status in [408, 502, 504] {
+            let answer = answered(status, body);
+            assert!(matches!(account.dialled(&answer), DialOutcome::Unknown { .. }), "{status} {body}");
+            assert_eq!(account.controlled(&answer), ControlOutcome::Unknown, "{status} {body}");
+        }
+        for body in gateways {
+            let answer = answered(500, body);
+            assert!(matches!(account.dialled(&answer), DialOutcome::Unknown { .. }), "{account:?} {body}");
+            assert_eq!(account.controlled(&answer), ControlOutcome::Unknown, "{account:?} {body}");
+        }
     }
 }
 

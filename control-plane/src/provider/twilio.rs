@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use axum::http::Method as HttpMethod;
+use axum::http::{Method as HttpMethod, header};
 use ring::hmac;
 use secrecy::SecretString;
 use serde_json::Value as Json;
@@ -37,6 +37,8 @@ const TWIML_MAX: usize = 4_000;
 const PARAMETER_MAX: usize = 499;
 /// Seconds that a call may ring.
 const RING_MAX_S: u32 = 600;
+/// Seconds that a call may last: a day, for accounts that have asked for more than four hours.
+const LIMIT_MAX_S: u32 = 86_400;
 
 /// What Twilio knows us by.
 pub const FORM: Form = Form {
@@ -151,11 +153,12 @@ impl Twilio {
             let signed = format!("{url}{fields}");
             secrets.iter().any(|secret| proof::hmac_matches(algorithm, secret, signed.as_bytes(), given))
         };
-        if spellings(&request.url()).iter().any(is_genuine) {
-            Ok(())
-        } else {
-            Err(Refusal::Signature(SIGNATURE))
+        let mut urls = spellings(&request.url());
+        // A URL with a user and a password is signed as it is configured, and asked for without them.
+        for user_info in user_infos(request) {
+            urls.extend(with_user_info(&request.url(), &user_info).iter().flat_map(|url| spellings(url)));
         }
+        if urls.iter().any(is_genuine) { Ok(()) } else { Err(Refusal::Signature(SIGNATURE)) }
     }
 
     /// Which hash and which secrets, by the settings header.
@@ -205,6 +208,34 @@ fn sorted_fields(params: &Params) -> String {
         }
     }
     out
+}
+
+/// The user and password that a request shows, as they may stand in a URL: as they are, where they may be, and escaped.
+fn user_infos(request: &WebhookRequest<'_>) -> Vec<String> {
+    use secrecy::ExposeSecret;
+
+    let shown = request.header(header::AUTHORIZATION.as_str()).and_then(proof::basic);
+    let Some((user, password)) = shown else { return Vec::new() };
+    let password = password.expose_secret();
+    // RFC 3986 §3.2.1. Nothing else: a slash in it would make one URL look like another that was signed.
+    let is_plain =
+        |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&b));
+    let mut found = Vec::new();
+    if is_plain(&user) && is_plain(password) {
+        found.push(format!("{user}:{password}"));
+    }
+    let escaped = format!("{}:{}", escaped(&user), escaped(password));
+    if !found.contains(&escaped) {
+        found.push(escaped);
+    }
+    found
+}
+
+/// A URL with this user and password; `None` when it has some already.
+fn with_user_info(url: &str, user_info: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let authority = &rest[..rest.find(['/', '?']).unwrap_or(rest.len())];
+    (!authority.contains('@')).then(|| format!("{scheme}://{user_info}@{rest}"))
 }
 
 /// A URL as Twilio's machines may have spelt it when they signed it: with a port or without one, and with a quote in the
@@ -277,7 +308,8 @@ impl Account for Twilio {
 
     fn dial(&self, dial: &Dial<'_>, _stamp: Stamp) -> Result<RestRequest, Unsupported> {
         let (twiml, _) = connect(&dial.plan);
-        let (ring, limit) = (dial.ring_s.clamp(1, RING_MAX_S).to_string(), dial.limit_s.to_string());
+        let ring = dial.ring_s.clamp(1, RING_MAX_S).to_string();
+        let limit = dial.limit_s.clamp(1, LIMIT_MAX_S).to_string();
         let mut form = vec![
             ("To", dial.to),
             ("From", dial.from),
@@ -361,14 +393,8 @@ impl Account for Twilio {
 
 fn read(request: &WebhookRequest<'_>, params: &Params) -> Result<Webhook, Refusal> {
     let provider_call_id = params.needed("CallSid")?;
-    if let Some(word) = params.get("StreamEvent") {
-        let Some(kind) = StreamKind::of_word(word) else { return Ok(Webhook::Other(shown(word))) };
-        return Ok(Webhook::Stream(StreamEvent {
-            provider_call_id,
-            stream_id: params.text("StreamSid").unwrap_or_default(),
-            kind,
-            detail: params.text("StreamError"),
-        }));
+    if let Some(news) = stream_news(&provider_call_id, params) {
+        return Ok(news);
     }
     if let Some(word) = params.get("DialCallStatus") {
         return Ok(Webhook::Transferred(Transferred {
@@ -393,6 +419,18 @@ fn read(request: &WebhookRequest<'_>, params: &Params) -> Result<Webhook, Refusa
         retry_token: request.header("I-Twilio-Idempotency-Token").map(shown),
         arguments: request.query_params()?.into_arguments(is_twilios),
         answer: AnswerBy::Document,
+    }))
+}
+
+/// News of a stream, in the words of TwiML and TeXML; `None`: the request is about something else.
+pub(super) fn stream_news(call: &str, params: &Params) -> Option<Webhook> {
+    let word = params.get("StreamEvent")?;
+    let Some(kind) = StreamKind::of_word(word) else { return Some(Webhook::Other(shown(word))) };
+    Some(Webhook::Stream(StreamEvent {
+        provider_call_id: call.to_owned(),
+        stream_id: params.text("StreamSid").unwrap_or_default(),
+        kind,
+        detail: params.text("StreamError"),
     }))
 }
 
@@ -526,7 +564,9 @@ fn error(json: &Json) -> Option<ErrorBody> {
         "21220" => Some(FailureClass::Gone),
         _ => None,
     };
-    Some(ErrorBody { code, detail: at(json, &["message"]).unwrap_or_default().to_owned(), class })
+    // Twilio's have five digits; a gateway repeats its status.
+    let is_own = code.len() == 5 && code.bytes().all(|b| b.is_ascii_digit());
+    Some(ErrorBody { code, detail: at(json, &["message"]).unwrap_or_default().to_owned(), class, is_own })
 }
 
 #[cfg(test)]

@@ -9,6 +9,10 @@
 //! A call has two legs with ids of their own: the phone's, by which it is controlled, and the WebSocket's. News of the
 //! latter are news of the media, never the end of the call. The token covers a body and not a query: where it can be
 //! chosen, the answer URL should be called by POST.
+//!
+//! Requests go where the credential's `api_url` says. A webhook's `region_url` is not followed, since every node that may
+//! have to end the call would need it: an application of another region has its API's address in the credential, such as
+//! `https://api-eu-3.vonage.com`.
 
 use std::sync::Arc;
 
@@ -26,7 +30,7 @@ use super::rest::{
 use super::status::{AnsweredBy, CallStatus};
 use super::webhook::{
     AGE_MAX_S, AnswerBy, Endpoint, InboundCall, Params, Refusal, StatusEvent, StreamEvent, StreamKind,
-    Webhook, WebhookRequest, shown, with_plus, without_plus,
+    Transferred, Webhook, WebhookRequest, shown, with_plus, without_plus,
 };
 use super::{Account, proof};
 
@@ -39,6 +43,8 @@ const RING_MAX_S: u32 = 120;
 const LIMIT_MAX_S: u32 = 86_400;
 /// Seconds for which a token of ours is good.
 const TOKEN_S: i64 = 900;
+/// In the query of the URL to which news of a transfer go: they are worded like those of any leg.
+const TRANSFER_LEG: (&str, &str) = ("leg", "transfer");
 /// Names that Vonage puts into the query of a GET beside our own.
 const QUERY_NAMES: &[&str] = &[
     "to",
@@ -145,11 +151,13 @@ impl Vonage {
         if age_s.saturating_abs() > AGE_MAX_S {
             return Err(Refusal::Age(age_s));
         }
-        match at(&claims, &["payload_hash"]) {
-            Some(hash) if proof::sha256_matches(request.body, hash) => Ok(claims),
-            // A GET may come without the hash: there is nothing to be hashed.
-            None if request.body.is_empty() => Ok(claims),
-            _ => Err(Refusal::BodyHash("payload_hash")),
+        // Without a body there is nothing to be hashed: what a GET's token says of it, if anything, is documented nowhere.
+        let is_hashed =
+            || at(&claims, &["payload_hash"]).is_some_and(|hash| proof::sha256_matches(request.body, hash));
+        if request.body.is_empty() || is_hashed() {
+            Ok(claims)
+        } else {
+            Err(Refusal::BodyHash("payload_hash"))
         }
     }
 
@@ -181,7 +189,10 @@ impl Account for Vonage {
         };
         match request.endpoint {
             Endpoint::Call if params.get("status").is_none() => inbound(request, &params, &claims),
-            Endpoint::Call | Endpoint::Event => event(&fields, &params, &claims),
+            Endpoint::Event if request.query_params()?.get(TRANSFER_LEG.0) == Some(TRANSFER_LEG.1) => {
+                Ok(transferred(&params))
+            }
+            Endpoint::Call | Endpoint::Event => event(&fields, &params),
             Endpoint::Media => Err(Refusal::Malformed("a media connection is not a webhook")),
         }
     }
@@ -298,7 +309,22 @@ fn inbound(request: &WebhookRequest<'_>, params: &Params, claims: &Json) -> Resu
     }))
 }
 
-fn event(fields: &Json, params: &Params, claims: &Json) -> Result<Webhook, Refusal> {
+/// News of the leg that a transfer has made. Its words are signed; that they are about a transfer stands in the query, which
+/// is not: all that a stranger could do with a request of Vonage's is to have a call's news taken for a transfer's.
+fn transferred(params: &Params) -> Webhook {
+    let word = params.text("status").unwrap_or_default();
+    let news = status_event(String::new(), word.clone(), params);
+    match news.status.filter(|status| status.is_terminal()) {
+        Some(status) => Webhook::Transferred(Transferred {
+            provider_call_id: params.text("conversation_uuid").unwrap_or_default(),
+            status,
+            duration_s: news.duration_s,
+        }),
+        None => Webhook::Other(format!("transfer {word}")),
+    }
+}
+
+fn event(fields: &Json, params: &Params) -> Result<Webhook, Refusal> {
     // What a machine's detector says names the leg in another way.
     let uuid = params.text("uuid").or_else(|| params.text("call_uuid"));
     let Some(word) = params.text("status") else {
@@ -327,10 +353,9 @@ fn event(fields: &Json, params: &Params, claims: &Json) -> Result<Webhook, Refus
     if call_status(&word).is_none() && answered_by(&word, "").is_none() {
         return Ok(Webhook::Other(word));
     }
-    let event_id = match at(claims, &["jti"]) {
-        Some(id) => shown(id),
-        None => format!("{uuid}:{word}"),
-    };
+    // A repetition is signed afresh, so the token's id is another; the event's own time is not.
+    let parts = [params.get("sub_state"), params.get("timestamp")].into_iter().flatten().map(shown);
+    let event_id = [uuid.clone(), word.clone()].into_iter().chain(parts).collect::<Vec<_>>().join(":");
     Ok(Webhook::Status(StatusEvent { event_id, ..status_event(uuid, word, params) }))
 }
 
@@ -424,11 +449,14 @@ fn transfer_ncco(transfer: &Transfer<'_>) -> Json {
     let mut action = json!({
         "action": "connect",
         "from": without_plus(transfer.from),
+        "eventType": "synchronous",
         "timeout": transfer.ring_s.clamp(1, RING_MAX_S),
         "endpoint": [endpoint],
     });
     if !transfer.result_url.is_empty() {
-        action["eventUrl"] = json!([transfer.result_url]);
+        let separator = if transfer.result_url.contains('?') { '&' } else { '?' };
+        let (name, value) = TRANSFER_LEG;
+        action["eventUrl"] = json!([format!("{}{separator}{name}={value}", transfer.result_url)]);
     }
     json!([action])
 }
@@ -439,11 +467,23 @@ fn error(json: &Json) -> Option<ErrorBody> {
     let detail = at(json, &["detail"]).unwrap_or_default();
     let first = json.get("invalid_parameters").and_then(|list| list.get(0));
     let parameter = first.and_then(|item| at(item, &["name"])).unwrap_or_default();
-    let is_number = parameter.starts_with("to") || parameter.ends_with("number");
+    // `to`, or a part of it such as `to[0].number`; `from.number` is a mistake of ours.
+    let is_number = parameter
+        .strip_prefix("to")
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(|c: char| !c.is_ascii_alphabetic()));
     Some(ErrorBody {
         code: title.to_owned(),
         detail: [detail, parameter].join(" ").trim().to_owned(),
         class: is_number.then_some(FailureClass::InvalidNumber),
+        is_own: at(json, &["type"]).is_some_and(is_vonages_url),
+    })
+}
+
+/// Whether this is a page of Vonage's, as its errors name one for their type.
+fn is_vonages_url(url: &str) -> bool {
+    let host = url.strip_prefix("https://").and_then(|rest| rest.split(['/', '?', '#']).next());
+    host.is_some_and(|host| {
+        [".vonage.com", ".nexmo.com"].iter().any(|domain| format!(".{host}").ends_with(domain))
     })
 }
 

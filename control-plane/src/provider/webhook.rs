@@ -36,8 +36,9 @@ pub enum Endpoint {
     Media,
 }
 
-/// One HTTP request, as it came.
-#[derive(Debug, Clone, Copy)]
+/// One HTTP request, as it came. Its `Debug` shows neither query nor headers' values nor body: passwords, API keys and
+/// callers' names stand there. The claim in a media connection's path is not shown either.
+#[derive(Clone, Copy)]
 pub struct WebhookRequest<'a> {
     /// Our route.
     pub endpoint: Endpoint,
@@ -57,6 +58,20 @@ pub struct WebhookRequest<'a> {
     pub has_api_key: bool,
     /// Unix time, seconds.
     pub now_s: i64,
+}
+
+impl std::fmt::Debug for WebhookRequest<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (_, place) = self.public_url.split_once("://").unwrap_or(("", self.public_url));
+        let mut path = place.find('/').map_or("", |at| &place[at..]);
+        if self.endpoint == Endpoint::Media {
+            path = path.rfind('/').map_or("", |at| &path[..at]);
+        }
+        let names: Vec<&str> = self.headers.keys().map(axum::http::HeaderName::as_str).collect();
+        let (endpoint, method, octets) = (self.endpoint, self.method, self.body.len());
+        write!(f, "WebhookRequest({endpoint:?} {method} {path}, headers {names:?}, {octets} octets, ")?;
+        write!(f, "from {}, has_api_key {}, now_s {})", self.source, self.has_api_key, self.now_s)
+    }
 }
 
 impl<'a> WebhookRequest<'a> {
@@ -228,7 +243,9 @@ pub enum Webhook {
 /// Somebody calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboundCall {
-    /// The provider's id of the call. The same call announced twice has the same: it gets the same context.
+    /// The provider's id of the call. The same call announced twice has the same: it gets the same context. Empty: the
+    /// provider gives none (an Asterisk whose dialplan sends no `channel_id`), so each announcement is another call, and
+    /// nothing may be remembered under this name.
     pub provider_call_id: String,
     /// Who calls: E.164, or what the provider says instead.
     pub from: String,
@@ -278,11 +295,13 @@ pub struct DocumentRequest {
 /// News of a call. What the provider did not say is `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StatusEvent {
-    /// The provider's id of the call (for Vonage: of the leg).
+    /// The provider's id of the call (for Vonage: of the leg). Empty: it gives none, and only the route says which call it
+    /// is.
     pub provider_call_id: String,
     /// What the provider called it when we placed it, when that is another id (Plivo).
     pub request_id: Option<String>,
-    /// The same for every repetition of this event.
+    /// The same for every repetition of this event. Of one call: where the provider names no call, those of two calls may
+    /// be the same.
     pub event_id: String,
     /// In our words; `None`: it is about something else, such as who picked up.
     pub status: Option<CallStatus>,
@@ -347,7 +366,7 @@ impl StreamKind {
 /// A transfer is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transferred {
-    /// The provider's id of the caller's call.
+    /// The provider's id of the caller's call (for Vonage: of the conversation, which its legs share).
     pub provider_call_id: String,
     /// What became of the other leg.
     pub status: CallStatus,
@@ -468,6 +487,35 @@ mod tests {
         assert_eq!(Refusal::UnknownAssistant.status(), 404);
         assert_eq!(Refusal::Missing("CallSid").status(), 400);
         assert_eq!(Refusal::TooLarge(1 << 20).status(), 413);
+    }
+
+    #[test]
+    fn debug_of_a_request_shows_no_secret_and_no_claim() {
+        let mut headers = HeaderMap::new();
+        for name in ["authorization", "x-api-key"] {
+            headers.insert(name, "hunter2".parse().unwrap());
+        }
+        let shown = |endpoint| {
+            let request = WebhookRequest {
+                endpoint,
+                method: &Method::POST,
+                public_url: "https://u:hunter2@h.example.test/v1/media/twilio/claim-1",
+                query: "password=hunter2",
+                headers: &headers,
+                body: b"hunter2",
+                source: IpAddr::from([192, 0, 2, 1]),
+                has_api_key: false,
+                now_s: 0,
+            };
+            format!("{request:?}")
+        };
+        for endpoint in [Endpoint::Call, Endpoint::Event, Endpoint::Media] {
+            assert!(!shown(endpoint).contains("hunter2"), "{}", shown(endpoint));
+        }
+        let media = shown(Endpoint::Media);
+        assert!(media.contains("/v1/media/twilio") && !media.contains("claim-1"), "{media}");
+        assert!(media.contains("x-api-key") && media.contains("7 octets"), "{media}");
+        assert!(shown(Endpoint::Call).contains("/v1/media/twilio/claim-1"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 import sys
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode
 
 import jwt
 import nacl.signing
@@ -53,6 +53,15 @@ def twilio(rng, secret):
         if kind != "get":
             assert validator.validate(url, body if kind == "json" else pairs, signature)
         yield {"kind": kind, "url": url, "body": body, "headers": {"X-Twilio-Signature": signature}}
+    for n in range(20):
+        # A URL with a user and a password is signed as it is; what asks for it puts them into a header.
+        user = rng.choice(["user:pass", "u:p%40ss", "user:", "u:a!b"])
+        path = f"voice.example.test/v1/{n}?x=1"
+        pairs = dict(fields(rng))
+        signature = validator.compute_signature(f"https://{user}@{path}", pairs)
+        basic = base64.b64encode(unquote(user).encode()).decode()
+        yield {"kind": "form", "url": f"https://{path}", "body": urlencode(pairs),
+               "headers": {"X-Twilio-Signature": signature, "Authorization": f"Basic {basic}"}}
 
 
 def plivo(rng, secret):

@@ -7,14 +7,22 @@ use crate::provider::rest::{MachineDetection, Transfer};
 
 const URL: &str = "http://voice.example.test/v1/telephony/asterisk/call/42";
 
+fn fields() -> Json {
+    json!({
+        "ari_url": "http://pbx:8088/ari", "ari_user": "tandem", "ari_password": "secret", "trunk": "carrier",
+        "webhook_user": "pbx", "webhook_password": "pbx-password",
+    })
+}
+
 fn account() -> Arc<dyn Account> {
-    open_account(
-        "asterisk",
-        json!({
-            "ari_url": "http://pbx:8088/ari", "ari_user": "tandem", "ari_password": "secret", "trunk": "carrier",
-            "webhook_user": "pbx", "webhook_password": "pbx-password",
-        }),
-    )
+    open_account("asterisk", fields())
+}
+
+/// Whose calls are in Stasis.
+fn stasis() -> Arc<dyn Account> {
+    let mut fields = fields();
+    fields["app"] = json!("tandem");
+    open_account("asterisk", fields)
 }
 
 fn proved(asked: Asked) -> Asked {
@@ -72,6 +80,17 @@ fn dialplan_may_name_things_in_its_own_words() {
     );
 }
 
+/// The shell keeps no name for it, so two callers do not share one call.
+#[test]
+fn dialplan_that_names_no_channel_gives_its_calls_no_name() {
+    let asked = proved(Asked::get(&format!("{URL}?from=100&to=200")));
+    let Ok(Webhook::Inbound(call)) = asked.webhook(&account()) else { panic!() };
+    assert_eq!((call.provider_call_id.as_str(), call.retry_token), ("", None));
+    let over = event("ctx=ctx-1&cause=16");
+    assert_eq!((over.provider_call_id.as_str(), over.context_id.as_deref()), ("", Some("ctx-1")));
+    assert_eq!(over.status, Some(CallStatus::Completed));
+}
+
 #[test]
 fn answer_is_the_uuid_and_nothing_else_and_a_refusal_is_empty() {
     let document = account().answer(&plan(&[]));
@@ -102,6 +121,17 @@ fn dialplan_tells_how_a_call_ended() {
         ("dialstatus=CHANUNAVAIL", CallStatus::Failed),
     ] {
         assert_eq!(event(&format!("channel_id=1.7&{query}")).status, Some(want), "{query}");
+    }
+    // Answered, and over: whatever the cause is, somebody was there.
+    for (query, want) in [
+        ("dialstatus=ANSWER&cause=16&duration=12", CallStatus::Completed),
+        ("dialstatus=ANSWER&cause=17&duration=12", CallStatus::Completed),
+        ("dialstatus=ANSWER&cause=19&duration=12", CallStatus::Completed),
+        ("dialstatus=ANSWER&cause=38&duration=12", CallStatus::Failed),
+        ("dialstatus=ANSWER&cause=0&duration=12", CallStatus::Answered),
+    ] {
+        let told = event(&format!("channel_id=1.7&{query}"));
+        assert_eq!((told.status, told.duration_s), (Some(want), Some(12)), "{query}");
     }
     assert_eq!(event("channel_id=1.7&cause=17").q850_cause, Some(17));
     assert_eq!(event("channel_id=1.7&cause=0").status, None);
@@ -157,7 +187,7 @@ fn aris_events_become_statuses() {
 }
 
 #[test]
-fn dial_names_the_channel_so_that_it_may_be_repeated() {
+fn dial_names_the_channel_so_that_one_that_lives_is_not_dialled_again() {
     let request = account().dial(&dial(&[], MachineDetection::Off), STAMP).unwrap();
     let id = "00000000-0000-0000-0000-000000001234";
     assert_eq!(
@@ -182,12 +212,72 @@ fn channel_that_exists_is_the_one_that_was_dialled() {
     let outcome =
         account().dialled(&answered(409, r#"{"message":"Channel with given unique ID already exists"}"#));
     assert_eq!(outcome, DialOutcome::AlreadyPlaced);
+    // Once it is gone its id is free: the same request would ring again.
+    assert!(!account().is_dial_repeatable());
+    assert!(matches!(account().dialled(&RestAnswer::TimedOut), DialOutcome::Unknown { .. }));
+}
+
+/// A transfer's target is a model's words: it must not reach a context, trunk or technology of its choice.
+#[test]
+fn target_is_a_number_or_a_name_and_nothing_else() {
+    let asked = |to: &str| {
+        let transfer = Transfer { to, from: "", ring_s: 25, result_url: "", document_url: "" };
+        let placed = account().dial(&Dial { to, ..dial(&[], MachineDetection::Off) }, STAMP);
+        let moved = stasis().control("1.7", Control::Transfer(transfer), STAMP);
+        assert_eq!(placed.is_ok(), moved.is_ok(), "{to}");
+        placed.map(|request| request.url)
+    };
+    for (to, want) in
+        [("+4930123", "%2B4930123"), ("200", "200"), ("*8#", "%2A8%23"), ("reception", "reception")]
+    {
+        let url = asked(to).unwrap();
+        assert!(url.contains(&format!("?endpoint=PJSIP%2F{want}%40carrier&")), "{url}");
+    }
+    for to in [
+        "PJSIP/100",
+        "Local/s@internal",
+        "100@internal",
+        "s@from-internal/n",
+        "100&PJSIP/200",
+        "sip:100@example.com",
+        "100,30",
+        "a1",
+        "1 00",
+        "",
+        "é",
+    ] {
+        let error = asked(to).unwrap_err();
+        assert_eq!(error.what, "dial anything but a number (+ 0-9 * #) or a name of letters", "{to}");
+    }
+    // How it is reached is the credential's business.
+    let mut there = fields();
+    (there["endpoint_technology"], there["trunk"]) = (json!("Local"), json!("out"));
+    let local = open_account("asterisk", there).dial(&dial(&[], MachineDetection::Off), STAMP).unwrap();
+    assert!(local.url.contains("?endpoint=Local%2F%2B14155550100%40out&"), "{}", local.url);
+}
+
+/// ARI says 409 of a channel that is in the dialplan, to everything but its end.
+#[test]
+fn channel_in_the_dialplan_can_only_be_ended() {
+    let transfer = Transfer { to: "+4930123", from: "", ring_s: 25, result_url: "", document_url: "" };
+    let refused = |account: Arc<dyn Account>, control| account.control("1.7", control, STAMP).unwrap_err();
+    let plan = plan(&[]);
+    for control in [Control::Answer(&plan), Control::Transfer(transfer), Control::Dtmf("1")] {
+        let error = refused(account(), control);
+        assert!(error.what.ends_with("in the dialplan") && !error.instead.is_empty(), "{error}");
+    }
+    for account in [account(), stasis()] {
+        let error = refused(account, Control::Redirect { plan: &plan, document_url: "" });
+        assert_eq!(error.what, "lead a live call's media elsewhere");
+    }
+    assert!(account().control("1.7", Control::HangUp, STAMP).is_ok());
+    assert!(account().control("1.7", Control::Reject, STAMP).is_ok());
 }
 
 #[test]
 fn live_calls_are_controlled_by_their_channel() {
     let ask = |control| {
-        let request = account().control("1.7", control, STAMP).unwrap();
+        let request = stasis().control("1.7", control, STAMP).unwrap();
         format!("{:?} {}", request.method, request.url.strip_prefix("http://pbx:8088/ari").unwrap())
     };
     assert_eq!(ask(Control::HangUp), "Delete /channels/1.7?reason=normal");
@@ -198,10 +288,7 @@ fn live_calls_are_controlled_by_their_channel() {
         ask(Control::Transfer(transfer)),
         "Post /channels/1.7/redirect?endpoint=PJSIP%2F%2B4930123%40carrier"
     );
-    assert_eq!(
-        ask(Control::Redirect { plan: &plan(&[]), document_url: "" }),
-        "Post /channels/1.7/continue?context=tandem-out&extension=s&priority=1"
-    );
+    assert_eq!(ask(Control::Answer(&plan(&[]))), "Post /channels/1.7/answer");
     let Lookup::Found(found) = account().looked_up(&answered(200, r#"{"id":"1.7","state":"Up"}"#)) else {
         panic!()
     };

@@ -54,6 +54,23 @@ fn password_or_address_is_asked_for() {
     assert!(matches!(refusal, Refusal::Uncheckable(_)) && refusal.status() == 403);
 }
 
+/// The socket's URL has no place for a password: the claim in its path is the proof.
+#[test]
+fn media_connection_needs_no_password() {
+    let url =
+        "https://voice.example.test/v1/media/exotel/00000000-0000-0000-0000-000000001234?sample-rate=8000";
+    let upgrade = |asked: Asked| Asked { endpoint: Endpoint::Media, ..asked };
+    for asked in [Asked::get(url), proved(Asked::get(url))] {
+        assert_eq!(upgrade(asked.clone()).to(|request| account().upgrade(request)), Ok(()));
+        // And is no webhook, whoever sends it.
+        assert!(upgrade(asked).webhook(&account()).is_err());
+    }
+    assert!(!account().answer(&plan(&[])).body.contains("demo-exotel"));
+    let placed = account().dial(&dial(&[], MachineDetection::Off), STAMP).unwrap();
+    let url = form_of(&placed).into_iter().find(|(name, _)| name == "StreamUrl").unwrap().1;
+    assert!(url.starts_with("wss://m.example.test/") && !url.contains("demo-exotel-token"), "{url}");
+}
+
 #[test]
 fn names_are_matched_in_any_case_and_the_rest_are_arguments() {
     let asked = Asked::get(&format!(
@@ -134,6 +151,29 @@ fn passthru_tells_of_the_stream_in_three_ways() {
     assert_eq!(failed.0, StreamKind::Failed);
 }
 
+/// The flow gives its Passthru the URL of its Voicebot: the call is not another one.
+#[test]
+fn applet_behind_the_voicebot_is_no_new_call() {
+    let query = "CallSid=c1&CallFrom=09876543210&CallTo=08047112233";
+    let told = |asked: Asked| match proved(asked).webhook(&account()) {
+        Ok(Webhook::Stream(stream)) => (stream.provider_call_id, stream.stream_id, stream.kind),
+        other => panic!("{other:?}"),
+    };
+    let stopped = ("c1".to_owned(), "s1".to_owned(), StreamKind::Stopped);
+    for more in [
+        "Stream%5BStreamSID%5D=s1&Stream%5BStatus%5D=completed",
+        "stream%5Bstreamsid%5D=s1",
+        "Stream=%7B%22StreamSID%22%3A%22s1%22%7D",
+        "stream=%7B%22StreamSID%22%3A%22s1%22%7D",
+        "StreamSid=s1",
+        "CustomField=ctx-1&Stream%5BStreamSID%5D=s1",
+    ] {
+        assert_eq!(told(Asked::get(&format!("{URL}?{query}&{more}"))), stopped, "{more}");
+    }
+    let started = r#"{"CallSid":"c1","StreamSid":"s1","EventType":"stream-start","From":"1","To":"2"}"#;
+    assert_eq!(told(Asked::post(URL).json(started)).2, StreamKind::Started);
+}
+
 #[test]
 fn answer_is_a_url_with_at_most_three_parameters() {
     let parameters: Vec<_> = ["a", "b", "c"].map(|name| (name.to_owned(), "1 &".to_owned())).into();
@@ -169,10 +209,21 @@ fn dial_goes_to_the_socket_or_through_a_flow() {
     assert!(value(&form, "StreamUrl").unwrap().starts_with("wss://m.example.test/"));
     assert_eq!(value(&form, "CustomField").unwrap(), "00000000-0000-0000-0000-000000001234");
     assert_eq!(form.iter().filter(|(key, _)| key == "StatusCallbackEvents[]").count(), 3);
+    // Only flows know it.
+    assert_eq!(value(&form, "TimeOut"), None);
     let options = [("app_id".to_owned(), "77".to_owned())];
     let flow = form_of(&account().dial(&dial(&options, MachineDetection::Off), STAMP).unwrap());
     assert_eq!(value(&flow, "Url").unwrap(), "http://my.exotel.com/acme1/exoml/start_voice/77");
     assert_eq!((value(&flow, "StreamUrl"), value(&flow, "CallType")), (None, Some("trans".into())));
+    assert_eq!(value(&flow, "TimeOut"), Some("30".into()));
+    for (seconds, ring, limit) in [(0, "1", "1"), (u32::MAX, "600", "14400")] {
+        let wanted = Dial { ring_s: seconds, limit_s: seconds, ..dial(&options, MachineDetection::Off) };
+        let form = form_of(&account().dial(&wanted, STAMP).unwrap());
+        assert_eq!(
+            (value(&form, "TimeOut"), value(&form, "TimeLimit")),
+            (Some(ring.into()), Some(limit.into()))
+        );
+    }
     let mut there = fields();
     there["region"] = json!("sg");
     let sg = open_account("exotel", there).probe(STAMP).unwrap();
@@ -187,6 +238,11 @@ fn live_calls_end_by_their_socket() {
     let transfer = Transfer { to: "+9198", from: "", ring_s: 25, result_url: "", document_url: "" };
     let document = account().transfer(&transfer).unwrap();
     assert!(document.body.contains("\"numbers\":[\"+9198\"]"));
+    for (ring_s, want) in [(0, 1), (25, 25), (u32::MAX, 600)] {
+        let document = account().transfer(&Transfer { ring_s, ..transfer }).unwrap();
+        let body: Json = serde_json::from_str(&document.body).unwrap();
+        assert_eq!(body["max_ringing_duration"], json!(want));
+    }
     let body = r#"{"Call":{"Sid":"c1","Status":"completed","Duration":31}}"#;
     let Lookup::Found(found) = account().looked_up(&answered(200, body)) else { panic!() };
     assert_eq!((found.status, found.duration_s), (Some(CallStatus::Completed), Some(31)));

@@ -112,7 +112,8 @@ fn events_become_statuses() {
     ] {
         let told =
             event(&[("CallUUID", "c-1"), ("CallStatus", word), ("Event", "Hangup"), ("RequestUUID", "r-1")]);
-        assert_eq!((told.status, told.request_id.as_deref()), (Some(want), Some("r-1")), "{word}");
+        // As the answer to the dial had it.
+        assert_eq!((told.status, told.request_id.as_deref()), (Some(want), Some("request:r-1")), "{word}");
     }
     let over = event(&[
         ("CallUUID", "c-1"),
@@ -170,7 +171,16 @@ fn dial_names_where_its_document_is() {
     assert_eq!(call["hangup_url"], "https://c.example.test/e?a=1&b=2");
     assert_eq!((&call["machine_detection"], &call["ring_timeout"]), (&json!("true"), &json!(30)));
     let many = account().dialled(&answered(201, r#"{"request_uuid":["r-1","r-2"]}"#));
-    assert_eq!(many, DialOutcome::Accepted { provider_call_id: "r-1".into() });
+    assert_eq!(many, DialOutcome::Accepted { provider_call_id: "request:r-1".into() });
+    for (seconds, ring, limit) in [(0, 1, 1), (u32::MAX, 600, 86_400)] {
+        let wanted = Dial { ring_s: seconds, limit_s: seconds, ..dial(&[], MachineDetection::Off) };
+        let call: Json = serde_json::from_str(&account().dial(&wanted, STAMP).unwrap().body).unwrap();
+        assert_eq!((&call["ring_timeout"], &call["time_limit"]), (&json!(ring), &json!(limit)));
+        let transfer =
+            Transfer { to: "+4930123", from: "", ring_s: seconds, result_url: "", document_url: "" };
+        let document = account().transfer(&transfer).unwrap();
+        assert!(document.body.contains(&format!("timeout=\"{ring}\"")), "{}", document.body);
+    }
 }
 
 #[test]
@@ -197,6 +207,29 @@ fn live_calls_are_controlled_by_their_uuid() {
     assert!(ask(Control::Dtmf("1#")).url.ends_with("/Call/c-1/DTMF/"));
     let found = account().looked_up(&answered(200, r#"{"call_uuid":"c-1","call_status":"in-progress"}"#));
     assert!(matches!(found, Lookup::Found(found) if found.status == Some(CallStatus::Answered)));
+}
+
+/// Before its first callback only the request has a name, and Plivo ends it at another place.
+#[test]
+fn call_that_is_known_by_its_request_is_taken_back() {
+    let DialOutcome::Accepted { provider_call_id } =
+        account().dialled(&answered(201, r#"{"message":"call fired","request_uuid":"r-1","api_id":"a"}"#))
+    else {
+        panic!()
+    };
+    let over = account().control(&provider_call_id, Control::HangUp, STAMP).unwrap();
+    assert_eq!(
+        (over.method, over.url.as_str()),
+        (Method::Delete, "https://api.plivo.com/v1/Account/MA1/Request/r-1/")
+    );
+    let error = account().control(&provider_call_id, Control::Dtmf("1"), STAMP).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "plivo cannot do this to a call before its first callback: wait for a callback, which names it"
+    );
+    assert!(account().lookup(&provider_call_id, STAMP).is_err());
+    let told = event(&[("CallUUID", "c-1"), ("CallStatus", "ringing"), ("RequestUUID", "r-1")]);
+    assert_eq!(told.request_id, Some(provider_call_id));
 }
 
 proptest! {

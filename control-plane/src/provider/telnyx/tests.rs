@@ -81,6 +81,8 @@ fn incoming_call_is_answered_by_a_request() {
     let body: Json = serde_json::from_str(&request.body).unwrap();
     assert_eq!(body["stream_bidirectional_mode"], "rtp");
     assert_eq!(body["stream_bidirectional_codec"], "PCMU");
+    // By default it is the call's codec, which may be any.
+    assert_eq!(body["stream_codec"], "PCMU");
     // Twice is once.
     assert_eq!(body["command_id"], "00000000-0000-0000-0000-000000001234");
     assert_eq!(body["webhook_url"], "https://c.example.test/e?a=1&b=2");
@@ -95,8 +97,17 @@ fn texml_application_is_answered_by_a_document() {
     let over = form(&[("CallSid", "v3:1"), ("CallStatus", "completed"), ("CallDuration", "9")]).event();
     let Ok(Webhook::Status(told)) = over.webhook(&account()) else { panic!() };
     assert_eq!((told.status, told.duration_s), (Some(CallStatus::Completed), Some(9)));
+    for endpoint in [Endpoint::Call, Endpoint::Event] {
+        let news =
+            [("CallSid", "v3:1"), ("StreamEvent", "stream-stopped"), ("StreamSid", "s1"), ("CallStatus", "")];
+        let told = Asked { endpoint, ..form(&news) }.webhook(&account());
+        assert!(
+            matches!(&told, Ok(Webhook::Stream(stream)) if stream.kind == StreamKind::Stopped && stream.stream_id == "s1"),
+            "{told:?}"
+        );
+    }
     let document = account().answer(&plan(&[]));
-    let want = "<Response><Connect><Stream url=\"wss://m.example.test/v1/media/x/ctx-1\" bidirectionalMode=\"rtp\" \
+    let want = "<Response><Connect><Stream url=\"wss://m.example.test/v1/media/x/ctx-1\" codec=\"PCMU\" bidirectionalMode=\"rtp\" \
                 bidirectionalCodec=\"PCMU\" bidirectionalSamplingRate=\"8000\" statusCallbackMethod=\"POST\" \
                 statusCallback=\"https://c.example.test/e?a=1&amp;b=2\">\
                 <Parameter name=\"ctx\" value=\"00000000-0000-0000-0000-000000001234\"/></Stream></Connect></Response>";
@@ -185,6 +196,7 @@ fn dial_opens_a_stream_both_ways() {
     assert_eq!((&call["timeout_secs"], &call["time_limit_secs"]), (&json!(30), &json!(3_600)));
     assert_eq!(call["answering_machine_detection"], "detect");
     assert_eq!(call["stream_bidirectional_mode"], "rtp");
+    assert_eq!((&call["stream_codec"], &call["webhook_url_method"]), (&json!("PCMU"), &json!("POST")));
     let bare = open_account(
         "telnyx",
         json!({ "api_key": "k", "public_key": "A6EHv/POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg=" }),
@@ -217,8 +229,35 @@ fn live_calls_are_controlled_by_actions() {
         (action.as_str(), &body["to"], &body["timeout_secs"]),
         ("transfer", &json!("+4930123"), &json!(25))
     );
-    assert_eq!(ask(Control::Redirect { plan: &plan(&[]), document_url: "" }).0, "streaming_start");
+    assert_eq!(body["webhook_url"], "https://c/e");
+    let (_, body) = ask(Control::Transfer(Transfer { result_url: "", ..transfer }));
+    assert_eq!(body.get("webhook_url"), None);
+    let (action, body) = ask(Control::Redirect { plan: &plan(&[]), document_url: "" });
+    assert_eq!((action.as_str(), &body["stream_codec"]), ("streaming_start", &json!("PCMU")));
+    assert!(body.get("webhook_url").is_none() && body.get("webhook_url_method").is_none());
     let looked =
         account().looked_up(&answered(200, r#"{"data":{"call_control_id":"v3:1","is_alive":false}}"#));
     assert!(matches!(looked, Lookup::Found(found) if found.status == Some(CallStatus::Completed)));
+}
+
+/// C29: the leg that a transfer makes bears a state of ours, so its end is the transfer's.
+#[test]
+fn end_of_the_leg_of_a_transfer_is_the_transfers() {
+    let transfer =
+        crate::provider::Transfer { to: "+4930123", from: "", ring_s: 25, result_url: "", document_url: "" };
+    let request = account().control("v3:1", Control::Transfer(transfer), STAMP).unwrap();
+    let body: Json = serde_json::from_str(&request.body).unwrap();
+    let leg = |kind: &str, cause: &str| {
+        let state = &body["target_leg_client_state"];
+        let payload = json!({ "call_control_id": "v3:2", "client_state": state, "hangup_cause": cause,
+            "direction": "outgoing" });
+        webhook(kind, payload)
+    };
+    for (cause, want) in [("timeout", CallStatus::NoAnswer), ("normal_clearing", CallStatus::Completed)] {
+        let Ok(Webhook::Transferred(over)) = leg("call.hangup", cause) else { panic!("{cause}") };
+        assert_eq!((over.provider_call_id.as_str(), over.status), ("v3:1", want));
+    }
+    for kind in ["call.initiated", "call.answered", "call.bridged"] {
+        assert_eq!(leg(kind, ""), Ok(Webhook::Other(format!("transfer {kind}"))));
+    }
 }

@@ -91,6 +91,34 @@ fn signatures_of_twilios_own_sdks_are_taken() {
     assert_eq!(verify(signed(t7, "iCkmDOk7ZBUKyY2l0AX3zqHTeQ0=")), Ok(()));
 }
 
+/// T8 as it arrives: a client takes user and password out of the URL and into a header, and Twilio signs the URL with them.
+#[test]
+fn user_and_password_of_the_url_come_in_a_header_and_are_signed() {
+    let asked = |user: &str, password: &str| {
+        signed(Asked::post("https://voice.example.test/v1/talk").form(CALL), "hP+2fRW2GCUaXhX74q791X8tU+Q=")
+            .header("authorization", &proof::basic_header(user, &password.into()))
+            .webhook(&account())
+    };
+    assert!(matches!(asked("user", "pass"), Ok(Webhook::Inbound(_))));
+    for (user, password) in [("user", "past"), ("", ""), ("user", "pass@voice.example.test/v1/talk?")] {
+        assert_eq!(asked(user, password), Err(Refusal::Signature(SIGNATURE)), "{user}:{password}");
+    }
+    let spelt = |url: &str, user: &str, password: &str| {
+        let header = proof::basic_header(user, &password.into());
+        let shown = Asked::post("https://h/p").form(CALL).header("authorization", &header);
+        signed(shown, sign(Asked::post(url).form(CALL)).headers[SIGNATURE].to_str().unwrap())
+            .webhook(&account())
+    };
+    assert!(spelt("https://u:p%40ss@h:443/p", "u", "p@ss").is_ok());
+    assert!(
+        spelt("https://u:a!b@h/p", "u", "a!b").is_ok() && spelt("https://u:a%21b@h/p", "u", "a!b").is_ok()
+    );
+    // It makes no other URL of ours.
+    assert!(spelt("https://other/?x=:y@h/p", "other/?x=", "y").is_err());
+    let plain = Asked::post("https://h/p").form(CALL).header("authorization", "Basic !");
+    assert!(matches!(sign(plain).webhook(&account()), Ok(Webhook::Inbound(_))));
+}
+
 #[test]
 fn json_body_is_proved_by_its_hash_in_the_url() {
     let url = "https://voice.example.test/v1/json?bodySHA256=09ad9fd2fb648cb2f62141215828ea00a62c299db05d20aa9ade2f527a301cc6";
@@ -331,6 +359,12 @@ fn dial_repeats_the_event_key_and_detects_beside_the_conversation() {
     assert!(value("Twiml").unwrap().contains("<Connect><Stream url="));
     let plain = account().dial(&dial(&[], MachineDetection::Off), STAMP).unwrap();
     assert!(!plain.body.contains("MachineDetection"));
+    for (seconds, ring, limit) in [(0, "1", "1"), (u32::MAX, "600", "86400")] {
+        let wanted = Dial { ring_s: seconds, limit_s: seconds, ..dial(&[], MachineDetection::Off) };
+        let form = form_of(&account().dial(&wanted, STAMP).unwrap());
+        let has = |name: &str, value: &str| form.contains(&(name.to_owned(), value.to_owned()));
+        assert!(has("Timeout", ring) && has("TimeLimit", limit), "{form:?}");
+    }
     assert_eq!(
         request.header("authorization").unwrap(),
         proof::basic_header("AC00000000000000000000000000000001", &TOKEN.into())

@@ -132,6 +132,9 @@ fn answer_webhook_by_get_has_everything_in_the_query() {
         "{URL}?to=14155550199&from=anonymous&uuid=u-1&conversation_uuid=CON-1&SipHeader_X-A=1&name=ann"
     );
     let mut claims = claims("");
+    // There is nothing to be hashed, whatever is said of it.
+    claims["payload_hash"] = json!("0".repeat(64));
+    assert!(matches!(signed(Asked::get(&url), &claims).webhook(&account()), Ok(Webhook::Inbound(_))));
     claims.as_object_mut().unwrap().remove("payload_hash");
     let Ok(Webhook::Inbound(call)) = signed(Asked::get(&url), &claims).webhook(&account()) else { panic!() };
     assert_eq!((call.from.as_str(), call.to.as_str()), ("anonymous", "+14155550199"));
@@ -158,10 +161,79 @@ fn events_become_statuses() {
         assert_eq!((told.status, told.provider_call_id.as_str()), (Some(want), "u-1"), "{word}");
     }
     let over = status(json!({ "uuid": "u-1", "status": "completed", "duration": "8", "price": "0.01" }));
-    assert_eq!((over.duration_s, over.event_id.as_str()), (Some(8), "j-1"));
+    assert_eq!((over.duration_s, over.event_id.as_str()), (Some(8), "u-1:completed"));
     assert_eq!(event(json!({ "uuid": "u-1", "status": "transfer" })), Ok(Webhook::Other("transfer".into())));
     assert!(matches!(event(json!({ "reason": "Syntax error" })), Ok(Webhook::Other(_))));
     assert_eq!(event(json!({ "status": "completed" })), Err(Refusal::Missing("uuid")));
+}
+
+/// C20: a repetition has another token, and the same time.
+#[test]
+fn repeated_event_has_the_same_id_and_another_event_has_not() {
+    let told = |jti: &str, word: &str, time: &str| {
+        let body = json!({ "uuid": "u-1", "status": word, "timestamp": time }).to_string();
+        let mut claims = claims(&body);
+        claims["jti"] = json!(jti);
+        let asked = signed(Asked::post("https://voice.example.test/e").json(&body).event(), &claims);
+        let Ok(Webhook::Status(event)) = asked.webhook(&account()) else { panic!() };
+        event.event_id
+    };
+    let (first, second) = ("2026-09-01T10:00:00.000Z", "2026-09-01T10:00:01.000Z");
+    assert_eq!(told("j-1", "answered", first), told("j-2", "answered", first));
+    assert_ne!(told("j-1", "answered", first), told("j-1", "completed", first));
+    assert_ne!(told("j-1", "machine", first), told("j-1", "machine", second));
+}
+
+/// C29: a transfer's news come to a URL that says so.
+#[test]
+fn end_of_the_leg_of_a_transfer_is_the_transfers() {
+    let transfer = |result_url| {
+        let transfer =
+            Transfer { to: "+4930123", from: "+14155550199", ring_s: 25, result_url, document_url: "" };
+        let ncco: Json = serde_json::from_str(&account().transfer(&transfer).unwrap().body).unwrap();
+        assert_eq!(ncco[0]["eventType"], "synchronous");
+        ncco[0]["eventUrl"][0].as_str().unwrap().to_owned()
+    };
+    assert_eq!(transfer("https://c/e?a=1"), "https://c/e?a=1&leg=transfer");
+    let url = transfer("https://voice.example.test/e");
+    let told = |word: &str| {
+        let body = json!({ "uuid": "u-2", "conversation_uuid": "CON-1", "status": word, "duration": "7" });
+        let body = body.to_string();
+        signed(Asked::post(&url).json(&body).event(), &claims(&body)).webhook(&account())
+    };
+    for (word, want) in [
+        ("busy", CallStatus::Busy),
+        ("timeout", CallStatus::NoAnswer),
+        ("rejected", CallStatus::Rejected),
+        ("completed", CallStatus::Completed),
+    ] {
+        let Ok(Webhook::Transferred(over)) = told(word) else { panic!("{word}") };
+        assert_eq!((over.status, over.provider_call_id.as_str()), (want, "CON-1"));
+        assert_eq!(over.duration_s, Some(7));
+    }
+    for word in ["started", "ringing", "answered", "disconnected"] {
+        assert_eq!(told(word), Ok(Webhook::Other(format!("transfer {word}"))));
+    }
+    // Without the mark it is news of a leg.
+    assert!(matches!(event(json!({ "uuid": "u-2", "status": "busy" })), Ok(Webhook::Status(_))));
+}
+
+#[test]
+fn only_whom_we_call_is_an_invalid_number() {
+    let class = |parameter: &str| {
+        let body =
+            json!({ "type": "t", "title": "Bad Request", "invalid_parameters": [{ "name": parameter }] });
+        let DialOutcome::Refused(why) = account().dialled(&answered(400, &body.to_string())) else {
+            panic!()
+        };
+        why.class
+    };
+    for parameter in ["to", "to[0].number", "to.number"] {
+        assert_eq!(class(parameter), FailureClass::InvalidNumber, "{parameter}");
+    }
+    for parameter in ["from", "from.number", "random_from_number", "token", "ncco"] {
+        assert_eq!(class(parameter), FailureClass::Request, "{parameter}");
+    }
 }
 
 /// C28: the detector's word names the leg as call_uuid.
@@ -302,7 +374,7 @@ fn live_calls_are_controlled_by_their_leg() {
     assert_eq!(
         body(&ask(Control::Transfer(transfer))),
         json!({ "action": "transfer", "destination": { "type": "ncco", "ncco": [{
-            "action": "connect", "from": "14155550199", "timeout": 25,
+            "action": "connect", "from": "14155550199", "eventType": "synchronous", "timeout": 25,
             "endpoint": [{ "type": "phone", "number": "4930123" }],
         }] } })
     );
