@@ -219,7 +219,14 @@ impl Account for WhatsApp {
 fn error(json: &Json) -> Option<ErrorBody> {
     let error = json.get("error")?;
     let code = error["code"].as_i64().map(|code| code.to_string()).unwrap_or_default();
-    Some(ErrorBody { code, detail: at(error, &["message"]).unwrap_or_default().to_owned(), class: None })
+    // A gateway has no code of theirs.
+    let is_own = !code.is_empty();
+    Some(ErrorBody {
+        code,
+        detail: at(error, &["message"]).unwrap_or_default().to_owned(),
+        class: None,
+        is_own,
+    })
 }
 
 #[cfg(test)]
