@@ -23,6 +23,7 @@ use crate::distribution::Distribution;
 use crate::generator::{Clocks, GeneratorError, Measured, Shared, TICK_NS, TOO_FAR_BEHIND_NS};
 use crate::host;
 use crate::marker::{FRAME_OCTETS, Law, Signal};
+use crate::plan::Cores;
 use crate::ring::{AfterReap, Receive, UdpRing};
 use crate::stream::{SoundListener, Speaker, Timings, Window};
 
@@ -96,14 +97,14 @@ pub struct Outcome {
 }
 
 impl SocketGenerator {
-    /// Starts the thread on `core`, for so many calls.
+    /// Starts the thread on the generator's core, for so many calls.
     ///
     /// # Errors
     /// When ring or core are not to be had.
     pub fn start(
         transport: Transport,
         calls: usize,
-        core: usize,
+        cores: Cores,
         window_frames: usize,
     ) -> Result<Self, GeneratorError> {
         let shared = Arc::new(Shared::default());
@@ -115,10 +116,12 @@ impl SocketGenerator {
             std::thread::Builder::new()
                 .name("generator".into())
                 .spawn(move || {
+                    let core = cores.generator;
                     host::pin_thread(core).map_err(|source| GeneratorError::Pin { core, source })?;
                     host::sharpen_timers();
-                    // As the other generator: what shares its core gives way.
-                    if host::allowed_cores().len() > 1 {
+                    // Its schedule is the measure of all else: what shares its core gives way. Not where that is the
+                    // target's too, nor without the right to.
+                    if core != cores.target {
                         let _ = host::set_realtime();
                     }
                     let mut turns = Turns::new(transport, calls, window_frames, shared, standing, inbox)

@@ -197,7 +197,8 @@ pub fn run(plan: &ProviderPlan) -> anyhow::Result<Report> {
     // Asked for before anything is started: a wrong address must not cost a run.
     figures(plan)?;
     let core = plan.plan.cores.generator;
-    let generator = SocketGenerator::start(plan.transport, plan.plan.calls, core, plan.plan.window_frames())?;
+    let generator =
+        SocketGenerator::start(plan.transport, plan.plan.calls, plan.plan.cores, plan.plan.window_frames())?;
     let mut session = Session { generator, attempted: 0, established: Vec::new(), failures: BTreeMap::new() };
     let result = measure(plan, &mut session);
     // Whatever happened, nobody is left on the line.

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! The number in a frame's mark stands for the sequence number *and* the timestamp that an RTP packet would have: lost,
-//! duplicated and reordered are those of our own frames, and the schedule is `arrival − number × 20 ms`. A frame has
-//! arrived with the message that completes it. Sound without marks is counted by its length, and its schedule is that of
+//! duplicated and reordered are those of our own frames, and the schedule is `arrival − number × 20 ms` of the last frame in
+//! each message, so that messages of 100 ms may keep to theirs. A frame has arrived with the message that completes it. Sound without marks is counted by its length, and its schedule is that of
 //! the octets.
 use crate::clock::Mono;
 use crate::marker::{BurstDetector, FRAME_OCTETS, Signal};
@@ -32,6 +32,8 @@ pub struct SoundListener {
     heard: u64,
     heard_inside: u64,
     first_at: Option<Mono>,
+    /// Timestamp of the last frame that the message under way has completed.
+    newest: Option<u32>,
 }
 
 impl SoundListener {
@@ -47,6 +49,7 @@ impl SoundListener {
             heard: 0,
             heard_inside: 0,
             first_at: None,
+            newest: None,
         }
     }
 
@@ -91,6 +94,12 @@ impl SoundListener {
             at += skipped;
         }
         self.pending.drain(..at);
+        if let Some(timestamp) = self.newest.take() {
+            self.inner.jitter.record(arrival, timestamp);
+            if inside {
+                self.inner.log.record(arrival, timestamp);
+            }
+        }
     }
 
     fn hear_unmarked(
@@ -127,11 +136,7 @@ impl SoundListener {
             self.inner.account.repeated += u64::from(inside);
             return;
         }
-        let timestamp = (frame as u32).wrapping_mul(FRAME_OCTETS as u32);
-        self.inner.jitter.record(arrival, timestamp);
-        if inside {
-            self.inner.log.record(arrival, timestamp);
-        }
+        self.newest = Some((frame as u32).wrapping_mul(FRAME_OCTETS as u32));
         self.inner.marked(speaker, number, arrival, inside, timings);
     }
 
@@ -264,6 +269,18 @@ mod tests {
         assert!((timings.round_trip.percentile_ms(50.0) - 30.0).abs() < 0.1);
         assert!(timings.deviations.both.percentile_ms(50.0) < 0.01);
         assert!((timings.deviations.both.percentile_ms(95.0) - 4.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn messages_of_five_frames_on_their_own_time_are_on_schedule() {
+        let mut call = Call::new();
+        for n in 1..=100 {
+            let message: Vec<u8> = (0..5).flat_map(|_| call.say()).collect();
+            call.hear(&message, START + n * 5 * FRAME_NS);
+        }
+        let (account, timings) = call.finish();
+        assert_eq!((account.sequence.received, account.too_late), (500, 0));
+        assert_eq!((timings.deviations.both.count(), timings.deviations.both.max_ms()), (100, 0.0));
     }
 
     #[test]
