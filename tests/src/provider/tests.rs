@@ -526,11 +526,14 @@ async fn asked(
 const FORM: &str = "application/x-www-form-urlencoded";
 const JSON: &str = "application/json";
 
+/// Whose; path, authorization, body and its kind; status, and where in the answer which value is.
+type Case = (Provider, &'static str, String, &'static str, &'static str, u16, &'static str, Json);
+
 #[tokio::test]
 async fn misspelt_parameters_are_the_providers_own_errors() {
     let basic =
         |user: &str, password: &str| format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
-    let cases: [(Provider, &str, String, &str, &str, u16, &str, Json); 7] = [
+    let cases: [Case; 7] = [
         (
             Provider::Twilio,
             "/2010-04-01/Accounts/AC000000000000000000000000000000de/Calls.json",
