@@ -60,7 +60,8 @@ pub enum Meter {
 }
 
 impl Meter {
-    fn read(&self) -> anyhow::Result<Usage> {
+    /// Processor time and memory now.
+    pub(crate) fn read(&self) -> anyhow::Result<Usage> {
         match self {
             Self::Metrics(url) => Ok(url.read()?),
             Self::Processes(processes) => processes.usage().context("the target's process"),

@@ -30,14 +30,14 @@ use crate::ring::{AfterReap, Counters, Receive, UdpRing};
 use crate::stream::{Listener, PACKET_OCTETS, Speaker, StreamAccount, Timings, Window};
 
 /// The generator's turn.
-const TICK_NS: u64 = NANOS_PER_MS;
+pub(crate) const TICK_NS: u64 = NANOS_PER_MS;
 
 /// Turns in a ptime of 20 ms: the streams are dealt over so many buckets.
 const BUCKETS: u64 = 20;
 
 /// When the generator is later than this, it drops the turns it has missed and counts them instead of sending a volley
 /// that no real caller would send.
-const TOO_FAR_BEHIND_NS: u64 = 100 * NANOS_PER_MS;
+pub(crate) const TOO_FAR_BEHIND_NS: u64 = 100 * NANOS_PER_MS;
 
 /// Keeps the first sequence number, which a stream takes from its SSRC, below 2^15: a peer that loses the first packets would
 /// guess the rollover counter of SRTP wrong (RFC 3711 §3.3.1).
@@ -125,6 +125,32 @@ impl std::fmt::Display for Shared {
     }
 }
 
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            window_begin_ns: AtomicU64::new(UNDECIDED),
+            window_end_ns: AtomicU64::new(UNDECIDED),
+        }
+    }
+}
+
+impl Shared {
+    /// Decides the measured window.
+    pub fn measure(&self, window: Window) {
+        self.window_end_ns.store(window.end.0, Ordering::Relaxed);
+        self.window_begin_ns.store(window.begin.0, Ordering::Release);
+    }
+
+    /// The measured window, once it is decided.
+    pub fn window(&self) -> Option<Window> {
+        let begin = self.window_begin_ns.load(Ordering::Acquire);
+        let end = self.window_end_ns.load(Ordering::Relaxed);
+        (begin != UNDECIDED).then_some(Window { begin: Mono(begin), end: Mono(end) })
+    }
+}
+
 /// A handle to the thread and its sockets.
 pub struct Generator {
     sockets: Arc<[UdpSocket]>,
@@ -179,12 +205,7 @@ impl Generator {
             sockets.push(socket);
         }
         let sockets: Arc<[UdpSocket]> = sockets.into();
-        let shared = Arc::new(Shared {
-            sent: AtomicU64::new(0),
-            received: AtomicU64::new(0),
-            window_begin_ns: AtomicU64::new(UNDECIDED),
-            window_end_ns: AtomicU64::new(UNDECIDED),
-        });
+        let shared = Arc::new(Shared::default());
         let (commands, inbox) = mpsc::channel();
         let (ready, is_ready) = mpsc::channel();
         let thread = {
@@ -245,8 +266,7 @@ impl Generator {
 
     /// Decides the measured window.
     pub fn measure(&self, window: Window) {
-        self.shared.window_end_ns.store(window.end.0, Ordering::Relaxed);
-        self.shared.window_begin_ns.store(window.begin.0, Ordering::Release);
+        self.shared.measure(window);
     }
 
     /// True while the thread runs.
@@ -264,15 +284,15 @@ impl Generator {
     }
 }
 
-/// The thread's own clocks at an instant.
-struct Clocks {
-    at: Mono,
-    cpu_ns: u64,
-    waited_ns: u64,
+/// A generating thread's own clocks at an instant.
+pub(crate) struct Clocks {
+    pub(crate) at: Mono,
+    pub(crate) cpu_ns: u64,
+    pub(crate) waited_ns: u64,
 }
 
 impl Clocks {
-    fn at(at: Mono) -> Self {
+    pub(crate) fn at(at: Mono) -> Self {
         Self { at, cpu_ns: host::thread_cpu_ns(), waited_ns: host::thread_waited_ns() }
     }
 }
@@ -395,11 +415,7 @@ impl Turns {
 
     fn watch_window(&mut self, now: Mono) {
         if self.window.is_none() {
-            let begin = self.shared.window_begin_ns.load(Ordering::Acquire);
-            if begin != UNDECIDED {
-                let end = self.shared.window_end_ns.load(Ordering::Relaxed);
-                self.window = Some(Window { begin: Mono(begin), end: Mono(end) });
-            }
+            self.window = self.shared.window();
         }
         let Some(window) = self.window else { return };
         if self.at_begin.is_none() && now >= window.begin {

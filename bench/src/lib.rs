@@ -5,6 +5,7 @@
 //!        │    │  └──▶ generator ─▶ stream ─▶ marker, sequence, schedule ─ ring ─────▶ media engine
 //!        │    ├─────▶ agent (--agent): what the calls talk to, over a link or WebSockets ◀─ media engine
 //!        │    └─────▶ observe: host, bare timer; scrape: the engine's own figures
+//!        ├▶ provider ─▶ webhook, media socket; its own generator ─▶ stream … ───────▶ control plane, media engine
 //!        ├▶ bridge ─▶ generator …; the engine's gRPC, or rtpengine's ng protocol
 //!        ├▶ floor ──▶ generator … ─────────────────────────────────────────────────▶ a bare echo (child process)
 //!        ├▶ setup, idle ──▶ caller; processes: the target's, by pid
@@ -12,7 +13,7 @@
 //!        └▶ verdict (was the generator the bottleneck?) ─▶ report (JSON), table (people)
 //! ```
 //!
-//! * [`calls`], [`bridge`], [`floor`], [`setup`], [`idle`], [`codec`], [`compare`]: the commands
+//! * [`calls`], [`provider`], [`bridge`], [`floor`], [`setup`], [`idle`], [`codec`], [`compare`]: the commands
 //! * [`plan`], [`progress`], [`report`], [`table`], [`verdict`]: what is asked for, and what is said
 //! * [`caller`]: SIP user agent on one socket; [`generator`]: media of all calls on one pinned thread
 //! * [`agent`]: an agent that says back what it hears
@@ -40,6 +41,7 @@ pub mod plan;
 pub mod processes;
 pub mod progress;
 pub mod protection;
+pub mod provider;
 pub mod report;
 pub mod ring;
 pub mod schedule;

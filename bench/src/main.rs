@@ -15,6 +15,9 @@ use tandem_bench::marker::Law;
 use tandem_bench::plan::{Cores, Interrupted, Plan};
 use tandem_bench::processes::Processes;
 use tandem_bench::protection::Protect;
+use tandem_bench::provider::announce::{Announcer, BaseUrl, Place};
+use tandem_bench::provider::run::{ProviderPlan, Source};
+use tandem_bench::provider::{self, Transport};
 use tandem_bench::report::Report;
 use tandem_bench::scrape::MetricsUrl;
 use tandem_bench::setup::{self, Media, SetupPlan};
@@ -44,6 +47,15 @@ struct Cli {
 enum Command {
     /// N real SIP calls with 20 ms RTP both ways.
     Calls(CallsArgs),
+    /// N calls as Twilio brings them: a signed webhook, then Media Streams, 20 ms of µ-law both ways.
+    Twilio(ProviderArgs),
+    /// N calls as Vonage brings them: a signed webhook, then 20 ms frames of binary L16.
+    Vonage(ProviderArgs),
+    /// N calls as Exotel brings them: a webhook, then AgentStream, 100 ms of L16 a message.
+    Exotel(ProviderArgs),
+    /// N calls as Asterisk brings them: a UUID by HTTP, then AudioSocket, 20 ms of L16.
+    #[command(name = "audiosocket")]
+    AudioSocket(ProviderArgs),
     /// N bridges of two RTP legs, PCMU on one side and PCMA on the other, joined by the engine or by rtpengine.
     Bridge(BridgeArgs),
     /// The floor: a bare io_uring UDP echo under the same packets.
@@ -139,6 +151,98 @@ struct CallsArgs {
     /// Measures the floor in the same run, half before and half after, for the ratio.
     #[arg(long)]
     floor: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:
+  tandem up --demo                             # in another terminal; its demo credentials sign the webhooks
+  tandem-bench twilio --concurrent 500 --duration 20 --engine-metrics http://127.0.0.1:9101/metrics --json twilio.json
+  tandem-bench audiosocket --assistant tone --audiosocket 127.0.0.1:9093
+  tandem-bench twilio --echo-peer ws://127.0.0.1:9001/ --target-pid 4711      # any WebSocket echo server, no control plane
+
+Each call is announced at URL/v1/telephony/PROVIDER/call/ASSISTANT as the provider would, its media are dialled where the
+answer says, and frames with marks are sent in real time. rtp.* counts frames of 20 ms, lost and repeated by the marks that
+come back; setup_ms is from the webhook to the first sound; drops are sockets that the target closed before we did.
+Exit code 3: the generator itself was the bottleneck, and nothing is reported.
+bench/peers/websockets.sh compares the engine with two WebSocket echo servers by turns.")]
+struct ProviderArgs {
+    /// The control plane.
+    #[arg(long, default_value = "http://127.0.0.1:8080", conflicts_with = "echo_peer")]
+    url: BaseUrl,
+    /// What the control plane takes for its own address (TANDEM_PUBLIC_URL), where that is another: Twilio's signature is over it.
+    #[arg(long)]
+    public_url: Option<String>,
+    /// Whom to call.
+    #[arg(long, default_value = "echo")]
+    assistant: String,
+    /// Where AudioSocket is dialled (of `audiosocket`).
+    #[arg(long, default_value = "127.0.0.1:9093")]
+    audiosocket: SocketAddr,
+    /// Announces nothing and dials this instead, `ws://host:port/path` (`host:port` of `audiosocket`); `{id}` becomes a
+    /// random UUID. May be given several times: calls take them in turn.
+    #[arg(long)]
+    echo_peer: Vec<String>,
+    /// Calls at once.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    concurrent: u32,
+    /// New calls a second.
+    #[arg(long, default_value_t = 50.0)]
+    cps: f64,
+    /// Measured seconds.
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    duration: f64,
+    /// Seconds at full load before that.
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    warm_up: f64,
+    /// The engine's metrics, for its processor time and memory.
+    #[arg(long, conflicts_with = "target_pid")]
+    engine_metrics: Option<MetricsUrl>,
+    /// The same of any process (and its children) from the kernel.
+    #[arg(long)]
+    target_pid: Option<u32>,
+    /// The control plane's metrics.
+    #[arg(long)]
+    control_metrics: Option<MetricsUrl>,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl ProviderArgs {
+    fn plan(self, transport: Transport) -> anyhow::Result<ProviderPlan> {
+        let load = Load {
+            concurrent: self.concurrent,
+            duration: self.duration,
+            warm_up: self.warm_up,
+            codec: Law::Pcmu,
+            common: self.common.clone(),
+        };
+        let peer = |text: &String| match transport {
+            Transport::AudioSocket => {
+                text.parse().map(Place::AudioSocket).with_context(|| format!("--echo-peer {text}"))
+            }
+            _ => Ok(Place::WebSocket(text.clone(), Vec::new())),
+        };
+        let source = if self.echo_peer.is_empty() {
+            Source::Announced(Announcer {
+                transport,
+                public_url: self.public_url.unwrap_or_else(|| self.url.to_string()),
+                url: self.url,
+                assistant: self.assistant,
+                audiosocket: self.audiosocket,
+            })
+        } else {
+            Source::Peers(self.echo_peer.iter().map(peer).collect::<Result<_, _>>()?)
+        };
+        let processes = self.target_pid.map(processes_of).transpose()?;
+        Ok(ProviderPlan {
+            plan: load.plan()?,
+            transport,
+            source,
+            cps: self.cps,
+            meter: processes.map(Meter::Processes).or(self.engine_metrics.map(Meter::Metrics)),
+            control_metrics: self.control_metrics,
+        })
+    }
 }
 
 #[derive(Args)]
@@ -357,6 +461,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             })?;
             tell(report, &args.load.common)
         }
+        Command::Twilio(args) => provider(args, Transport::Twilio),
+        Command::Vonage(args) => provider(args, Transport::Vonage),
+        Command::Exotel(args) => provider(args, Transport::Exotel),
+        Command::AudioSocket(args) => provider(args, Transport::AudioSocket),
         Command::Bridge(args) => tell(bridge::run(&args.plan()?)?, &args.common),
         Command::Floor(args) => {
             let plan = args.load.plan()?;
@@ -419,6 +527,11 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::FloorEcho { .. } => Ok(ExitCode::SUCCESS),
     }
+}
+
+fn provider(args: ProviderArgs, transport: Transport) -> anyhow::Result<ExitCode> {
+    let common = args.common.clone();
+    tell(provider::run::run(&args.plan(transport)?)?, &common)
 }
 
 /// Whom to call, and what its answer must hold.

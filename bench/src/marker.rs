@@ -161,6 +161,21 @@ impl Signal {
             .then(|| Burst((frame / FRAMES_PER_S % BURST_HZ.len() as u64) as u8))
     }
 
+    /// Whether a mark can begin with this code: far cheaper than to read one.
+    pub fn may_begin_mark(&self, code: u8) -> bool {
+        self.nibbles[usize::from(code)] == Some(MAGIC[0])
+    }
+
+    /// The code of a linear sample in this law, and back: for transports of linear sound.
+    pub fn code(&self, sample: i16) -> u8 {
+        self.law.encode(sample)
+    }
+
+    /// The linear sample of a code.
+    pub fn sample(&self, code: u8) -> i16 {
+        self.linear[usize::from(code)]
+    }
+
     /// The number in the mark at the start of a payload, if there is one.
     pub fn read_mark(&self, payload: &[u8]) -> Option<u16> {
         let codes = payload.get(..MARK_SAMPLES)?;

@@ -20,7 +20,9 @@ pub struct Report {
     pub run: Run,
     /// Calls.
     pub calls: Option<Calls>,
-    /// INVITE to 200.
+    /// Of calls over a provider's media: sockets that closed before we ended them.
+    pub drops: Option<u64>,
+    /// INVITE to 200; of calls over a provider's media, webhook to the first sound that comes back.
     pub setup_ms: Option<Summary>,
     /// RTP by sequence number.
     pub rtp: Option<Rtp>,
@@ -58,7 +60,7 @@ pub struct Report {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Run {
-    /// `calls`, `bridge`, `floor`, `setup`, `idle`.
+    /// `calls`, `twilio`, `vonage`, `exotel`, `audiosocket`, `bridge`, `floor`, `setup`, `idle`.
     pub command: String,
     /// The target without its key.
     pub target: String,

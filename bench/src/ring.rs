@@ -1,4 +1,5 @@
-//! UDP over io_uring, as small as it can be: what the generator and the floor are both made of.
+//! UDP over io_uring, as small as it can be: what the generator and the floor are both made of; and TCP for the generator of
+//! the providers' media.
 //!
 //! ```text
 //!   kernel ──multishot receive──▶ [slot][slot][slot]… (provided buffers) ──reap──▶ caller
@@ -30,6 +31,10 @@ const RECEIVE_SLOTS: u16 = 4_096;
 /// with room to spare. Longer datagrams are truncated and counted as malformed by whoever reads them.
 const SLOT_LEN: usize = 256;
 
+/// Octets of a receive slot of a stream socket: a message of 20 ms of any provider, or a fifth of one of 100 ms at 24 kHz.
+/// What does not fit comes in the next slot.
+const STREAM_SLOT_LEN: usize = 2_048;
+
 /// Sends queued between two submits; a full queue submits by itself.
 const SUBMISSIONS: u32 = 2_048;
 
@@ -49,6 +54,18 @@ pub enum Receive {
     Bare,
     /// With the kernel's arrival stamp (`IORING_OP_RECVMSG` and `SO_TIMESTAMPNS`).
     Stamped,
+    /// As [`Receive::Stamped`], from connected stream sockets (TCP): what comes is a piece of a stream, a socket that ends
+    /// is told by [`UdpRing::poll_closed`], and a send that was cut short counts as its end too.
+    Stream,
+}
+
+impl Receive {
+    const fn slot_len(self) -> usize {
+        match self {
+            Self::Bare | Self::Stamped => SLOT_LEN,
+            Self::Stream => STREAM_SLOT_LEN,
+        }
+    }
 }
 
 /// What happened besides packets.
@@ -89,12 +106,17 @@ pub struct UdpRing {
     sockets: Vec<RawFd>,
     /// Completions of one reap, moved out of the ring at once.
     reaped: Vec<cqueue::Entry>,
+    /// Stream sockets that have ended, not yet asked for.
+    closed: Vec<u32>,
     /// Counted since the ring was made.
     pub counters: Counters,
 }
 
 const KIND_RECEIVE: u64 = 1 << 32;
 const KIND_SEND: u64 = 2 << 32;
+
+/// Where the length of a stream's send begins in its user data, above the kind.
+const SEND_LEN_SHIFT: u32 = 40;
 
 impl UdpRing {
     /// A ring for sockets with tokens `0..sockets`, each with a send slot of `send_slot_len` octets. It must be used by
@@ -109,7 +131,7 @@ impl UdpRing {
             .setup_submit_all()
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)?;
-        let slots = Slots::new();
+        let slots = Slots::new(receive.slot_len());
         // SAFETY: the table of `slots` is page-aligned, holds RECEIVE_SLOTS entries, and outlives the ring (field order).
         unsafe {
             ring.submitter().register_buf_ring_with_flags(
@@ -132,6 +154,7 @@ impl UdpRing {
             sent_back: Vec::with_capacity(usize::from(RECEIVE_SLOTS)),
             sockets: vec![-1; sockets],
             reaped: Vec::with_capacity(COMPLETIONS as usize),
+            closed: Vec::new(),
             counters: Counters::default(),
         };
         for slot in 0..RECEIVE_SLOTS {
@@ -154,7 +177,9 @@ impl UdpRing {
         let fd = Fd(self.sockets[token as usize]);
         let entry = match self.receive {
             Receive::Bare => opcode::RecvMulti::new(fd, GROUP).build(),
-            Receive::Stamped => opcode::RecvMsgMulti::new(fd, &raw const *self.msghdr, GROUP).build(),
+            Receive::Stamped | Receive::Stream => {
+                opcode::RecvMsgMulti::new(fd, &raw const *self.msghdr, GROUP).build()
+            }
         };
         self.push(entry.user_data(KIND_RECEIVE | u64::from(token)))
     }
@@ -187,11 +212,20 @@ impl UdpRing {
 
     fn push_send(&mut self, token: u32, octets: *const u8, len: usize) -> io::Result<()> {
         let entry = opcode::Send::new(Fd(self.sockets[token as usize]), octets, len as u32)
-            .flags(libc::MSG_DONTWAIT)
-            .build()
-            .flags(squeue::Flags::SKIP_SUCCESS)
-            .user_data(KIND_SEND | u64::from(token));
-        self.push(entry)
+            .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+            .build();
+        let user_data = KIND_SEND | u64::from(token);
+        self.push(match self.receive {
+            Receive::Bare | Receive::Stamped => entry.flags(squeue::Flags::SKIP_SUCCESS).user_data(user_data),
+            // A success may be a part, so it is looked at.
+            Receive::Stream => entry.user_data(user_data | (len as u64) << SEND_LEN_SHIFT),
+        })
+    }
+
+    /// The next stream socket that has ended: closed by its peer, broken, or not read any more. Its receive is
+    /// not armed again; a send to it afterwards tells its end again.
+    pub fn poll_closed(&mut self) -> Option<u32> {
+        self.closed.pop()
     }
 
     fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
@@ -276,21 +310,37 @@ impl UdpRing {
         for completion in completions {
             let token = completion.user_data() as u32;
             if completion.user_data() & KIND_SEND != 0 {
-                // Successes are silent (SKIP_SUCCESS).
+                if self.receive == Receive::Stream {
+                    let len = completion.user_data() >> SEND_LEN_SHIFT;
+                    if completion.result() >= 0 && completion.result() as u64 == len {
+                        continue;
+                    }
+                    self.closed.push(token);
+                    if completion.result() >= 0 {
+                        self.counters.send_full += 1;
+                        continue;
+                    }
+                }
+                // Successes of datagrams are silent (SKIP_SUCCESS).
                 match -completion.result() {
                     libc::EAGAIN | libc::ENOBUFS => self.counters.send_full += 1,
                     _ => self.counters.send_refused += 1,
                 }
                 continue;
             }
+            let mut has_ended = false;
             if let Some(slot) = cqueue::buffer_select(completion.flags()) {
                 datagrams += 1;
                 let len = completion.result().max(0) as usize;
                 let received = Received { token, slot, len };
-                let octets = &self.slots.octets(slot)[..len.min(SLOT_LEN)];
+                let octets = &self.slots.octets(slot)[..len.min(self.receive.slot_len())];
                 let after = match self.receive {
                     Receive::Bare => handle(received, octets, None),
-                    Receive::Stamped => match RecvMsgOut::parse(octets, &self.msghdr) {
+                    Receive::Stamped | Receive::Stream => match RecvMsgOut::parse(octets, &self.msghdr) {
+                        Ok(out) if self.receive == Receive::Stream && out.payload_data().is_empty() => {
+                            has_ended = true;
+                            AfterReap::Release
+                        }
                         Ok(out) => handle(received, out.payload_data(), host::stamp(out.control_data())),
                         Err(()) => AfterReap::Release,
                     },
@@ -301,10 +351,13 @@ impl UdpRing {
                 }
             } else if completion.result() == -libc::ENOBUFS {
                 self.counters.dry += 1;
-            } else if completion.result() < 0 {
-                self.counters.receive_errors += 1;
+            } else {
+                has_ended = self.receive == Receive::Stream;
+                self.counters.receive_errors += u64::from(completion.result() < 0);
             }
-            if !cqueue::more(completion.flags()) && completion.result() != -libc::ECANCELED {
+            if has_ended {
+                self.closed.push(token);
+            } else if !cqueue::more(completion.flags()) && completion.result() != -libc::ECANCELED {
                 self.rearm(token)?;
             }
         }
@@ -326,6 +379,8 @@ struct Slots {
     /// `RECEIVE_SLOTS` entries; the first one's spare field is the tail that the kernel reads.
     table: NonNull<BufRingEntry>,
     octets: Box<[u8]>,
+    /// Octets of one.
+    len: usize,
     tail: u16,
 }
 
@@ -338,30 +393,31 @@ impl Slots {
             .expect("a table of 4 096 small entries has a valid layout")
     }
 
-    fn new() -> Self {
+    fn new(len: usize) -> Self {
         // SAFETY: the layout's size is not zero.
         let table = unsafe { alloc_zeroed(Self::layout()) };
         let Some(table) = NonNull::new(table.cast::<BufRingEntry>()) else {
             handle_alloc_error(Self::layout())
         };
-        Self { table, octets: vec![0; usize::from(RECEIVE_SLOTS) * SLOT_LEN].into_boxed_slice(), tail: 0 }
+        let octets = vec![0; usize::from(RECEIVE_SLOTS) * len].into_boxed_slice();
+        Self { table, octets, len, tail: 0 }
     }
 
     /// The octets of a slot that the kernel has handed over.
     fn octets(&self, slot: u16) -> &[u8] {
-        let at = usize::from(slot) * SLOT_LEN;
-        &self.octets[at..at + SLOT_LEN]
+        let at = usize::from(slot) * self.len;
+        &self.octets[at..at + self.len]
     }
 
     /// Puts a slot into the table; the kernel sees it after [`Self::publish`].
     fn give(&mut self, slot: u16) {
-        let at = usize::from(slot) * SLOT_LEN;
-        let address = self.octets[at..at + SLOT_LEN].as_mut_ptr();
+        let at = usize::from(slot) * self.len;
+        let address = self.octets[at..at + self.len].as_mut_ptr();
         // SAFETY: the index is masked to the table's length, the table is live, and the kernel does not read this entry
         // before the tail has passed it.
         let entry = unsafe { &mut *self.table.as_ptr().add(usize::from(self.tail & (RECEIVE_SLOTS - 1))) };
         entry.set_addr(address as u64);
-        entry.set_len(SLOT_LEN as u32);
+        entry.set_len(self.len as u32);
         entry.set_bid(slot);
         self.tail = self.tail.wrapping_add(1);
     }
@@ -453,5 +509,47 @@ mod tests {
         }
         assert_eq!(echoed, (u32::from(RECEIVE_SLOTS) / 50 + 20) * 50);
         assert_eq!(ring.counters, Counters::default());
+    }
+
+    #[test]
+    fn stream_socket_brings_its_pieces_with_stamps_and_its_end_once() {
+        if !host::io_uring_works() {
+            eprintln!("io_uring is not available here: not tested");
+            return;
+        }
+        let mut ring = UdpRing::new(Receive::Stream, 1, 4_096).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        host::stamp_arrivals(near.as_raw_fd()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        ring.arm(0, near.as_raw_fd()).unwrap();
+        ring.send_slot(0)[..5].copy_from_slice(b"hello");
+        ring.send(0, 5).unwrap();
+        ring.submit().unwrap();
+        let mut octets = [0; 5];
+        std::io::Read::read_exact(&mut far, &mut octets).unwrap();
+        assert_eq!(&octets, b"hello");
+        let long = vec![7; 3 * STREAM_SLOT_LEN];
+        let (mut came, mut stamps) = (0, 0);
+        let mut turn = |ring: &mut UdpRing| {
+            ring.wait_until(Mono::now() + 5_000_000).unwrap();
+            ring.reap(|_, octets, stamp| {
+                came += octets.len();
+                stamps += usize::from(stamp.is_some());
+                AfterReap::Release
+            })
+            .unwrap();
+            came
+        };
+        std::io::Write::write_all(&mut far, &long).unwrap();
+        while turn(&mut ring) < long.len() {}
+        assert_eq!(ring.poll_closed(), None);
+        drop(far);
+        turn(&mut ring);
+        turn(&mut ring);
+        assert_eq!((ring.poll_closed(), ring.poll_closed()), (Some(0), None));
+        assert_eq!((came, ring.counters), (long.len(), Counters::default()));
+        assert!(stamps >= 3, "{stamps}");
     }
 }

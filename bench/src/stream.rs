@@ -13,6 +13,10 @@ use crate::marker::{Burst, BurstDetector, FRAME_OCTETS, FRAMES_PER_S, Signal};
 use crate::schedule::{Deviations, InterarrivalJitter, ScheduleLog};
 use crate::sequence::{Arrival, SequenceAccount, SequenceCounts};
 
+mod sound;
+
+pub use sound::SoundListener;
+
 /// Octets of the RTP header that we send (RFC 3550 §5.1, no CSRC, no extension).
 const HEADER_OCTETS: usize = 12;
 
@@ -138,10 +142,13 @@ impl Speaker {
 
     /// Writes the next packet and returns its frame number.
     pub fn write_next(&mut self, signal: &Signal, packet: &mut [u8]) -> u64 {
-        let frame = self.next_frame;
-        self.next_frame += 1;
-        self.sent += 1;
-        let Some((header, payload)) = packet.split_first_chunk_mut::<HEADER_OCTETS>() else { return frame };
+        let Some((header, payload)) = packet.split_first_chunk_mut::<HEADER_OCTETS>() else {
+            return self.begin_frame();
+        };
+        let frame = match payload.first_chunk_mut::<FRAME_OCTETS>() {
+            Some(payload) => self.write_sound(signal, payload),
+            None => self.begin_frame(),
+        };
         let marker = if frame == 0 { 0x80 } else { 0 };
         header[0] = 0x80; // version 2
         header[1] = marker | signal.law().payload_type();
@@ -149,9 +156,20 @@ impl Speaker {
         let timestamp = self.first_timestamp.wrapping_add((frame as u32).wrapping_mul(FRAME_OCTETS as u32));
         header[4..8].copy_from_slice(&timestamp.to_be_bytes());
         header[8..12].copy_from_slice(&self.ssrc.to_be_bytes());
-        if let Some(payload) = payload.first_chunk_mut::<FRAME_OCTETS>() {
-            signal.write(frame, payload);
-        }
+        frame
+    }
+
+    /// Writes the sound of the next frame alone, for transports without RTP, and returns its number.
+    pub fn write_sound(&mut self, signal: &Signal, sound: &mut [u8; FRAME_OCTETS]) -> u64 {
+        let frame = self.begin_frame();
+        signal.write(frame, sound);
+        frame
+    }
+
+    fn begin_frame(&mut self) -> u64 {
+        let frame = self.next_frame;
+        self.next_frame += 1;
+        self.sent += 1;
         frame
     }
 

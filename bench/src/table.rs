@@ -80,6 +80,9 @@ impl Report {
                 row(f, "", format_args!("  {count} × {cause}"))?;
             }
         }
+        if let Some(drops) = self.drops.filter(|drops| *drops > 0) {
+            row(f, "", format_args!("  {drops} sockets closed before their call was ended"))?;
+        }
         if let Some(agent) = &self.agent {
             row(
                 f,

@@ -4,6 +4,7 @@
 //!   live/       real programs, real kernel, real peers          scenarios/   virtual time, one process
 //!     stack     `tandem up` on ports and a folder of its own
 //!     sipp, baresip, jssip, linphone, pjsua   callers of another family        bot, pipecat   who is called: a WebSocket agent
+//!     provider  telephony providers: their APIs, webhooks and media sockets
 //!     kamailio, dns, lossy     between us and them               scanner      those whom nobody has asked
 //!     caller (peer and media)  a caller written by hand
 //!     sound     is what was heard what was said?
@@ -29,6 +30,7 @@ pub mod peer;
 pub mod pipecat;
 pub mod pjsua;
 pub mod planes;
+pub mod provider;
 pub mod scanner;
 pub mod sipp;
 pub mod sound;
