@@ -7,6 +7,7 @@ mod guests;
 mod kamailio;
 mod many_calls;
 mod pipecat;
+mod providers;
 mod refusals;
 mod restart;
 mod scanners;

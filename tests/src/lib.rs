@@ -31,6 +31,7 @@ pub mod pipecat;
 pub mod pjsua;
 pub mod planes;
 pub mod provider;
+pub mod redis;
 pub mod scanner;
 pub mod sipp;
 pub mod sound;

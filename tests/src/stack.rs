@@ -149,6 +149,18 @@ impl Stack {
         Ok(stack)
     }
 
+    /// Other tables for a stack that was prepared with some, now that its ports are known. Before the start.
+    pub fn configure(&self, tables: &str) -> anyhow::Result<()> {
+        Ok(fs::write(self.folder.path().join("tandem.toml"), tables)?)
+    }
+
+    /// A file of these words in its folder.
+    pub fn file(&self, name: &str, words: &str) -> anyhow::Result<PathBuf> {
+        let path = self.folder.path().join(name);
+        fs::write(&path, words)?;
+        Ok(path)
+    }
+
     /// Adds listeners for TLS and WebSocket that show this certificate. Before the start.
     pub fn secured(mut self, identity: &Identity) -> Self {
         let at = |scheme: &str, port: u16| format!("{scheme}:127.0.0.1:{port}");
@@ -380,6 +392,24 @@ impl Stack {
         let request = CreatePhoneCallRequest {
             assistant: Some(AssistantDefinition { assistant_id: assistant.to_owned(), ..Default::default() }),
             to_number: to_number.to_owned(),
+            ..Default::default()
+        };
+        let answer = client.create_phone_call(with_key(request)?).await?;
+        Ok(answer.into_inner().call.context("an answer without a call")?.call_id)
+    }
+
+    /// Places a call to this number by a credential of a telephony provider, and returns its id.
+    pub async fn places_by(
+        &self,
+        credential: &str,
+        assistant: &str,
+        to_number: &str,
+    ) -> anyhow::Result<String> {
+        let mut client = TalkServiceClient::connect(self.api()).await?;
+        let request = CreatePhoneCallRequest {
+            assistant: Some(AssistantDefinition { assistant_id: assistant.to_owned(), ..Default::default() }),
+            to_number: to_number.to_owned(),
+            credential: credential.to_owned(),
             ..Default::default()
         };
         let answer = client.create_phone_call(with_key(request)?).await?;
