@@ -43,6 +43,12 @@ pub const SUBSCRIBER_EVENTS_MAX: usize = 4_096;
 /// A worker answers within a turn, a millisecond or so; one that takes longer than this has died.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
+/// A control plane is asked whether it lives each so often,
+const PEER_ASKED: Duration = Duration::from_secs(3);
+
+/// and answers within this.
+const PEER_ANSWERS: Duration = Duration::from_secs(3);
+
 /// One worker, as the control thread sees it.
 #[derive(Debug)]
 pub struct Core {
@@ -391,6 +397,14 @@ impl Control {
     }
 }
 
+/// Whether the files of a certificate for providers are of use.
+///
+/// # Errors
+/// Why not, in words.
+pub fn check_certificate(files: &(std::path::PathBuf, std::path::PathBuf)) -> Result<(), String> {
+    tls::server_config(&files.0, &files.1).map(drop)
+}
+
 /// Where others come in.
 #[derive(Debug)]
 pub struct Listeners {
@@ -437,6 +451,9 @@ pub async fn serve(
     health.set_serving::<EngineServiceServer<service::Service>>().await;
     let server = tonic::transport::Server::builder()
         .tcp_nodelay(true)
+        // A control plane that has died without a word must not be asked for long.
+        .http2_keepalive_interval(Some(PEER_ASKED))
+        .http2_keepalive_timeout(Some(PEER_ANSWERS))
         .add_service(health_service)
         .add_service(EngineServiceServer::new(service::Service::new(Arc::clone(&control))))
         .serve_with_incoming_shutdown(grpc, until(stopping));

@@ -89,6 +89,8 @@ pub struct Connection {
     pub early: Vec<u8>,
     /// Octets that must leave first: the answer to the upgrade.
     pub answer: Vec<u8>,
+    /// Keys that were pressed before a session had it.
+    pub keys: Vec<u8>,
     /// Counted for as long as it lives.
     pub counted: Option<Counted>,
 }
@@ -721,7 +723,7 @@ impl ProviderLeg {
 
     /// A connection is the caller's, or will be when it has said so. The one before it is gone.
     pub fn attach(&mut self, connection: Connection, now: Instant, take: &mut dyn FnMut(Word<'_>)) {
-        let Connection { protocol, remote, tls, early, answer, counted } = connection;
+        let Connection { protocol, remote, tls, early, answer, keys, counted } = connection;
         self.counters = self.counters();
         let mut silence_at = None;
         let speech = match protocol {
@@ -762,6 +764,9 @@ impl ProviderLeg {
         };
         let tls = tls.map(|tls| Box::new(Tls::accepted(*tls)));
         self.line = Some(Line { tls, talk, remote, _counted: counted });
+        for key in keys {
+            take(Word::Dtmf { digit: char::from(key), duration_ms: 0 });
+        }
         // They were decrypted already.
         let Self { parameters, numbers, line: Some(line), .. } = self else { return };
         let was_live = line.talk.is_live;

@@ -40,6 +40,7 @@ impl Peer {
                 tls: None,
                 early: Vec::new(),
                 answer: Vec::new(),
+                keys: Vec::new(),
                 counted: None,
             },
             self.now,
