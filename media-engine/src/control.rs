@@ -32,6 +32,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Status;
 
 use crate::config::Config;
+use crate::contract;
 use crate::mailbox::{Command, Commands, Inbox, Opened, Summary};
 use crate::metrics::CoreMetrics;
 use crate::ports;
@@ -381,7 +382,8 @@ impl Control {
     async fn list(&self) -> Result<Vec<proto::SessionSummary>, Status> {
         let mut all = Vec::new();
         for core in &self.cores {
-            all.extend(core.list().await?.into_iter().map(|summary| proto::SessionSummary {
+            let summaries = core.list().await?;
+            all.extend(summaries.into_iter().map(|summary| proto::SessionSummary {
                 session_id: summary.id.to_string(),
                 call_id: summary.call_id.to_string(),
                 core: core.number as u32,
@@ -391,6 +393,7 @@ impl Control {
                 agent_ready: summary.agent_ready,
                 agent_gone: summary.agent_gone,
                 agent_hangup: summary.agent_hangup,
+                ..contract::stream_summary(summary.stream)
             }));
         }
         Ok(all)

@@ -33,7 +33,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::Status;
 
 use super::{Control, lock, tls};
-use crate::leg::provider::{Connection, Protocol};
+use crate::leg::provider::{AUDIOSOCKET, Connection, Protocol};
 use crate::mailbox::{Handover, Incoming};
 use crate::metrics::Counted;
 use crate::ring::tame_incoming;
@@ -72,9 +72,6 @@ const CONTEXT_MAX: usize = 128;
 
 /// Between two frames of silence.
 const FRAME: Duration = Duration::from_millis(20);
-
-/// What Asterisk's protocol is called where the providers' names stand.
-const AUDIOSOCKET: &str = "audiosocket";
 
 /// Certificate files are looked at again after this.
 const CERTIFICATE_AGE: Duration = Duration::from_secs(5);
@@ -243,8 +240,9 @@ struct Tally {
     provider: &'static str,
     /// Sessions have so many now.
     connections: Arc<AtomicU64>,
-    accepted: AtomicU64,
+    accepted: Arc<AtomicU64>,
     refused: Arc<AtomicU64>,
+    dropped: AtomicU64,
     retaken: AtomicU64,
 }
 
@@ -253,8 +251,9 @@ impl Tally {
         Self {
             provider,
             connections: Arc::default(),
-            accepted: AtomicU64::new(0),
+            accepted: Arc::default(),
             refused: Arc::default(),
+            dropped: AtomicU64::new(0),
             retaken: AtomicU64::new(0),
         }
     }
@@ -265,7 +264,8 @@ impl Tally {
 pub(super) struct Otherwise {
     refusal: Refusal,
     returned: Option<oneshot::Receiver<Incoming>>,
-    refused: Option<Arc<AtomicU64>>,
+    /// How many were accepted, and refused, of its provider.
+    counters: Option<[Arc<AtomicU64>; 2]>,
     provider: &'static str,
 }
 
@@ -284,13 +284,14 @@ impl Otherwise {
 impl Drop for Otherwise {
     fn drop(&mut self) {
         let Some(returned) = self.returned.take() else { return };
-        let (refusal, refused) = (self.refusal.clone(), self.refused.take());
+        let (refusal, counters) = (self.refusal.clone(), self.counters.take());
         tokio::spawn(async move {
             // Nothing comes back of one that was taken.
-            let Ok(incoming) = returned.await else { return };
-            if let Some(refused) = refused {
-                count(&refused);
+            let returned = returned.await;
+            if let Some([accepted, refused]) = &counters {
+                count(if returned.is_err() { accepted } else { refused });
             }
+            let Ok(incoming) = returned else { return };
             let Ok((mut line, protocol)) = Line::from_incoming(incoming) else { return };
             match protocol {
                 Protocol::WebSocket(_) => line.refuse(&refusal).await,
@@ -379,6 +380,13 @@ impl Upgrades {
         }
     }
 
+    /// A session has lost its connection.
+    pub(super) fn count_dropped(&self, provider: &str) {
+        if let Some(tally) = self.tally(provider) {
+            count(&tally.dropped);
+        }
+    }
+
     /// A session has got another.
     pub(super) fn count_retaken(&self, provider: &str) {
         if let Some(tally) = self.tally(provider) {
@@ -442,15 +450,14 @@ impl Upgrades {
             Protocol::AudioSocket(_) => AUDIOSOCKET,
         };
         let (handover, returned) = Handover::new(incoming);
-        let refused = self.tally(provider).map(|tally| Arc::clone(&tally.refused));
-        let otherwise = Otherwise { refusal: Refusal::busy(), returned: Some(returned), refused, provider };
+        let counters =
+            self.tally(provider).map(|tally| [Arc::clone(&tally.accepted), Arc::clone(&tally.refused)]);
+        let otherwise = Otherwise { refusal: Refusal::busy(), returned: Some(returned), counters, provider };
         Some((handover, otherwise))
     }
 
     fn counted(&self, provider: &str) -> Option<Counted> {
-        let tally = self.tally(provider)?;
-        count(&tally.accepted);
-        Some(Counted::new(&tally.connections))
+        Some(Counted::new(&self.tally(provider)?.connections))
     }
 
     /// What is shown to providers now. A file that has become unreadable leaves the certificate as it was.
@@ -496,7 +503,7 @@ impl Upgrades {
             let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
         }
         type Of = fn(&Tally) -> &AtomicU64;
-        let rows: [(&str, &str, &str, Of); 4] = [
+        let rows: [(&str, &str, &str, Of); 5] = [
             ("provider_connections", "gauge", "Connections that sessions have.", |tally| &tally.connections),
             ("upgrades_accepted_total", "counter", "Media connections that were let in.", |tally| {
                 &tally.accepted
@@ -506,6 +513,12 @@ impl Upgrades {
                 "counter",
                 "Media connections that were refused, without those that no answer came for.",
                 |tally| &tally.refused,
+            ),
+            (
+                "upgrades_dropped_total",
+                "counter",
+                "Media connections that sessions lost without a stop.",
+                |tally| &tally.dropped,
             ),
             ("upgrades_retaken_total", "counter", "Media connections in the place of a lost one.", |tally| {
                 &tally.retaken

@@ -17,6 +17,7 @@ use crate::agent::Bot;
 
 type Events = Streaming<proto::Event>;
 type Socket<S = MaybeTlsStream<TcpStream>> = WebSocketStream<S>;
+type Dialled = (Socket, http::Response<Option<Vec<u8>>>);
 
 fn url(engine: &Engine, path: &str) -> String {
     format!("ws://{}{path}", engine.ws_address())
@@ -83,7 +84,7 @@ async fn dial(url: String) -> Socket {
 }
 
 /// The status of a refusal, and whether it says when to come again.
-fn refusal(outcome: Result<(Socket, http::Response<Option<Vec<u8>>>), Error>) -> (u16, bool) {
+fn refusal(outcome: Result<Dialled, Error>) -> (u16, bool) {
     match outcome {
         Err(Error::Http(response)) => {
             (response.status().as_u16(), response.headers().contains_key("retry-after"))
@@ -320,6 +321,10 @@ fn a_lost_connection_is_retaken_by_the_same_call_and_by_no_other() {
                 matches!(event, proto::event::Event::StreamStarted(_)).then_some(())
             })
             .await;
+            let listed = client.list_sessions(proto::ListSessionsRequest {}).await.unwrap().into_inner();
+            let listed = &listed.sessions[0];
+            assert_eq!((&*listed.stream, &*listed.provider_call_id), ("live", "CA1"));
+            assert_eq!((&*listed.stream_codec, listed.stream_sample_rate), ("PCMU", 8_000));
             let retake = proto::answer_upgrade_request::Answer::SessionId("a".into());
 
             // While it is up no other is let in.
@@ -334,6 +339,7 @@ fn a_lost_connection_is_retaken_by_the_same_call_and_by_no_other() {
             assert_eq!(dropped(&mut events).await.how, "drop");
             assert_eq!(engine.sessions(), 1);
 
+            let mut kept = Vec::new();
             for call in ["CA2", "CA1"] {
                 let dialling = tokio::spawn(dial(url(&engine, "/v1/media/twilio/ctx-1")));
                 let asked = upgrade(&mut events).await;
@@ -348,11 +354,21 @@ fn a_lost_connection_is_retaken_by_the_same_call_and_by_no_other() {
                 if call == "CA2" {
                     let Message::Close(Some(frame)) = next(&mut socket).await else { panic!("a close") };
                     assert_eq!(u16::from(frame.code), 1_008);
+                    assert_eq!(dropped(&mut events).await.how, "drop", "its claim is free again");
                 } else {
                     assert_eq!(heard(&mut socket).await["media"]["payload"], media(2)["media"]["payload"]);
                 }
+                kept.push(socket);
             }
             close(&mut client, "a").await;
+            let mut http = TcpStream::connect(engine.metrics_address()).await.unwrap();
+            http.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+            let mut page = String::new();
+            http.read_to_string(&mut page).await.unwrap();
+            for (what, times) in [("accepted", 3), ("refused", 1), ("dropped", 2), ("retaken", 2)] {
+                let line = format!("tandem_engine_upgrades_{what}_total{{provider=\"twilio\"}} {times}\n");
+                assert!(page.contains(&line), "{line}{page}");
+            }
         },
     );
 }
@@ -669,6 +685,11 @@ fn a_provider_may_come_by_tls() {
                 }
                 close(&mut client, "a").await;
                 while !matches!(next(&mut socket).await, Message::Close(_)) {}
+                let (mut tcp, mut tls) = socket.into_inner().into_inner();
+                let mut last = Vec::new();
+                tcp.read_to_end(&mut last).await.unwrap();
+                tls.read_tls(&mut &*last).unwrap();
+                assert!(tls.process_new_packets().unwrap().peer_has_closed(), "its good-bye");
                 // In the clear nobody is let in.
                 assert!(
                     tokio_tungstenite::connect_async(url(&engine, "/v1/media/twilio/ctx-1")).await.is_err()
