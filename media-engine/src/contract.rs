@@ -23,6 +23,7 @@ use crate::leg::event::{EndReason, Event, HowDropped, Stats};
 use crate::leg::provider::StreamParameters;
 use crate::leg::rtp::{Direction, Rtcp, RtpParameters, SrtpKeys};
 use crate::leg::secure::SecureParameters;
+use crate::mailbox::StreamSummary;
 use crate::session::Notice;
 use crate::session::bridge::SoundParameters;
 use crate::session::second::Role;
@@ -543,11 +544,26 @@ fn end_reason(reason: EndReason) -> (proto::session_ended::Reason, String) {
         EndReason::Shutdown => Reason::Shutdown,
         EndReason::Transport(failure) => return (Reason::Transport, failure.to_string()),
         EndReason::StreamStopped => return (Reason::Transport, "the provider has ended the call".into()),
+        EndReason::StreamFault => {
+            return (Reason::Transport, "the provider's sound cannot be carried".into());
+        }
         EndReason::StreamLost => {
             return (Reason::Transport, "the provider's connection was lost, and no other came".into());
         }
     };
     (told, String::new())
+}
+
+/// The part of a summary that is a provider's connection.
+pub fn stream_summary(stream: Option<StreamSummary>) -> proto::SessionSummary {
+    let Some(StreamSummary { state, started }) = stream else { return proto::SessionSummary::default() };
+    let mut told = proto::SessionSummary { stream: state.to_owned(), ..Default::default() };
+    if let Some(started) = started {
+        told.provider_call_id = started.call_id;
+        told.stream_codec = started.codec.to_owned();
+        told.stream_sample_rate = started.rate_hz;
+    }
+    told
 }
 
 /// An event as it is told.
@@ -595,13 +611,15 @@ pub fn event(event: &Event) -> proto::event::Event {
             codec: started.codec.to_owned(),
             sample_rate: started.rate_hz,
         }),
-        Event::StreamDropped { how, reason } => Told::StreamDropped(proto::StreamDropped {
+        Event::StreamDropped { how, reason, leg_may_live, .. } => Told::StreamDropped(proto::StreamDropped {
             how: match how {
                 HowDropped::Stop => "stop",
                 HowDropped::Lost => "drop",
+                HowDropped::Fault => "fault",
             }
             .to_owned(),
             reason: reason.clone(),
+            leg_may_live: *leg_may_live,
         }),
         Event::Joined { into, stats: counters } => Told::SessionEnded(proto::SessionEnded {
             reason: proto::session_ended::Reason::Joined.into(),

@@ -32,6 +32,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Status;
 
 use crate::config::Config;
+use crate::contract;
 use crate::mailbox::{Command, Commands, Inbox, Opened, Summary};
 use crate::metrics::CoreMetrics;
 use crate::ports;
@@ -42,6 +43,12 @@ pub const SUBSCRIBER_EVENTS_MAX: usize = 4_096;
 
 /// A worker answers within a turn, a millisecond or so; one that takes longer than this has died.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// A control plane is asked whether it lives each so often,
+const PEER_ASKED: Duration = Duration::from_secs(3);
+
+/// and answers within this.
+const PEER_ANSWERS: Duration = Duration::from_secs(3);
 
 /// One worker, as the control thread sees it.
 #[derive(Debug)]
@@ -375,7 +382,8 @@ impl Control {
     async fn list(&self) -> Result<Vec<proto::SessionSummary>, Status> {
         let mut all = Vec::new();
         for core in &self.cores {
-            all.extend(core.list().await?.into_iter().map(|summary| proto::SessionSummary {
+            let summaries = core.list().await?;
+            all.extend(summaries.into_iter().map(|summary| proto::SessionSummary {
                 session_id: summary.id.to_string(),
                 call_id: summary.call_id.to_string(),
                 core: core.number as u32,
@@ -385,10 +393,19 @@ impl Control {
                 agent_ready: summary.agent_ready,
                 agent_gone: summary.agent_gone,
                 agent_hangup: summary.agent_hangup,
+                ..contract::stream_summary(summary.stream)
             }));
         }
         Ok(all)
     }
+}
+
+/// Whether the files of a certificate for providers are of use.
+///
+/// # Errors
+/// Why not, in words.
+pub fn check_certificate(files: &(std::path::PathBuf, std::path::PathBuf)) -> Result<(), String> {
+    tls::server_config(&files.0, &files.1).map(drop)
 }
 
 /// Where others come in.
@@ -437,6 +454,9 @@ pub async fn serve(
     health.set_serving::<EngineServiceServer<service::Service>>().await;
     let server = tonic::transport::Server::builder()
         .tcp_nodelay(true)
+        // A control plane that has died without a word must not be asked for long.
+        .http2_keepalive_interval(Some(PEER_ASKED))
+        .http2_keepalive_timeout(Some(PEER_ANSWERS))
         .add_service(health_service)
         .add_service(EngineServiceServer::new(service::Service::new(Arc::clone(&control))))
         .serve_with_incoming_shutdown(grpc, until(stopping));

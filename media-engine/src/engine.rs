@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::config::{Config, PortRange};
-use crate::control::{Control, Core, Listeners};
+use crate::control::{Control, Core, Listeners, check_certificate};
 use crate::mailbox::{self, Command};
 use crate::metrics::CoreMetrics;
 use crate::ports::{Ports, share};
@@ -70,6 +70,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The certificate for providers' connections cannot be used.
+    #[error("no TLS for providers: {0}; mend TANDEM_TLS_CERT and TANDEM_TLS_KEY, or leave them out")]
+    Certificate(String),
     /// The certificate for DTLS handshakes cannot be made.
     #[error("no certificate for DTLS: {0}")]
     Identity(#[from] rcgen::Error),
@@ -110,6 +113,7 @@ impl Engine {
         };
         tracing::info!(%driver, reason = %decision.reason, "driver chosen");
         check_host(&config);
+        config.tls.as_ref().map_or(Ok(()), check_certificate).map_err(StartError::Certificate)?;
         let (grpc, grpc_address) = listen(config.grpc_listen, "TANDEM_ENGINE_GRPC_LISTEN")?;
         let (ws, ws_address) = listen(config.ws_listen, "TANDEM_ENGINE_WS_LISTEN")?;
         let (audiosocket, audiosocket_address) =
@@ -413,6 +417,17 @@ mod tests {
         assert!(why.contains("panicked: seven is no port"), "{why}");
         assert!(engine.control.is_draining(), "no worker is left");
         tokio::task::spawn_blocking(move || drop(engine)).await.unwrap();
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_used_fails_the_start() {
+        let mut config = Config::for_tests(PortRange { min: 2_120, max: 2_129 });
+        config.tls = Some(("/nowhere/cert.pem".into(), "/nowhere/key.pem".into()));
+        let error = Engine::start(config).map(drop).unwrap_err();
+        assert!(
+            matches!(&error, StartError::Certificate(why) if why.contains("/nowhere/cert.pem")),
+            "{error}"
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rtrb::{Consumer, Producer, RingBuffer};
 use tokio::sync::oneshot;
 
-use crate::leg::event::{EndReason, Event, Stats};
+use crate::leg::event::{EndReason, Event, Stats, StreamStarted};
 use crate::leg::provider::Connection;
 use crate::leg::rtp::RtpParameters;
 use crate::ring::Waker;
@@ -183,6 +183,15 @@ pub enum RetakeError {
     Full,
 }
 
+/// How a caller's connection stands.
+#[derive(Debug, Clone)]
+pub struct StreamSummary {
+    /// `waiting`, `live`, `dropped`.
+    pub state: &'static str,
+    /// What its last start has said.
+    pub started: Option<Box<StreamStarted>>,
+}
+
 /// A session for `ListSessions`.
 #[derive(Debug, Clone)]
 pub struct Summary {
@@ -202,6 +211,8 @@ pub struct Summary {
     pub agent_gone: Option<String>,
     /// The agent asked to end the call.
     pub agent_hangup: bool,
+    /// Of a provider's connection.
+    pub stream: Option<StreamSummary>,
 }
 
 /// Sessions that a worker counts for one question: some 20 µs, so that packets do not wait for the statistics of a thousand.

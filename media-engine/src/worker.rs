@@ -408,6 +408,7 @@ impl Worker {
                     agent_ready: slot.session.is_agent_ready(),
                     agent_gone: slot.session.agent_gone().map(str::to_owned),
                     agent_hangup: slot.session.has_agent_hung_up(),
+                    stream: slot.session.stream_summary(),
                 });
                 let _ = reply.send(summaries.collect());
             }

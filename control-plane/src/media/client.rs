@@ -292,7 +292,7 @@ pub fn read(event: engine::Event) -> Option<News> {
             SessionEvent::StreamStarted { provider_call_id: started.provider_call_id, codec: started.codec }
         }
         Body::StreamDropped(dropped) => {
-            SessionEvent::StreamDropped { is_stop: dropped.how == "stop", reason: dropped.reason }
+            SessionEvent::StreamDropped { is_stop: dropped.how != "drop", reason: dropped.reason }
         }
         Body::LegLost(lost) => SessionEvent::LegLost { reason: lost.reason(), detail: lost.detail },
         Body::Idle(idle) => SessionEvent::Idle { idle_ms: idle.idle_ms },

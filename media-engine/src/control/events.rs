@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::{Broadcast, Control};
 use crate::contract;
-use crate::leg::event::{EndReason, Event, Stats};
+use crate::leg::event::{EndReason, Event, HowDropped, Stats};
 use crate::mailbox::{Command, Inbox, Word};
 use crate::ring::Waker;
 
@@ -125,6 +125,9 @@ impl Pump {
                     entry.is_agent_ready.store(true, Ordering::Relaxed);
                 }
             }
+            Event::StreamDropped { how: HowDropped::Lost, provider, .. } => {
+                self.control.upgrades.count_dropped(provider);
+            }
             Event::Ended { .. } | Event::Joined { .. } => drop(self.control.forget(id)),
             _ => {}
         }
@@ -200,8 +203,8 @@ fn log(session_id: &str, event: &Event) {
             let provider_call_id = &*started.call_id;
             tracing::info!(session_id, provider_call_id, codec = started.codec, "provider's stream started");
         }
-        Event::StreamDropped { how, reason } => {
-            tracing::info!(session_id, ?how, reason, "provider's stream is gone");
+        Event::StreamDropped { how, reason, leg_may_live, provider } => {
+            tracing::info!(session_id, provider, ?how, reason, leg_may_live, "provider's stream is gone");
         }
         Event::Joined { into, .. } => tracing::info!(session_id, into = &**into, "session ended: joined"),
         Event::Ended { reason, stats } => tracing::info!(

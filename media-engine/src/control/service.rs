@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::events::{self, EventStream};
 use super::joining::{self, Half};
 use super::statistics::{self, StatisticsStream};
-use super::upgrades::Refusal;
+use super::upgrades::{Otherwise, Refusal};
 use super::{Control, Entry, lock};
 use crate::contract::{self, Invalid, Target};
 use crate::leg::agent::{AgentParameters, CallInfo};
@@ -114,9 +114,19 @@ fn check(control: &Control, request: proto::OpenSessionRequest) -> Result<Checke
 }
 
 /// Loads what is to be loaded, resolves what is to be resolved.
-async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Status> {
+async fn prepare(control: &Control, checked: Checked) -> Result<(Box<Open>, Option<Otherwise>), Status> {
     let Checked { id, call, rtp, stream, local_port, agent, speech, media_timeout, max_session } = checked;
     let (upgrade, stream) = stream.unzip();
+    // First of all: it is parked for less long than a name may take. What has been taken is refused by us if nothing comes of it.
+    let (incoming, otherwise) = match upgrade {
+        None => (None, None),
+        Some(upgrade) => control
+            .upgrades
+            .take(&upgrade)
+            .await
+            .ok_or_else(|| no_upgrade(&upgrade))
+            .map(|(incoming, otherwise)| (Some(incoming), Some(otherwise)))?,
+    };
     let mut agent_address = None;
     let agent = match agent {
         Target::Echo => AgentParameters::Echo,
@@ -179,14 +189,9 @@ async fn prepare(control: &Control, checked: Checked) -> Result<Box<Open>, Statu
         identity: Some(Arc::clone(&control.identity)),
     };
     let local_address = control.config.rtp_address;
-    let incoming = match upgrade {
-        None => None,
-        // Last of all: what has been taken must be refused by us.
-        Some(upgrade) => {
-            Some(control.upgrades.take(&upgrade, Refusal::busy()).await.ok_or_else(|| no_upgrade(&upgrade))?)
-        }
-    };
-    Ok(Box::new(Open { id: id.into(), parameters, agent_address, local_address, local_port, incoming }))
+    let open =
+        Box::new(Open { id: id.into(), parameters, agent_address, local_address, local_port, incoming });
+    Ok((open, otherwise))
 }
 
 fn no_upgrade(id: &str) -> Status {
@@ -266,7 +271,8 @@ async fn open_once(control: &Control, entry: &Arc<Entry>, checked: Checked) -> R
 
 async fn open_on(control: &Control, entry: &Entry, checked: Checked) -> Result<Opened, Status> {
     let core = &control.cores[entry.core];
-    let open = prepare(control, checked).await?;
+    // Until the end: it has the last word to a connection that nobody took.
+    let (open, _otherwise) = prepare(control, checked).await?;
     let id = Arc::clone(&open.id);
     let opened = core.ask(|reply| Command::Open { open, reply }).await??;
     if opened.agent_ready {
@@ -468,16 +474,28 @@ impl Service {
                 }
             }
             Some(Answer::SessionId(id)) => {
-                let (entry, key) = self.find(&id)?;
-                let taken = upgrades.take(&upgrade, Refusal::conflict()).await;
-                let incoming = taken.ok_or_else(|| no_upgrade(&upgrade))?;
+                let Ok((entry, key)) = self.find(&id) else {
+                    return match upgrades.refuse(&upgrade, Refusal::gone()) {
+                        true => Err(Status::not_found(format!("no session {id}"))),
+                        false => Err(no_upgrade(&upgrade)),
+                    };
+                };
+                let taken = upgrades.take(&upgrade).await;
+                let (incoming, mut otherwise) = taken.ok_or_else(|| no_upgrade(&upgrade))?;
                 let core = &self.control.cores[entry.core];
                 let taken = core.ask(|reply| Command::Retake { key, incoming, reply }).await?;
                 taken.map_err(|error| match error {
-                    RetakeError::NoSession => Status::not_found(format!("no session {id}")),
-                    RetakeError::Up => Status::failed_precondition(error.to_string()),
+                    RetakeError::NoSession => {
+                        otherwise.because(Refusal::gone());
+                        Status::not_found(format!("no session {id}"))
+                    }
+                    RetakeError::Up => {
+                        otherwise.because(Refusal::conflict());
+                        Status::failed_precondition(error.to_string())
+                    }
                     RetakeError::Full => Status::resource_exhausted(error.to_string()),
                 })?;
+                upgrades.count_retaken(otherwise.provider());
                 tracing::info!(session_id = id, "another connection of the provider's");
             }
         }
@@ -658,6 +676,7 @@ mod tests {
     use tonic::Code;
 
     use super::super::tests::{Worker, control, on_runtime};
+    use super::super::upgrades;
     use super::*;
 
     fn request(id: &str) -> proto::OpenSessionRequest {
@@ -705,6 +724,25 @@ mod tests {
             let opened = open_once(&control, &entry, check(&control, request("a")).unwrap()).await;
             assert_eq!(opened.unwrap_err().code(), Code::Aborted);
             assert!(workers[0].queue.pop().is_err());
+        });
+    }
+
+    #[test]
+    fn a_connection_does_not_wait_for_the_name_of_its_agent() {
+        on_runtime(async {
+            let (control, _workers) = control(1);
+            let (id, mut answer) = upgrades::park(&control.upgrades);
+            let agent = proto::WebSocketAgent { url: "ws://agent.invalid/".into(), ..Default::default() };
+            let target = proto::agent::Target::Websocket(agent);
+            let request = proto::OpenSessionRequest {
+                rtp: None,
+                stream: Some(proto::StreamLeg { upgrade_id: id, ..Default::default() }),
+                agent: Some(proto::Agent { target: Some(target), ..Default::default() }),
+                ..request("a")
+            };
+            let mut opening = std::pin::pin!(prepare(&control, check(&control, request).unwrap()));
+            assert!(poll(&mut opening).is_pending());
+            assert!(answer.try_recv().is_ok(), "it is taken before the name is looked up");
         });
     }
 

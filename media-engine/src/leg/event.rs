@@ -81,6 +81,8 @@ pub enum EndReason {
     StreamStopped,
     /// The provider's connection was lost, and no other came in its place.
     StreamLost,
+    /// What comes on the provider's connection cannot be carried.
+    StreamFault,
 }
 
 /// How a caller's connection went.
@@ -90,6 +92,8 @@ pub enum HowDropped {
     Stop,
     /// It did not: another connection may come.
     Lost,
+    /// We carry no such sound: the call is over, and nobody there has wanted that.
+    Fault,
 }
 
 /// What happened in a session, for the control plane.
@@ -171,6 +175,10 @@ pub enum Event {
         how: HowDropped,
         /// In words.
         reason: String,
+        /// The caller may be on the line at the provider still.
+        leg_may_live: bool,
+        /// Whose it was.
+        provider: &'static str,
     },
     /// Its RTP leg is the second one of another session now, and the session is over.
     Joined {

@@ -7,7 +7,9 @@
 //!   frame, every ptime ─▶ queue ─▶ MediaStream, Server ─▶ (TLS) ─▶ octets
 //!
 //!   Provisional ──start names our call──▶ Live ──stop──▶ the session ends
-//!        └─ names another: closed (1008)    └─lost──▶ waits RETAKE for another connection
+//!     │  ▲ └─ names another: closed (1008)  └─lost──▶ waits RETAKE for another connection
+//!     │  └──── a newer one takes its place ◀──────────────┘
+//!     └─ lost: waits on
 //! ```
 //!
 //! The engine's clock paces every provider in real time: what the agent says waits in the session's playout queue, and what has
@@ -15,12 +17,15 @@
 //! `clear` is sent. While nothing is said nothing is sent, but on an AudioSocket, where a frame is due every 20 ms.
 //!
 //! Frames wait here only while the provider does not read: [`QUEUE_MS_MAX`] of them, the oldest go. Reading never waits for writing.
+//! A provider that owes us the caller's sound and sends no octet is asked whether it lives ([`ASKED_AFTER`]), and is lost when nothing
+//! comes ([`SILENT_MAX`]).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tandem_audio::format::{Codec, Ptime, SampleRate};
+use tandem_audio::transcode::Transcoder;
 use tandem_rtp::packet::{HEADER_LEN, Header};
 use tandem_rtp::units::{PayloadType, SequenceNumber, Ssrc, Timestamp};
 use tandem_stream::audiosocket::{End, Server, ServerEvent};
@@ -39,6 +44,15 @@ pub const RETAKE: Duration = Duration::from_secs(15);
 /// The agent's sound that may wait for a provider that does not read; older sound is of no use to a conversation.
 pub const QUEUE_MS_MAX: usize = 1_000;
 
+/// Frames that may wait on an AudioSocket: Asterisk plays as they come, so what waits is heard all at once.
+pub const AUDIOSOCKET_FRAMES_MAX: usize = 2;
+
+/// A live line of a provider that sends sound all the time is asked by a ping after so long without an octet,
+pub const ASKED_AFTER: Duration = Duration::from_secs(2);
+
+/// and is lost after so long.
+pub const SILENT_MAX: Duration = Duration::from_secs(5);
+
 /// Octets beside sound (pongs, marks, clears) that may wait for it. An honest provider never makes a tenth of it wait; one that
 /// sends pings and does not read is cut off.
 pub const CONTROL_OCTETS_MAX: usize = 64 * 1_024;
@@ -54,6 +68,9 @@ const FRAME_OCTETS_MAX: usize = 48 * 2 * FRAME_MS;
 
 /// Silence is due on an AudioSocket when nothing was written for so long: a frame and what a turn may be late.
 const SILENCE_AFTER: Duration = Duration::from_millis(30);
+
+/// What Asterisk's protocol is called where the providers' names stand.
+pub const AUDIOSOCKET: &str = "audiosocket";
 
 /// Between two frames.
 const FRAME: Duration = Duration::from_millis(FRAME_MS as u64);
@@ -89,6 +106,8 @@ pub struct Connection {
     pub early: Vec<u8>,
     /// Octets that must leave first: the answer to the upgrade.
     pub answer: Vec<u8>,
+    /// Keys that were pressed before a session had it.
+    pub keys: Vec<u8>,
     /// Counted for as long as it lives.
     pub counted: Option<Counted>,
 }
@@ -120,18 +139,27 @@ pub enum Word<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Loss {
     /// The provider said that the call is over.
-    Stopped(String),
+    Stopped { reason: String, leg_may_live: bool },
     /// It did not.
     Dropped(String),
+    /// We carry no such sound.
+    Fault(String),
 }
 
 /// What became of the caller's connection, for the session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The call is over.
-    Stopped(String),
+    Stopped {
+        /// In words.
+        reason: String,
+        /// The caller may be on the line at the provider still.
+        leg_may_live: bool,
+    },
     /// Another connection may come.
     Dropped(String),
+    /// The call is over, by our doing: what comes cannot be carried.
+    Fault(String),
     /// None came.
     GivenUp,
 }
@@ -154,10 +182,14 @@ pub struct ProviderLeg {
     line: Option<Line>,
     numbers: Numbers,
     counters: Counters,
+    /// Whose the last line was.
+    name: &'static str,
     /// No line is live, and one must be until then.
     retake_until: Option<Instant>,
-    /// The session knows that none is.
+    /// One was lost, and the session knows: the next one comes in its place.
     is_told: bool,
+    /// The agent's sound that was lost, for the session to take off what was heard.
+    lost_ms: u64,
     outcome: Option<Outcome>,
     /// Where the session makes its packets.
     packet: Box<[u8]>,
@@ -188,6 +220,10 @@ struct Talk {
     quiet: u32,
     /// When a frame of silence is due.
     silence_at: Option<Instant>,
+    /// When the last octet came.
+    heard_at: Instant,
+    /// It was asked whether it lives, and nothing has come since.
+    is_asked: bool,
     is_mislabelled: bool,
 }
 
@@ -209,8 +245,8 @@ struct Hearing<'a> {
 #[derive(Debug, Default)]
 struct Queue {
     octets: VecDeque<u8>,
-    /// Their lengths, oldest first; 0 is the end of an utterance.
-    lens: VecDeque<u16>,
+    /// Their lengths, oldest first, and whether they are the agent's sound; 0 is the end of an utterance.
+    lens: VecDeque<(u16, bool)>,
 }
 
 /// Of the headers that we make.
@@ -218,20 +254,34 @@ struct Queue {
 struct Numbers {
     sequence: u16,
     timestamp: u32,
+    /// What the session speaks.
     codec: Codec,
+    /// What comes, and what makes the session's codec of it, where it is another.
+    incoming: Option<(Codec, Box<Transcoder>)>,
 }
 
 impl Numbers {
+    /// From now on `incoming` comes, and `codec` is spoken.
+    fn set(&mut self, incoming: Codec, codec: Codec) {
+        self.codec = codec;
+        self.incoming = (incoming != codec).then(|| (incoming, Box::new(Transcoder::new(incoming, codec))));
+    }
+
     fn hear(&mut self, sound: &[u8], gap_ms: u64, take: &mut dyn FnMut(Word<'_>)) {
         let codec = self.codec;
-        let frame = codec.octets(Ptime::MS_20);
+        let incoming = self.incoming.as_ref().map_or(codec, |(incoming, _)| *incoming);
+        let frame = incoming.octets(Ptime::MS_20);
         let mut gap = gap_ms.min(GAP_MS_MAX) / FRAME_MS as u64;
-        let mut swapped = [0; FRAME_OCTETS_MAX];
+        let (mut swapped, mut made) = ([0; FRAME_OCTETS_MAX], [0; FRAME_OCTETS_MAX]);
         for piece in sound.chunks(frame) {
-            let payload = match is_linear(codec) {
+            let mut payload = match is_linear(incoming) {
                 true => swap(piece, &mut swapped),
                 false => piece,
             };
+            if let Some((_, transcoder)) = &mut self.incoming {
+                let len = transcoder.transcode(payload, &mut made);
+                payload = &made[..len];
+            }
             self.sequence = self.sequence.wrapping_add(gap as u16);
             self.timestamp = self.timestamp.wrapping_add(gap as u32 * codec.ticks(Ptime::MS_20));
             let header = Header {
@@ -282,26 +332,31 @@ fn linear(rate: SampleRate) -> Codec {
 }
 
 impl Queue {
-    /// Appends a frame; says how many milliseconds of the oldest had to go.
-    fn push(&mut self, payload: &[u8], is_linear: bool) -> u64 {
+    /// Appends a frame; says how many milliseconds of the agent's oldest sound had to go.
+    fn push(&mut self, payload: &[u8], is_linear: bool, is_sound: bool, frames_max: usize) -> u64 {
         match is_linear {
             false => self.octets.extend(payload),
             true => self.octets.extend(payload.as_chunks::<2>().0.iter().flat_map(|pair| [pair[1], pair[0]])),
         }
-        self.lens.push_back(payload.len() as u16);
+        self.lens.push_back((payload.len() as u16, is_sound));
         let mut dropped = 0;
-        while self.lens.len() > QUEUE_MS_MAX / FRAME_MS {
-            let len = usize::from(self.lens.pop_front().unwrap_or_default());
-            self.octets.drain(..len);
-            dropped += if len > 0 { FRAME_MS as u64 } else { 0 };
+        while self.lens.len() > frames_max {
+            let (len, is_sound) = self.lens.pop_front().unwrap_or_default();
+            self.octets.drain(..usize::from(len));
+            dropped += if is_sound { FRAME_MS as u64 } else { 0 };
         }
         dropped
     }
 
     fn end(&mut self) {
-        if self.lens.back() != Some(&0) {
-            self.lens.push_back(0);
+        if self.lens.back().is_none_or(|(len, _)| *len != 0) {
+            self.lens.push_back((0, false));
         }
+    }
+
+    /// Milliseconds of the agent's sound.
+    fn sound_ms(&self) -> u64 {
+        (self.lens.iter().filter(|(_, is_sound)| *is_sound).count() * FRAME_MS) as u64
     }
 
     fn clear(&mut self) {
@@ -311,7 +366,7 @@ impl Queue {
 
     /// The oldest frame, copied to `out`; empty: an end.
     fn pop<'a>(&mut self, out: &'a mut [u8]) -> Option<&'a [u8]> {
-        let len = usize::from(self.lens.pop_front()?);
+        let len = usize::from(self.lens.pop_front()?.0);
         for place in &mut out[..len] {
             *place = self.octets.pop_front().unwrap_or_default();
         }
@@ -340,7 +395,7 @@ impl Talk {
         let Self { speech: Speech::WebSocket { reader, stream, scratch }, out, is_live, .. } = self else {
             return None;
         };
-        let ends_by_closing = stream.provider().ends_by_closing;
+        let provider = stream.provider();
         let mut loss = None;
         let mut rest = octets;
         while !rest.is_empty() {
@@ -351,11 +406,13 @@ impl Talk {
                     Ok(None) => break,
                     Ok(Some(Message::Text(text))) => {
                         stream.handle_text(text, hearing.now, scratch, |event| {
-                            heed(event, is_live, &mut loss, out, hearing);
+                            heed(event, provider, is_live, &mut loss, out, hearing);
                         });
                     }
                     Ok(Some(Message::Binary(sound))) => {
-                        stream.handle_binary(sound, |event| heed(event, is_live, &mut loss, out, hearing));
+                        stream.handle_binary(sound, |event| {
+                            heed(event, provider, is_live, &mut loss, out, hearing);
+                        });
                     }
                     // A ping that long does not pass the reader.
                     Ok(Some(Message::Ping(payload))) => {
@@ -371,8 +428,8 @@ impl Talk {
                             }
                         };
                         write_close(out, None, code.unwrap_or(close::NORMAL), "");
-                        return Some(match is_orderly && ends_by_closing && *is_live {
-                            true => Loss::Stopped(said),
+                        return Some(match is_orderly && provider.ends_by_closing && *is_live {
+                            true => stopped(said, "", provider),
                             false => Loss::Dropped(said),
                         });
                     }
@@ -398,25 +455,42 @@ impl Talk {
         server.handle_bytes(octets, *now, |event| match event {
             ServerEvent::Format(format) => match SampleRate::from_hz(format.hz) {
                 Some(rate) => {
-                    numbers.codec = linear(rate);
-                    take(Word::Started(None, numbers.codec));
+                    numbers.set(linear(rate), linear(rate));
+                    take(Word::Started(Some(Box::new(started_linear(rate))), numbers.codec));
                 }
                 None => is_foreign = Some(format.hz),
             },
             ServerEvent::Audio(sound) if is_foreign.is_none() => numbers.hear(sound, 0, *take),
             ServerEvent::Dtmf(digit) => take(Word::Dtmf { digit: char::from(digit), duration_ms: 0 }),
             ServerEvent::Mislabelled => *is_mislabelled = true,
-            ServerEvent::End(end) => loss = Some(Loss::Stopped(ended(end))),
+            ServerEvent::End(end) => {
+                loss = Some(Loss::Stopped { reason: ended(end), leg_may_live: false });
+            }
             ServerEvent::Audio(_) | ServerEvent::Id(_) | ServerEvent::Ignored => {}
         });
         if let Some(hz) = is_foreign {
-            server.hangup(&mut self.out);
-            let said = format!(
-                "AudioSocket at {hz} Hz is not carried: dial with c(slin), c(slin16), c(slin24) or c(slin48)"
-            );
-            return Some(Loss::Stopped(said));
+            return Some(hang_up_foreign(server, hz, &mut self.out));
         }
         loss
+    }
+
+    /// The agent's sound that was given to it and has not become a message yet, in milliseconds.
+    fn unsent_ms(&self) -> u64 {
+        let waiting_ms = match &self.speech {
+            Speech::WebSocket { stream, .. } => stream.waiting_ms(),
+            Speech::AudioSocket(_) => 0,
+        };
+        self.queue.sound_ms() + waiting_ms
+    }
+
+    /// When it is to be asked whether it lives, or is lost.
+    fn silent_at(&self) -> Option<Instant> {
+        let Speech::WebSocket { stream, .. } = &self.speech else {
+            // The frames that it gets tell soon enough; one whose caller holds sends nothing.
+            return None;
+        };
+        let after = if self.is_asked { SILENT_MAX } else { ASKED_AFTER };
+        (self.is_live && stream.provider().is_continuous).then(|| self.heard_at + after)
     }
 
     /// Makes the next octets that leave, a message at least, of what waits.
@@ -461,6 +535,7 @@ impl Talk {
 /// An event of a dialect.
 fn heed(
     event: Event<'_>,
+    provider: &'static Provider,
     is_live: &mut bool,
     loss: &mut Option<Loss>,
     out: &mut Vec<u8>,
@@ -473,8 +548,8 @@ fn heed(
     match event {
         Event::Start(start) => {
             let expected = &mut parameters.call_id;
-            // Vonage's socket names no call: the upgrade was its proof.
-            if !expected.is_empty() && !start.call_id.is_empty() && start.call_id != *expected {
+            // Where a start names no call the upgrade was its proof.
+            if provider.names_call && !expected.is_empty() && start.call_id != *expected {
                 write_close(out, None, close::POLICY, "another call");
                 *loss = Some(Loss::Dropped("the provider's connection is of another call".into()));
                 return;
@@ -482,7 +557,7 @@ fn heed(
             if expected.is_empty() {
                 expected.clone_from(&start.call_id);
             }
-            numbers.codec = codec_of(start.format);
+            numbers.set(codec_of(start.format), codec_of(provider.outgoing.unwrap_or(start.format)));
             *is_live = true;
             take(Word::Started(Some(Box::new(started(start))), numbers.codec));
         }
@@ -497,20 +572,42 @@ fn heed(
         }
         Event::Stop(StopReason::Said(reason)) => {
             write_close(out, None, close::NORMAL, "");
-            *loss = Some(Loss::Stopped(match reason.is_empty() {
-                true => "the provider has ended the call".into(),
-                false => reason,
-            }));
+            let said = if reason.is_empty() { "the provider has ended the call" } else { &*reason };
+            *loss = Some(stopped(said.to_owned(), &reason, provider));
         }
         Event::Stop(StopReason::Format(error)) => {
             write_close(out, None, close::UNSUPPORTED, &error.to_string());
-            *loss = Some(Loss::Stopped(error.to_string()));
+            *loss = Some(Loss::Fault(error.to_string()));
         }
         Event::Stop(StopReason::NoStart) => {
             write_close(out, None, close::POLICY, "no start");
             *loss = Some(Loss::Dropped("the provider's connection has started no call in time".into()));
         }
         _ => {}
+    }
+}
+
+/// The provider said so, with this word of its own.
+fn stopped(reason: String, word: &str, provider: &Provider) -> Loss {
+    Loss::Stopped { reason, leg_may_live: (provider.leg_may_outlive_stop)(word) }
+}
+
+/// Asterisk speaks a rate that we do not carry.
+fn hang_up_foreign(server: &mut Server, hz: u32, out: &mut Vec<u8>) -> Loss {
+    server.hangup(out);
+    Loss::Fault(format!(
+        "AudioSocket at {hz} Hz is not carried: dial with c(slin), c(slin16), c(slin24) or c(slin48)"
+    ))
+}
+
+/// What an AudioSocket says of itself.
+fn started_linear(rate: SampleRate) -> StreamStarted {
+    StreamStarted {
+        call_id: String::new(),
+        stream_id: String::new(),
+        parameters: std::collections::BTreeMap::new(),
+        codec: "L16",
+        rate_hz: rate.hz(),
     }
 }
 
@@ -545,8 +642,10 @@ impl ProviderLeg {
         Self {
             parameters,
             line: None,
-            numbers: Numbers { sequence: 0, timestamp: 0, codec: Codec::Pcmu },
+            numbers: Numbers { sequence: 0, timestamp: 0, codec: Codec::Pcmu, incoming: None },
             counters: Counters::default(),
+            name: "",
+            lost_ms: 0,
             retake_until: Some(now + RETAKE),
             is_told: false,
             outcome: None,
@@ -565,9 +664,28 @@ impl ProviderLeg {
         self.talk().is_some_and(|talk| talk.is_live)
     }
 
-    /// Another connection may be attached: none is up, and one is waited for.
+    /// Another connection may be attached: none is live, and one is waited for. It takes the place of one that is not live yet.
     pub fn wants_line(&self) -> bool {
-        self.talk().is_none() && self.retake_until.is_some()
+        !self.is_live() && self.retake_until.is_some()
+    }
+
+    /// `waiting` for its first start, `live`, or `dropped`.
+    pub fn state(&self) -> &'static str {
+        match self.is_live() {
+            true => "live",
+            false if self.is_told => "dropped",
+            false => "waiting",
+        }
+    }
+
+    /// Whose the connection is, or was.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The agent's sound that was given to it and is on no way to the caller yet, in milliseconds.
+    pub fn unsent_ms(&self) -> u64 {
+        self.talk().map_or(0, Talk::unsent_ms)
     }
 
     /// Where the connection comes from.
@@ -601,16 +719,19 @@ impl ProviderLeg {
     /// When [`ProviderLeg::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let Some(talk) = self.talk() else { return self.retake_until };
-        match &talk.speech {
+        let timeout = match &talk.speech {
             Speech::WebSocket { stream, .. } => stream.poll_timeout(),
             Speech::AudioSocket(_) => talk.silence_at,
-        }
+        };
+        let retake = self.retake_until.filter(|_| self.is_told);
+        [timeout, retake, talk.silent_at()].into_iter().flatten().min()
     }
 
     /// Whether [`ProviderLeg::poll_stream`] has something.
     pub fn has_output(&self) -> bool {
-        self.line.as_ref().is_some_and(|line| {
-            line.talk.has_output() || line.tls.as_ref().is_some_and(|tls| tls.has_output())
+        self.line.as_ref().is_some_and(|Line { tls, talk, .. }| {
+            let owes = |tls: &Tls| tls.has_output() || (talk.is_over && tls.owes_goodbye());
+            talk.has_output() || tls.as_deref().is_some_and(owes)
         })
     }
 
@@ -626,6 +747,7 @@ impl ProviderLeg {
         let Self { parameters, numbers, line: Some(line), .. } = self else { return };
         let Line { tls, talk, .. } = line;
         let was_live = talk.is_live;
+        (talk.heard_at, talk.is_asked) = (now, false);
         let mut hearing = Hearing { parameters, numbers, now, take };
         let loss = match tls {
             None => talk.hear(bytes, &mut hearing),
@@ -653,31 +775,51 @@ impl ProviderLeg {
         let why = error.map(|error| format!(": {error}")).unwrap_or_default();
         let loss = match &talk.speech {
             // It never says so otherwise.
-            Speech::AudioSocket(_) => Loss::Stopped(format!("{}{why}", ended(End::Closed))),
+            Speech::AudioSocket(_) => {
+                Loss::Stopped { reason: format!("{}{why}", ended(End::Closed)), leg_may_live: false }
+            }
             Speech::WebSocket { .. } => {
                 Loss::Dropped(format!("the provider's connection was lost without a word{why}"))
             }
         };
         self.lose(loss, now);
         // Nothing can be written any more.
+        self.counters = self.counters();
         self.line = None;
     }
 
     /// A deadline of [`ProviderLeg::poll_timeout`] has passed.
     pub fn handle_timeout(&mut self, now: Instant, take: &mut dyn FnMut(Word<'_>)) {
-        if self.talk().is_none() {
-            if self.retake_until.take_if(|until| *until <= now).is_some() {
-                self.outcome = Some(Outcome::GivenUp);
-            }
+        // One that has not said whose it is buys no time.
+        let is_waiting = self.talk().is_none() || (self.is_told && !self.is_live());
+        if is_waiting && self.retake_until.take_if(|until| *until <= now).is_some() {
+            self.outcome = Some(Outcome::GivenUp);
             return;
         }
         let Self { parameters, numbers, line: Some(line), .. } = self else { return };
-        let Talk { speech, out, written, is_live, silence_at, queue, .. } = &mut line.talk;
+        if line.talk.is_over {
+            return;
+        }
+        let is_silent = line.talk.silent_at().is_some_and(|at| at <= now);
+        let Talk { speech, out, written, is_live, silence_at, queue, is_asked, .. } = &mut line.talk;
         let mut loss = None;
         match speech {
+            Speech::WebSocket { .. } if is_silent && *is_asked => {
+                write_close(out, None, close::GOING_AWAY, "nothing came");
+                let after = SILENT_MAX.as_secs();
+                loss = Some(Loss::Dropped(format!("nothing came from the provider for {after} s")));
+            }
             Speech::WebSocket { stream, .. } => {
+                if is_silent {
+                    *is_asked = true;
+                    // An empty one fits.
+                    let _ = append_frame(out, Opcode::Ping, None, &[]);
+                }
+                let provider = stream.provider();
                 let mut hearing = Hearing { parameters, numbers, now, take };
-                stream.handle_timeout(now, |event| heed(event, is_live, &mut loss, out, &mut hearing));
+                stream.handle_timeout(now, |event| {
+                    heed(event, provider, is_live, &mut loss, out, &mut hearing);
+                });
             }
             Speech::AudioSocket(server) => {
                 if let Some(at) = silence_at.filter(|at| *at <= now) {
@@ -699,16 +841,28 @@ impl ProviderLeg {
 
     fn lose(&mut self, loss: Loss, now: Instant) {
         if let Some(line) = &mut self.line {
+            if line.talk.is_over {
+                return;
+            }
+            let unsent_ms = line.talk.unsent_ms();
+            self.lost_ms += unsent_ms;
+            self.counters.dropped_ms += unsent_ms;
             line.talk.is_over = true;
             line.talk.queue.clear();
         }
         match loss {
-            Loss::Stopped(reason) => {
-                self.retake_until = None;
-                self.outcome = Some(Outcome::Stopped(reason));
+            // One that came in the place of a lost one has no say: it goes, and another may come.
+            Loss::Stopped { reason, .. } | Loss::Fault(reason) | Loss::Dropped(reason) if self.is_told => {
+                self.outcome = Some(Outcome::Dropped(reason));
             }
-            // One that came in the place of a lost one changes nothing by going.
-            Loss::Dropped(_) if self.is_told => {}
+            Loss::Stopped { reason, leg_may_live } => {
+                self.retake_until = None;
+                self.outcome = Some(Outcome::Stopped { reason, leg_may_live });
+            }
+            Loss::Fault(reason) => {
+                self.retake_until = None;
+                self.outcome = Some(Outcome::Fault(reason));
+            }
             Loss::Dropped(reason) => {
                 self.is_told = true;
                 self.retake_until = Some(now + RETAKE);
@@ -719,33 +873,33 @@ impl ProviderLeg {
 
     // --- what the session wants ---
 
-    /// A connection is the caller's, or will be when it has said so. The one before it is gone.
+    /// A connection is the caller's, or will be when it has said so. The one before it is gone, or has not said so yet.
     pub fn attach(&mut self, connection: Connection, now: Instant, take: &mut dyn FnMut(Word<'_>)) {
-        let Connection { protocol, remote, tls, early, answer, counted } = connection;
+        let Connection { protocol, remote, tls, early, answer, keys, counted } = connection;
         self.counters = self.counters();
-        let mut silence_at = None;
+        let (mut silence_at, mut is_foreign) = (None, None);
         let speech = match protocol {
             Protocol::WebSocket(provider) => {
+                self.name = provider.name;
                 let rate = self.parameters.rate.unwrap_or(SampleRate::Hz8000);
+                let setup = Setup { is_retake: self.is_told, ..Setup::new(rate) };
                 Speech::WebSocket {
                     reader: Box::new(FrameReader::with_message_max(Role::Server, MESSAGE_MAX)),
-                    stream: Box::new(MediaStream::new(provider, Setup::new(rate), now)),
+                    stream: Box::new(MediaStream::new(provider, setup, now)),
                     scratch: vec![0; FRAME_OCTETS_MAX.next_multiple_of(SCRATCH_MIN)].into_boxed_slice(),
                 }
             }
             Protocol::AudioSocket(server) => {
-                let rate = SampleRate::from_hz(server.format().hz).unwrap_or(SampleRate::Hz8000);
-                self.numbers.codec = linear(rate);
+                self.name = AUDIOSOCKET;
                 silence_at = Some(now);
                 (self.retake_until, self.is_told) = (None, false);
-                let started = StreamStarted {
-                    call_id: String::new(),
-                    stream_id: String::new(),
-                    parameters: std::collections::BTreeMap::new(),
-                    codec: "L16",
-                    rate_hz: rate.hz(),
-                };
-                take(Word::Started(Some(Box::new(started)), self.numbers.codec));
+                // It may have been heard already, in a rate that we carry or in another.
+                let known = server.known_format().map(|format| format.hz);
+                let rate = SampleRate::from_hz(server.format().hz).unwrap_or(SampleRate::Hz8000);
+                is_foreign = known.filter(|hz| SampleRate::from_hz(*hz).is_none());
+                self.numbers.set(linear(rate), linear(rate));
+                let started = known.filter(|_| is_foreign.is_none()).map(|_| Box::new(started_linear(rate)));
+                take(Word::Started(started, self.numbers.codec));
                 Speech::AudioSocket(server)
             }
         };
@@ -758,14 +912,23 @@ impl ProviderLeg {
             is_over: false,
             quiet: 1,
             silence_at,
+            heard_at: now,
+            is_asked: false,
             is_mislabelled: false,
         };
         let tls = tls.map(|tls| Box::new(Tls::accepted(*tls)));
         self.line = Some(Line { tls, talk, remote, _counted: counted });
+        for key in keys {
+            take(Word::Dtmf { digit: char::from(key), duration_ms: 0 });
+        }
         // They were decrypted already.
         let Self { parameters, numbers, line: Some(line), .. } = self else { return };
         let was_live = line.talk.is_live;
-        let loss = line.talk.hear(&early, &mut Hearing { parameters, numbers, now, take });
+        let Talk { speech, out, .. } = &mut line.talk;
+        let loss = match (is_foreign, speech) {
+            (Some(hz), Speech::AudioSocket(server)) => Some(hang_up_foreign(server, hz, out)),
+            _ => line.talk.hear(&early, &mut Hearing { parameters, numbers, now, take }),
+        };
         if line.talk.is_live && !was_live {
             (self.retake_until, self.is_told) = (None, false);
         }
@@ -790,7 +953,11 @@ impl ProviderLeg {
         talk.quiet = if is_sound { 0 } else { talk.quiet.saturating_add(1) };
         let is_audiosocket = matches!(talk.speech, Speech::AudioSocket(_));
         if is_audiosocket || talk.quiet <= 1 {
-            self.counters.dropped_ms += talk.queue.push(payload, is_linear(self.numbers.codec));
+            let frames_max = if is_audiosocket { AUDIOSOCKET_FRAMES_MAX } else { QUEUE_MS_MAX / FRAME_MS };
+            let is_linear = is_linear(self.numbers.codec);
+            let dropped_ms = talk.queue.push(payload, is_linear, is_sound, frames_max);
+            self.counters.dropped_ms += dropped_ms;
+            self.lost_ms += dropped_ms;
         }
         if is_audiosocket {
             talk.silence_at = Some(now + SILENCE_AFTER);
@@ -835,11 +1002,19 @@ impl ProviderLeg {
     pub fn poll_stream(&mut self, out: &mut [u8], now: Instant) -> usize {
         let Some(Line { tls, talk, .. }) = &mut self.line else { return 0 };
         let Some(tls) = tls else { return talk.poll(out, now) };
-        let (len, written) = tls.poll_records(out, |room| talk.poll(room, now));
+        let (mut len, written) = tls.poll_records(out, |room| talk.poll(room, now));
+        if talk.is_over && !talk.has_output() && !tls.has_output() {
+            len += tls.poll_goodbye(&mut out[len..]);
+        }
         if let Err(reason) = written {
             self.lose(Loss::Dropped(reason), now);
         }
         len
+    }
+
+    /// The agent's sound that was lost since this was last asked, with a connection or for want of room, in milliseconds.
+    pub fn poll_lost_ms(&mut self) -> u64 {
+        std::mem::take(&mut self.lost_ms)
     }
 
     /// What became of the connection, once.

@@ -32,6 +32,8 @@ pub(super) struct Tls {
     peer: &'static str,
     held: Vec<u8>,
     plain: Box<[u8]>,
+    /// We have said that nothing more comes.
+    has_ended: bool,
 }
 
 impl std::fmt::Debug for Tls {
@@ -55,7 +57,13 @@ impl Tls {
     }
 
     fn over(connection: Connection, peer: &'static str) -> Self {
-        Self { connection, peer, held: Vec::new(), plain: vec![0; 4_096].into_boxed_slice() }
+        Self {
+            connection,
+            peer,
+            held: Vec::new(),
+            plain: vec![0; 4_096].into_boxed_slice(),
+            has_ended: false,
+        }
     }
 
     pub(super) fn is_handshaking(&self) -> bool {
@@ -140,6 +148,19 @@ impl Tls {
     /// Something waits for [`Tls::poll_output`].
     pub(super) fn has_output(&self) -> bool {
         self.connection.wants_write()
+    }
+
+    /// [`Tls::poll_goodbye`] was not called yet.
+    pub(super) fn owes_goodbye(&self) -> bool {
+        !self.has_ended
+    }
+
+    /// Says that nothing more comes, once (RFC 8446 §6.1); writes it into `out` and says how many octets.
+    pub(super) fn poll_goodbye(&mut self, out: &mut [u8]) -> usize {
+        if !std::mem::replace(&mut self.has_ended, true) {
+            self.connection.send_close_notify();
+        }
+        self.poll_output(out)
     }
 
     /// Moves records into `out`, as much as fits, and says how many octets.

@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 pub use buffers::{BUFFER_OCTETS, Received};
 pub use probe::{Choice, Decision, DriverKind, Feature, decide, explain, kernel_release, limits};
 use socket::link_socket;
-pub use socket::{bind_udp, tcp_socket};
+pub use socket::{bind_udp, tame_incoming, tcp_socket};
 pub use table::{InFlight, Owner, SocketId};
 pub use thread::{
     Waker, allowed_cores, pin_to_core, prefetch, raise_open_files, seconds_on_cpu, sharpen_timers,

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
@@ -20,6 +20,9 @@ const UNSENT_OCTETS_MAX: u32 = 16 * 1_024;
 /// The same for a link: what 1 000 calls have in 8 ms. More would only be late; it waits with the calls, which drop their
 /// oldest.
 const LINK_UNSENT_OCTETS_MAX: u32 = 256 * 1_024;
+
+/// The same for a provider's connection: half a second of L16 at 16 kHz in base64 and JSON.
+const PROVIDER_UNSENT_OCTETS_MAX: u32 = 24 * 1_024;
 
 /// A peer that is silent for so long is asked whether it lives, also while nothing is sent to it (a call on hold).
 const KEEPALIVE: TcpKeepalive =
@@ -54,6 +57,18 @@ pub(super) fn link_socket(to: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::from(tcp_socket(to)?);
     socket.set_tcp_notsent_lowat(LINK_UNSENT_OCTETS_MAX)?;
     Ok(socket.into())
+}
+
+/// A provider's connection that came in is held to the same, from the first octet on.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn tame_incoming(tcp: &impl AsFd) -> io::Result<()> {
+    let socket = socket2::SockRef::from(tcp);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    socket.set_tcp_notsent_lowat(PROVIDER_UNSENT_OCTETS_MAX)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)
 }
 
 /// Connects a UDP socket to `peer`; `None` dissolves the connection (connect(2) with AF_UNSPEC).

@@ -44,6 +44,7 @@ impl Session {
     pub(super) fn heed(&mut self, now: Instant, read: impl FnOnce(&mut Stream, &mut dyn FnMut(Said<'_>))) {
         let took_ms = self.age(now).as_millis() as u32;
         self.playout.set_time(now);
+        let unsent_ms = self.unsent_ms();
         let Self {
             agent,
             playout,
@@ -126,12 +127,14 @@ impl Session {
             speech.decide();
         }
         if let Some(names) = cleared {
+            playout.take_back(unsent_ms);
             tell_cleared(stream, &names, playout.heard_ms());
             *wants_clear = *is_streamed;
         }
         // A mark that nobody will see reached is answered now: an agent must not wait for ever.
+        let heard_ms = playout.heard_ms().saturating_sub(if *wants_clear { 0 } else { unsent_ms });
         for name in &refused {
-            stream.tell(&Tell::Mark { name, heard_ms: playout.heard_ms() });
+            stream.tell(&Tell::Mark { name, heard_ms });
         }
         self.clear_provider(now);
         self.handle_played();
@@ -186,9 +189,11 @@ impl Session {
 
     /// What was played may have reached marks, or the end.
     pub(super) fn handle_played(&mut self) {
+        let unsent_ms = self.unsent_ms();
         while let Some(played) = self.playout.poll_mark() {
             if let Some(stream) = self.agent.stream_mut() {
-                stream.tell(&Tell::Mark { name: &played.name, heard_ms: played.heard_ms });
+                let heard_ms = played.heard_ms.saturating_sub(unsent_ms);
+                stream.tell(&Tell::Mark { name: &played.name, heard_ms });
             }
         }
         if let Some(stream) = self.agent.stream_mut() {

@@ -192,7 +192,7 @@ impl Session {
             EndReason::MediaTimeout | EndReason::MaxSession | EndReason::Transport(_) => "timeout",
             EndReason::StreamStopped => "caller",
             EndReason::StreamLost => "timeout",
-            EndReason::Orphaned | EndReason::EngineFault => "error",
+            EndReason::Orphaned | EndReason::EngineFault | EndReason::StreamFault => "error",
             EndReason::Shutdown => "shutdown",
         });
         // The last event must not be lost to a full queue.

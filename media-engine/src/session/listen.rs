@@ -149,7 +149,18 @@ impl Session {
         let began = change == VadEvent::SpeechStarted;
         let is_heard = self.hears_caller();
         self.tell_speech(began);
-        let Self { agent, playout, speech, is_early, hangup_when_dry, wants_clear, is_streamed, .. } = self;
+        let unsent_ms = self.unsent_ms();
+        let Self {
+            agent,
+            playout,
+            speech,
+            is_early,
+            hangup_when_dry,
+            wants_clear,
+            is_streamed,
+            unsent_ms: kept_unsent_ms,
+            ..
+        } = self;
         let stream = agent.stream_mut();
         let Some(speech) = speech else { return };
         if !began {
@@ -178,6 +189,8 @@ impl Session {
             BargeIn::Clear => {
                 let mut names = Vec::new();
                 playout.clear(|name| names.push(name));
+                playout.take_back(unsent_ms);
+                *kept_unsent_ms = 0;
                 tell_cleared(stream, &names, playout.heard_ms());
                 // Its leg may be taken out at this moment.
                 *wants_clear = *is_streamed;
@@ -211,11 +224,12 @@ impl Session {
         self.set_ringing();
     }
 
-    /// Silence counts: the call is up, nobody holds it, and caller and agent talk with nobody else.
+    /// Silence counts: the call is up, nobody holds it, its connection is live, and caller and agent talk with nobody else.
     pub(super) fn is_watched(&self) -> bool {
         let only_listens = |second: &SecondLeg| matches!(second.role(), Role::Whisper | Role::Listen);
         let is_alone = self.second.as_deref().is_none_or(only_listens);
-        self.started.is_some() && !self.is_early && !self.on_hold && !self.ended && is_alone
+        let is_there = !self.is_streamed || self.is_line_live;
+        self.started.is_some() && !self.is_early && !self.on_hold && !self.ended && is_alone && is_there
     }
 
     pub(super) fn handle_speech_timeout(&mut self, now: Instant) {

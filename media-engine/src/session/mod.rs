@@ -49,7 +49,7 @@ use tandem_rtp::report::WallClock;
 
 use crate::leg;
 use crate::leg::agent::{Agent, AgentParameters, CallInfo};
-use crate::leg::event::{EndReason, Event, Stats};
+use crate::leg::event::{EndReason, Event, Stats, StreamStarted};
 use crate::leg::provider::{ProviderLeg, StreamParameters};
 use crate::leg::rtp::{Direction, RtpLeg, RtpParameters};
 use crate::leg::stream::Stream;
@@ -235,6 +235,12 @@ pub struct Session {
     has_said: bool,
     /// What is on its way to the provider is to be taken back.
     wants_clear: bool,
+    /// Its connection is live.
+    is_line_live: bool,
+    /// What its last start said.
+    stream_started: Option<Box<StreamStarted>>,
+    /// Milliseconds that wait in its leg, while that is taken out.
+    unsent_ms: u64,
     /// The provider has not played all yet.
     is_unheard: bool,
     ended: bool,
@@ -298,6 +304,9 @@ impl Session {
             provider: stream.map(|stream| Box::new(ProviderLeg::new(stream, now))),
             has_said: false,
             wants_clear: false,
+            is_line_live: false,
+            stream_started: None,
+            unsent_ms: 0,
             is_unheard: false,
             ended: false,
             events: VecDeque::with_capacity(4),
@@ -363,6 +372,11 @@ impl Session {
         &self.playout
     }
 
+    /// Milliseconds of the agent's sound that the caller has heard, or will: what waits in a provider's leg is not among them.
+    pub fn heard_ms(&self) -> u64 {
+        self.playout.heard_ms().saturating_sub(self.unsent_ms())
+    }
+
     /// Since it was opened.
     pub fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.opened)
@@ -381,7 +395,7 @@ impl Session {
         stats.playout_dropped_ms = self.playout.dropped_ms();
         let since = self.started.map(|started| now.saturating_duration_since(started));
         stats.duration_ms = since.unwrap_or_default().as_millis() as u64;
-        (stats.playout_waiting_ms, stats.heard_ms) = (self.playout.waiting_ms(), self.playout.heard_ms());
+        (stats.playout_waiting_ms, stats.heard_ms) = (self.playout.waiting_ms(), self.heard_ms());
         stats.caller_speaks = self.bridge.as_ref().and_then(Bridge::is_speech);
         let idle = self.speech.as_ref().filter(|_| self.is_watched()).map(|speech| speech.idle(now));
         stats.idle_ms = idle.map(|idle| idle.as_millis() as u64);
@@ -435,7 +449,7 @@ impl Session {
             return self.opened + UNSTARTED_MAX;
         }
         let mut patience = media_patience(self.rtp.direction(), self.media_timeout);
-        if self.is_early {
+        if self.is_early || (self.is_streamed && !self.is_line_live) {
             // Who rings has announced sound, and owes none yet.
             patience = patience.max(UNSTARTED_MAX);
         }

@@ -204,9 +204,9 @@ impl Session {
             // A second leg takes its count along when it goes.
             handshake_overflowed: all.handshake_overflowed.saturating_sub(told.handshake_overflowed),
             provider: Counters {
-                malformed: all.provider.malformed - told.provider.malformed,
-                dropped_ms: all.provider.dropped_ms - told.provider.dropped_ms,
-                mislabelled: all.provider.mislabelled - told.provider.mislabelled,
+                malformed: all.provider.malformed.saturating_sub(told.provider.malformed),
+                dropped_ms: all.provider.dropped_ms.saturating_sub(told.provider.dropped_ms),
+                mislabelled: all.provider.mislabelled.saturating_sub(told.provider.mislabelled),
             },
         }
     }

@@ -244,6 +244,15 @@ impl Playout {
         }
     }
 
+    /// So much of what left last has reached nobody after all, and never will: it does not count as heard.
+    pub fn take_back(&mut self, ms: u64) {
+        let samples = (ms * self.rate.samples_per_ms() as u64).min(self.heard);
+        self.heard -= samples;
+        for mark in &mut self.marks {
+            mark.position = mark.position.saturating_sub(samples);
+        }
+    }
+
     /// Takes the next frame; what is missing is left alone. Says how many samples are sound. What was taken counts as heard:
     /// a little more or less than that while clocks are being reconciled (see [`Skew`]).
     pub fn take(&mut self, frame: &mut [i16]) -> usize {

@@ -8,13 +8,25 @@ use tandem_rtp::packet::HEADER_LEN;
 use super::Session;
 use super::digits::Source;
 use crate::leg::event::{EndReason, Event, HowDropped};
-use crate::leg::provider::{Connection, Outcome, ProviderLeg, Word};
+use crate::leg::provider::{AUDIOSOCKET, Connection, Outcome, ProviderLeg, Word};
 use crate::leg::rtp::RtpParameters;
+use crate::mailbox::StreamSummary;
 
 impl Session {
     /// The caller comes by a provider's connection.
     pub fn is_streamed(&self) -> bool {
         self.is_streamed
+    }
+
+    /// How the caller's connection stands, where he comes by one.
+    pub fn stream_summary(&self) -> Option<StreamSummary> {
+        let provider = self.provider.as_ref()?;
+        Some(StreamSummary { state: provider.state(), started: self.stream_started.clone() })
+    }
+
+    /// The agent's sound that has left the playout queue and is on no way to the caller yet, in milliseconds.
+    pub(super) fn unsent_ms(&self) -> u64 {
+        self.provider.as_ref().map_or(self.unsent_ms, |provider| provider.unsent_ms())
     }
 
     /// Another connection may be attached.
@@ -50,14 +62,18 @@ impl Session {
         }
         let Some(mut provider) = self.provider.take() else { return };
         let remote = provider.remote();
+        self.unsent_ms = provider.unsent_ms();
+        let was_live = self.is_line_live;
         run(&mut provider, &mut |word| match word {
             Word::Started(started, codec) => {
                 self.rtp.set_locked(false);
                 // Where it goes is the connection's business; the RTP leg wants to know that it goes somewhere.
                 let remote = Some((Ipv4Addr::LOCALHOST, 1).into());
                 let parameters = RtpParameters { codec: Some(codec), remote, ..*self.rtp.parameters() };
+                self.is_line_live = true;
                 self.update(parameters, now, now);
                 if let Some(started) = started {
+                    self.stream_started = Some(started.clone());
                     self.push_event(Event::StreamStarted(started));
                 }
             }
@@ -71,23 +87,35 @@ impl Session {
             }
             Word::Dtmf { digit, duration_ms } => self.handle_digit(digit, duration_ms, Source::Stream, now),
         });
-        if !provider.is_live() {
+        let is_changed = provider.is_live() != was_live;
+        self.is_line_live = provider.is_live();
+        if !self.is_line_live {
             // The agent's words wait until somebody hears them.
             self.rtp.set_locked(true);
         }
         if std::mem::take(&mut self.wants_clear) {
             provider.clear(now);
         }
-        let outcome = provider.poll_outcome();
+        self.playout.take_back(provider.poll_lost_ms());
+        let (outcome, name) = (provider.poll_outcome(), provider.name());
         self.provider = Some(provider);
+        if is_changed {
+            // While nobody was there nobody was silent.
+            self.handle_speech_timeout(now);
+        }
+        let dropped =
+            |how, reason, leg_may_live| Event::StreamDropped { how, reason, leg_may_live, provider: name };
         match outcome {
             None => {}
-            Some(Outcome::Stopped(reason)) => {
-                self.push_event(Event::StreamDropped { how: HowDropped::Stop, reason });
+            Some(Outcome::Stopped { reason, leg_may_live }) => {
+                self.push_event(dropped(HowDropped::Stop, reason, leg_may_live));
                 self.end(EndReason::StreamStopped, now);
             }
-            Some(Outcome::Dropped(reason)) => {
-                self.push_event(Event::StreamDropped { how: HowDropped::Lost, reason });
+            Some(Outcome::Dropped(reason)) => self.push_event(dropped(HowDropped::Lost, reason, true)),
+            Some(Outcome::Fault(reason)) => {
+                // An AudioSocket's hang-up is one.
+                self.push_event(dropped(HowDropped::Fault, reason, name != AUDIOSOCKET));
+                self.end(EndReason::StreamFault, now);
             }
             Some(Outcome::GivenUp) => self.end(EndReason::StreamLost, now),
         }
@@ -106,10 +134,15 @@ impl Session {
         let Some(mut provider) = self.provider.take() else { return };
         while !self.ended {
             self.has_said = false;
+            self.unsent_ms = provider.unsent_ms();
             let Some(transmit) = self.poll_packet(now, provider.packet()) else { break };
             debug_assert!(transmit.len >= HEADER_LEN, "a header comes first");
             provider.say(transmit.len, self.has_said, now);
         }
+        if std::mem::take(&mut self.wants_clear) {
+            provider.clear(now);
+        }
+        self.playout.take_back(provider.poll_lost_ms());
         self.is_unheard = provider.is_unheard(now);
         self.provider = Some(provider);
     }

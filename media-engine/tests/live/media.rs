@@ -17,6 +17,7 @@ use crate::agent::Bot;
 
 type Events = Streaming<proto::Event>;
 type Socket<S = MaybeTlsStream<TcpStream>> = WebSocketStream<S>;
+type Dialled = (Socket, http::Response<Option<Vec<u8>>>);
 
 fn url(engine: &Engine, path: &str) -> String {
     format!("ws://{}{path}", engine.ws_address())
@@ -83,7 +84,7 @@ async fn dial(url: String) -> Socket {
 }
 
 /// The status of a refusal, and whether it says when to come again.
-fn refusal(outcome: Result<(Socket, http::Response<Option<Vec<u8>>>), Error>) -> (u16, bool) {
+fn refusal(outcome: Result<Dialled, Error>) -> (u16, bool) {
     match outcome {
         Err(Error::Http(response)) => {
             (response.status().as_u16(), response.headers().contains_key("retry-after"))
@@ -320,6 +321,10 @@ fn a_lost_connection_is_retaken_by_the_same_call_and_by_no_other() {
                 matches!(event, proto::event::Event::StreamStarted(_)).then_some(())
             })
             .await;
+            let listed = client.list_sessions(proto::ListSessionsRequest {}).await.unwrap().into_inner();
+            let listed = &listed.sessions[0];
+            assert_eq!((&*listed.stream, &*listed.provider_call_id), ("live", "CA1"));
+            assert_eq!((&*listed.stream_codec, listed.stream_sample_rate), ("PCMU", 8_000));
             let retake = proto::answer_upgrade_request::Answer::SessionId("a".into());
 
             // While it is up no other is let in.
@@ -334,6 +339,7 @@ fn a_lost_connection_is_retaken_by_the_same_call_and_by_no_other() {
             assert_eq!(dropped(&mut events).await.how, "drop");
             assert_eq!(engine.sessions(), 1);
 
+            let mut kept = Vec::new();
             for call in ["CA2", "CA1"] {
                 let dialling = tokio::spawn(dial(url(&engine, "/v1/media/twilio/ctx-1")));
                 let asked = upgrade(&mut events).await;
@@ -348,11 +354,21 @@ fn a_lost_connection_is_retaken_by_the_same_call_and_by_no_other() {
                 if call == "CA2" {
                     let Message::Close(Some(frame)) = next(&mut socket).await else { panic!("a close") };
                     assert_eq!(u16::from(frame.code), 1_008);
+                    assert_eq!(dropped(&mut events).await.how, "drop", "its claim is free again");
                 } else {
                     assert_eq!(heard(&mut socket).await["media"]["payload"], media(2)["media"]["payload"]);
                 }
+                kept.push(socket);
             }
             close(&mut client, "a").await;
+            let mut http = TcpStream::connect(engine.metrics_address()).await.unwrap();
+            http.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+            let mut page = String::new();
+            http.read_to_string(&mut page).await.unwrap();
+            for (what, times) in [("accepted", 3), ("refused", 1), ("dropped", 2), ("retaken", 2)] {
+                let line = format!("tandem_engine_upgrades_{what}_total{{provider=\"twilio\"}} {times}\n");
+                assert!(page.contains(&line), "{line}{page}");
+            }
         },
     );
 }
@@ -508,8 +524,10 @@ fn an_audiosocket_that_no_session_wants_is_hung_up() {
     );
 }
 
-#[test]
-fn a_provider_may_come_by_tls() {
+type Identity = (tempfile::TempDir, (std::path::PathBuf, std::path::PathBuf), tokio_rustls::TlsConnector);
+
+/// A certificate for the engine in a folder of its own, and clients that trust it.
+fn identity() -> Identity {
     let folder = tempfile::tempdir().unwrap();
     let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let files = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
@@ -523,7 +541,121 @@ fn a_provider_may_come_by_tls() {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    (folder, files, tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)))
+}
+
+async fn shake(connector: &tokio_rustls::TlsConnector, address: std::net::SocketAddr) -> Tls {
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
+    connector.connect(name, tcp).await.unwrap()
+}
+
+type Tls = tokio_rustls::client::TlsStream<TcpStream>;
+
+#[test]
+fn a_stranger_who_ends_tls_and_talks_on_holds_nobody_up() {
+    let (_folder, files, connector) = identity();
+    on_both(
+        |config| config.tls = Some(files.clone()),
+        |engine, mut client| {
+            let connector = connector.clone();
+            async move {
+                let mut events = events(&mut client).await;
+                let (mut tcp, mut tls) = shake(&connector, engine.ws_address()).await.into_inner();
+                tls.send_close_notify();
+                let mut octets = Vec::new();
+                tls.write_tls(&mut octets).unwrap();
+                octets.extend_from_slice(&[0x17, 3, 3, 0, 5, 1, 2, 3, 4, 5]);
+                tcp.write_all(&octets).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+
+                let is_well = async {
+                    let mut http = TcpStream::connect(engine.metrics_address()).await.unwrap();
+                    http.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                        .await
+                        .unwrap();
+                    let mut answer = Vec::new();
+                    http.read_to_end(&mut answer).await.unwrap();
+                    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+                };
+                tokio::time::timeout(Duration::from_secs(1), is_well).await.expect("it is well");
+                let (connector, address) = (connector.clone(), engine.ws_address());
+                let second = tokio::spawn(async move {
+                    let tls = shake(&connector, address).await;
+                    drop(tokio_tungstenite::client_async("wss://localhost/v1/media/twilio/ctx-1", tls).await);
+                });
+                tokio::time::timeout(Duration::from_secs(1), upgrade(&mut events))
+                    .await
+                    .expect("another is heard");
+                second.abort();
+
+                // Who does not speak TLS at all is told so.
+                let mut clear = TcpStream::connect(engine.ws_address()).await.unwrap();
+                clear.write_all(b"GET /v1/media/twilio/ctx-1 HTTP/1.1\r\n\r\n").await.unwrap();
+                let mut alert = [0];
+                clear.read_exact(&mut alert).await.unwrap();
+                assert_eq!(alert, [0x15]);
+            }
+        },
+    );
+}
+
+#[test]
+fn a_connection_that_goes_while_it_waits_is_not_given_to_a_session() {
+    on_both(
+        |_| {},
+        |engine, mut client| async move {
+            let mut events = events(&mut client).await;
+            let mut tcp = TcpStream::connect(engine.ws_address()).await.unwrap();
+            let request = "GET /v1/media/twilio/ctx-1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\
+                Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+            tcp.write_all(request.as_bytes()).await.unwrap();
+            let asked = upgrade(&mut events).await;
+            drop(tcp);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let late = client.open_session(open("a", &asked, "", echo())).await.unwrap_err();
+            assert_eq!((late.code(), engine.sessions()), (Code::NotFound, 0));
+        },
+    );
+}
+
+#[test]
+fn a_connection_for_a_session_that_is_over_is_refused_at_once() {
+    on_both(
+        |_| {},
+        |engine, mut client| async move {
+            let mut events = events(&mut client).await;
+            let dialling =
+                tokio::spawn(tokio_tungstenite::connect_async(url(&engine, "/v1/media/twilio/ctx-1")));
+            let asked = upgrade(&mut events).await;
+            let (retake, began) =
+                (proto::answer_upgrade_request::Answer::SessionId("over".into()), Instant::now());
+            let status = client.answer_upgrade(answer(&asked, retake)).await.unwrap_err();
+            assert_eq!(status.code(), Code::NotFound);
+            assert_eq!(refusal(dialling.await.unwrap()), (404, false));
+            assert!(began.elapsed() < Duration::from_millis(1_000), "{:?}", began.elapsed());
+        },
+    );
+}
+
+#[test]
+fn a_control_plane_that_has_died_without_a_word_is_noticed() {
+    on_both(
+        |_| {},
+        |engine, _client| async move {
+            let mut dead = TcpStream::connect(engine.grpc_address()).await.unwrap();
+            dead.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+            let mut heard = Vec::new();
+            let end = tokio::time::timeout(Duration::from_secs(9), dead.read_to_end(&mut heard)).await;
+            end.expect("its connection is closed").unwrap();
+        },
+    );
+}
+
+#[test]
+fn a_provider_may_come_by_tls() {
+    let (_folder, files, connector) = identity();
     on_both(
         |config| config.tls = Some(files.clone()),
         |engine, mut client| {
@@ -532,9 +664,7 @@ fn a_provider_may_come_by_tls() {
                 let mut events = events(&mut client).await;
                 let address = engine.ws_address();
                 let dialling = tokio::spawn(async move {
-                    let tcp = TcpStream::connect(address).await.unwrap();
-                    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
-                    let tls = connector.connect(name, tcp).await.unwrap();
+                    let tls = shake(&connector, address).await;
                     tokio_tungstenite::client_async("wss://localhost/v1/media/twilio/ctx-1", tls)
                         .await
                         .unwrap()
@@ -555,6 +685,11 @@ fn a_provider_may_come_by_tls() {
                 }
                 close(&mut client, "a").await;
                 while !matches!(next(&mut socket).await, Message::Close(_)) {}
+                let (mut tcp, mut tls) = socket.into_inner().into_inner();
+                let mut last = Vec::new();
+                tcp.read_to_end(&mut last).await.unwrap();
+                tls.read_tls(&mut &*last).unwrap();
+                assert!(tls.process_new_packets().unwrap().peer_has_closed(), "its good-bye");
                 // In the clear nobody is let in.
                 assert!(
                     tokio_tungstenite::connect_async(url(&engine, "/v1/media/twilio/ctx-1")).await.is_err()

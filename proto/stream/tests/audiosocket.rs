@@ -145,18 +145,64 @@ fn c23_a_connection_without_a_uuid_is_a_stranger() {
 }
 
 #[test]
-fn old_asterisks_rate_is_deduced_from_the_length_of_its_frames() {
-    let now = t0();
-    for (octets, hz) in [(320, 8_000), (640, 16_000), (960, 24_000)] {
+fn old_asterisks_rate_is_deduced_from_the_pace_of_its_sound() {
+    for (octets, ms, hz) in [
+        (320, 20, 8_000),
+        (640, 40, 8_000),
+        (960, 60, 8_000),
+        (480, 20, 12_000),
+        (640, 20, 16_000),
+        (1_280, 40, 16_000),
+        (960, 20, 24_000),
+        (1_764, 20, 44_100),
+        (1_920, 20, 48_000),
+    ] {
+        let mut now = t0();
         let mut server = live(now);
-        events(&mut server, &wire(&[audio(Rate::Hz8000, &vec![0; octets])]), now);
+        let frame = wire(&[audio(Rate::Hz8000, &vec![0; octets])]);
+        let mut formats = 0;
+        for n in 0..11 {
+            if n < 10 && octets > 320 {
+                assert_eq!((server.known_format(), server.format()), (None, Format::TELEPHONE));
+            }
+            // The network is not even: every other one is late.
+            let at = now + if n % 2 == 1 { 5 * MS } else { Duration::ZERO };
+            formats +=
+                events(&mut server, &frame, at).iter().filter(|event| event.contains("Format")).count();
+            now += ms * MS;
+        }
+        assert_eq!(formats, 1, "{octets} octets every {ms} ms");
         assert_eq!(server.format(), Format { label: Rate::Hz8000, hz });
         let mut out = Vec::new();
-        server.write(&vec![0; octets], &mut out).unwrap();
-        assert_eq!(asterisk_reads(&out), Ok(vec![(0x10, octets)]), "labelled as it labels");
+        let ours = server.format().frame_octets();
+        server.write(&vec![0; ours], &mut out).unwrap();
+        assert_eq!(asterisk_reads(&out), Ok(vec![(0x10, ours)]), "labelled as it labels");
         // Another label later is another pitch.
         assert_eq!(events(&mut server, &wire(&[audio(Rate::Hz16000, &[0; 640])]), now), ["Ignored"]);
     }
+}
+
+#[test]
+fn sound_that_the_network_held_back_is_judged_by_what_follows() {
+    let mut now = t0();
+    let mut server = live(now);
+    let frame = wire(&[audio(Rate::Hz8000, &[0; 640])]);
+    // Ten frames of 20 ms at once.
+    for _ in 0..11 {
+        events(&mut server, &frame, now);
+    }
+    assert_eq!(server.known_format(), None);
+    for _ in 0..10 {
+        now += 20 * MS;
+        events(&mut server, &frame, now);
+    }
+    assert_eq!(server.known_format().map(|format| format.hz), Some(16_000));
+    // What has no pace is what it is labelled.
+    let mut server = live(now);
+    for _ in 0..51 {
+        events(&mut server, &frame, now);
+    }
+    assert_eq!(server.known_format(), Some(Format::TELEPHONE));
 }
 
 #[test]

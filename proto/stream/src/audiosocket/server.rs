@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::provider::{PacedBy, Pacing};
 
-use super::{HEADER_OCTETS, Message, Rate, Reader, TooLong, append, write_audio};
+use super::{HEADER_OCTETS, Message, RATES, Rate, Reader, TooLong, append, write_audio};
 
 /// Asterisk holds nothing and plays as it comes: a frame every 20 ms, none ahead.
 pub const PACING: Pacing = Pacing { paced_by: PacedBy::Us, send_ahead_ms: 0, provider_holds_ms: Some(0) };
@@ -26,6 +26,12 @@ pub const ID_WITHIN: Duration = Duration::from_secs(5);
 pub const FIRST_FRAME_WITHIN: Duration = Duration::from_millis(100);
 /// Frames of 160 octets in a row, 20 ms apart, that show mu-law behind the type of linear sound: half a second.
 pub const MISLABELLED_FRAMES: u32 = 25;
+/// Frames by whose pace the rate is judged where the label may lie: 200 ms of 20 ms each, 600 of 60.
+const JUDGED_FRAMES: u32 = 10;
+/// Judged so often at most; then the label is believed.
+const JUDGEMENTS: u32 = 5;
+/// How far the pace may be from a rate's, in percent: rates of which a frame could be are a third apart at least.
+const PACE_PERCENT: u64 = 15;
 /// Between frames.
 const FRAME: Duration = Duration::from_millis(20);
 
@@ -41,17 +47,6 @@ pub struct Format {
 impl Format {
     /// All that the dialplan's application speaks, and our silence until something is heard.
     pub const TELEPHONE: Self = Format { label: Rate::Hz8000, hz: 8_000 };
-
-    /// The format of a call by its first frame. Of frames that are labelled 8 kHz the length decides: 640 octets are 20 ms at
-    /// 16 kHz and 960 at 24 kHz, since Asterisk sends 20 ms.
-    fn of_first(label: Rate, octets: usize) -> Self {
-        let hz = match (label, octets) {
-            (Rate::Hz8000, 640) => 16_000,
-            (Rate::Hz8000, 960) => 24_000,
-            _ => label.hz(),
-        };
-        Format { label, hz }
-    }
 
     /// Octets of 20 ms.
     pub const fn frame_octets(self) -> usize {
@@ -79,9 +74,10 @@ pub enum End {
 pub enum ServerEvent<'a> {
     /// Which call this is. From now on a frame is due every 20 ms.
     Id([u8; 16]),
-    /// The format of the call, before its first sound: our frames change to it.
+    /// The format of the call is known: our frames change to it, and so does the sound that follows. Before, both are
+    /// [`Format::TELEPHONE`].
     Format(Format),
-    /// The caller's sound, little-endian, at [`Format::hz`].
+    /// The caller's sound, little-endian, at the [`Format::hz`] of [`Server::format`].
     Audio(&'a [u8]),
     /// The caller pressed a key.
     Dtmf(u8),
@@ -121,6 +117,43 @@ enum State {
     Ended,
 }
 
+/// How fast sound comes that is labelled 8 kHz in frames of another length than 20 ms of it. Old Asterisks label all `slin` so, at
+/// whatever rate it is: 640 octets may be 20 ms at 16 kHz, and just as well 40 at 8.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    since: Instant,
+    /// After the first.
+    frames: u32,
+    octets: u64,
+    judged: u32,
+}
+
+impl Pace {
+    const fn begin(now: Instant, judged: u32) -> Self {
+        Pace { since: now, frames: 0, octets: 0, judged }
+    }
+
+    /// Hears a frame; the rate, when it is known.
+    fn hear(&mut self, octets: usize, now: Instant) -> Option<u32> {
+        self.frames += 1;
+        self.octets += octets as u64;
+        if self.frames < JUDGED_FRAMES {
+            return None;
+        }
+        let took_us = now.saturating_duration_since(self.since).as_micros().max(1) as u64;
+        let measured = self.octets * 1_000_000 / 2 / took_us;
+        let fits = |hz: u32| {
+            let hz = u64::from(hz);
+            // Of whole 10 ms.
+            (octets as u64).is_multiple_of(hz / 50) && measured.abs_diff(hz) * 100 <= hz * PACE_PERCENT
+        };
+        let found = RATES.iter().map(|(_, _, hz)| *hz).find(|hz| fits(*hz));
+        // The network has held some back, perhaps.
+        *self = Pace::begin(now, self.judged + 1);
+        found.or((self.judged >= JUDGEMENTS).then(|| Rate::Hz8000.hz()))
+    }
+}
+
 /// Frames of 160 octets in a row.
 #[derive(Debug, Clone, Copy)]
 enum Suspicion {
@@ -140,6 +173,7 @@ pub struct Server {
 #[derive(Debug)]
 struct Dialog {
     state: State,
+    pace: Option<Pace>,
     suspicion: Suspicion,
     counters: Counters,
 }
@@ -148,13 +182,21 @@ impl Server {
     /// A connection that Asterisk has just opened.
     pub fn new(now: Instant) -> Self {
         let state = State::Waiting { until: now + ID_WITHIN };
-        let dialog = Dialog { state, suspicion: Suspicion::None, counters: Counters::default() };
+        let dialog = Dialog { state, pace: None, suspicion: Suspicion::None, counters: Counters::default() };
         Server { reader: Reader::default(), dialog }
     }
 
     /// What passed.
     pub const fn counters(&self) -> Counters {
         self.dialog.counters
+    }
+
+    /// The format, once it is known.
+    pub const fn known_format(&self) -> Option<Format> {
+        match self.dialog.state {
+            State::Live { format } => format,
+            _ => None,
+        }
     }
 
     /// What [`Server::write`] expects now.
@@ -254,12 +296,17 @@ impl Dialog {
             (Message::Hangup, _) => self.end(End::Said(None), take),
             (Message::Error(code), _) => self.end(End::Said(code), take),
             (Message::Audio { rate, samples }, State::Live { format }) => {
-                let format = format.unwrap_or_else(|| {
-                    let format = Format::of_first(rate, samples.len());
-                    self.state = State::Live { format: Some(format) };
-                    take(ServerEvent::Format(format));
-                    format
-                });
+                let format = match format {
+                    Some(format) => format,
+                    None => match self.judge(rate, samples.len(), now) {
+                        None => Format::TELEPHONE,
+                        Some(format) => {
+                            self.state = State::Live { format: Some(format) };
+                            take(ServerEvent::Format(format));
+                            format
+                        }
+                    },
+                };
                 // A channel keeps its format; at another rate the sound would have another pitch.
                 if rate != format.label {
                     return self.ignore(take);
@@ -271,6 +318,19 @@ impl Dialog {
             (Message::Dtmf(digit), State::Live { .. }) => take(ServerEvent::Dtmf(digit)),
             _ => self.ignore(take),
         }
+    }
+
+    /// The format of a call by its first frame, or by the pace of its first frames.
+    fn judge(&mut self, label: Rate, octets: usize, now: Instant) -> Option<Format> {
+        let is_plain = label != Rate::Hz8000 || octets <= Format::TELEPHONE.frame_octets();
+        if is_plain {
+            return Some(Format { label, hz: label.hz() });
+        }
+        let Some(pace) = &mut self.pace else {
+            self.pace = Some(Pace::begin(now, 0));
+            return None;
+        };
+        pace.hear(octets, now).map(|hz| Format { label, hz })
     }
 
     fn ignore(&mut self, take: &mut impl FnMut(ServerEvent<'_>)) {

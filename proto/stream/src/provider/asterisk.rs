@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::wire::{Object, Part, append_binary, append_text, digit};
 use super::{
     CUSTOM_MAX, EVENT_TEXT_MAX, Frame, FrameRule, Incoming, Malformed, MediaFormat, PacedBy, Pacing,
-    Provider, Receipts, Setup, Start, Wire,
+    Provider, Receipts, START_WITHIN, Setup, Start, Wire,
 };
 
 /// Largest message that leaves the socket alive.
@@ -23,6 +23,11 @@ pub(super) static ASTERISK: Provider = Provider {
     receipts: Receipts::Echoed,
     confirms_clear: false,
     ends_by_closing: true,
+    names_call: false,
+    is_continuous: false,
+    start_within: START_WITHIN,
+    outgoing: None,
+    leg_may_outlive_stop: |_| true,
     subprotocol: Some("media"),
     wire: || Box::<Asterisk>::default(),
 };
@@ -57,7 +62,8 @@ impl Wire for Asterisk {
                     && octets.is_multiple_of(format.sample_octets());
                 self.frame_octets = if is_usable { octets } else { format.frame_octets() };
                 Incoming::Start(Start {
-                    call_id: object.id(&["channel_id"]),
+                    // `channel_id` is the WebSocket channel's own, never the caller's.
+                    call_id: String::new(),
                     stream_id: object.id(&["connection_id"]),
                     account_id: String::new(),
                     from: String::new(),

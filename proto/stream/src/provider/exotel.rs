@@ -5,8 +5,8 @@
 
 use super::wire::{Envelope, Part, append_text, open};
 use super::{
-    Frame, FrameRule, Incoming, Malformed, MediaFormat, PacedBy, Pacing, Provider, Receipts, Setup, Start,
-    Wire,
+    Frame, FrameRule, Incoming, Malformed, MediaFormat, PacedBy, Pacing, Provider, Receipts, START_WITHIN,
+    Setup, Start, Wire,
 };
 use crate::twilio::quoted;
 
@@ -24,6 +24,11 @@ pub(super) static EXOTEL: Provider = Provider {
     receipts: Receipts::Echoed,
     confirms_clear: false,
     ends_by_closing: false,
+    names_call: true,
+    is_continuous: true,
+    start_within: START_WITHIN,
+    outgoing: None,
+    leg_may_outlive_stop: |reason| reason.eq_ignore_ascii_case("stopped"),
     subprotocol: None,
     wire: || Box::<Exotel>::default(),
 };

@@ -32,12 +32,13 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::time::Duration;
 
 use tandem_audio::format::SampleRate;
 
 pub use frame::{Frame, FrameRule, Framer};
 pub use ledger::{ECHO_GRACE, Ledger, MARK_INTERVAL_MS, MARKS_MAX, MarksFull, Receipts};
-pub use stream::{Counters, MARK_NAME_MAX, MarkError, MediaStream, START_WITHIN, Setup};
+pub use stream::{Counters, MARK_NAME_MAX, MarkError, MediaStream, RETAKE_START_WITHIN, START_WITHIN, Setup};
 
 use wire::Payload;
 
@@ -68,7 +69,7 @@ pub enum Encoding {
     L16,
 }
 
-/// Encoding and rate of both directions.
+/// Encoding and rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MediaFormat {
     /// How.
@@ -92,7 +93,11 @@ impl MediaFormat {
             name.truncate(name.floor_char_boundary(64));
             FormatError { name, hz }
         };
-        let lower = name.trim().to_ascii_lowercase();
+        // A content type may name the rate itself (`audio/x-l16;rate=16000`), and means it.
+        let (bare, parameters) = name.split_once(';').unwrap_or((name, ""));
+        let named = parameters.split(';').find_map(|parameter| parameter.trim().strip_prefix("rate="));
+        let hz = named.and_then(|rate| rate.trim().parse().ok()).unwrap_or(hz);
+        let lower = bare.trim().to_ascii_lowercase();
         let short = lower.strip_prefix("audio/").unwrap_or(&lower);
         let (encoding, rate) = match short {
             "x-mulaw" | "mulaw" | "ulaw" | "pcmu" | "basic" => (Encoding::Pcmu, Some(SampleRate::Hz8000)),
@@ -202,7 +207,7 @@ pub struct Start {
     pub to: String,
     /// What the deployment added, at most [`CUSTOM_MAX`] of it.
     pub custom: BTreeMap<String, String>,
-    /// Both ways.
+    /// Of the caller's sound, and of ours unless [`Provider::outgoing`] says otherwise.
     pub format: MediaFormat,
 }
 
@@ -221,8 +226,11 @@ pub enum StopReason {
 
 impl StopReason {
     /// Whether the caller may still be on the line at the provider, to be hung up by its REST interface (C7).
-    pub const fn leg_may_live(&self) -> bool {
-        !matches!(self, StopReason::Said(_))
+    pub fn leg_may_live(&self, provider: &Provider) -> bool {
+        match self {
+            StopReason::Said(reason) => (provider.leg_may_outlive_stop)(reason),
+            _ => true,
+        }
     }
 }
 
@@ -308,6 +316,16 @@ pub struct Provider {
     pub confirms_clear: bool,
     /// It has no word for the end of a call: an orderly close is one.
     pub ends_by_closing: bool,
+    /// Its start names the call as the provider's REST interface does.
+    pub names_call: bool,
+    /// It sends the caller's sound all the time, silence too.
+    pub is_continuous: bool,
+    /// How long its start may take once it has greeted: longer than [`START_WITHIN`] where the greeting comes while the phone rings.
+    pub start_within: Duration,
+    /// What we send, where that is agreed whatever the start says of the caller's sound.
+    pub outgoing: Option<MediaFormat>,
+    /// Whether the caller may be on the line still after a stop with this reason: of the stream, and not of the call.
+    pub leg_may_outlive_stop: fn(reason: &str) -> bool,
     /// Subprotocol to be accepted in the handshake, if the provider offers it.
     pub subprotocol: Option<&'static str>,
     wire: fn() -> Box<dyn Wire>,

@@ -15,6 +15,8 @@ pub use crate::twilio::MARK_NAME_MAX;
 
 /// How long a provider may take from the handshake to its start. A connection that says nothing for so long is nobody's call.
 pub const START_WITHIN: Duration = Duration::from_secs(10);
+/// The same in the place of a connection that was lost: the call is up, and a caller waits.
+pub const RETAKE_START_WITHIN: Duration = Duration::from_secs(3);
 /// Octets of binary sound that are kept when they come before the start: 200 ms at 24 kHz. The oldest go first.
 const EARLY_OCTETS_MAX: usize = 9_600;
 /// Shortest silence between the timestamps of sound that is a gap: one frame.
@@ -27,12 +29,14 @@ pub struct Setup {
     pub rate: SampleRate,
     /// Milliseconds of sound in one message, 10 to 1 000, for providers that leave it to us; the dialect's own choice otherwise.
     pub message_ms: Option<u32>,
+    /// The call is up already and its connection was lost: [`RETAKE_START_WITHIN`] holds.
+    pub is_retake: bool,
 }
 
 impl Setup {
     /// This rate, and messages of the length that the dialect likes.
     pub const fn new(rate: SampleRate) -> Self {
-        Setup { rate, message_ms: None }
+        Setup { rate, message_ms: None, is_retake: false }
     }
 }
 
@@ -69,6 +73,8 @@ pub struct Counters {
 #[derive(Debug)]
 struct Live {
     start: Start,
+    /// How our sound is written.
+    outgoing: MediaFormat,
     framer: Framer,
     ledger: Ledger,
     /// Where the provider's next sound should begin.
@@ -83,6 +89,7 @@ struct Live {
 enum State {
     /// Sound that came before its time.
     Waiting {
+        since: Instant,
         until: Instant,
         early: Vec<u8>,
     },
@@ -105,11 +112,12 @@ impl MediaStream {
     /// A provider's connection, just upgraded.
     pub fn new(provider: &'static Provider, mut setup: Setup, now: Instant) -> Self {
         setup.message_ms = setup.message_ms.map(|ms| ms.clamp(10, 1_000));
+        let within = if setup.is_retake { RETAKE_START_WITHIN } else { START_WITHIN };
         MediaStream {
             provider,
             wire: (provider.wire)(),
             setup,
-            state: State::Waiting { until: now + START_WITHIN, early: Vec::new() },
+            state: State::Waiting { since: now, until: now + within, early: Vec::new() },
             reorder: Reorder::default(),
             counters: Counters::default(),
         }
@@ -133,9 +141,22 @@ impl MediaStream {
         }
     }
 
-    /// The format of both directions, between start and stop.
+    /// The format of the caller's sound, between start and stop.
     pub fn format(&self) -> Option<MediaFormat> {
         self.start().map(|start| start.format)
+    }
+
+    /// The format of ours, between start and stop.
+    pub fn outgoing(&self) -> Option<MediaFormat> {
+        self.format().map(|format| self.provider.outgoing.unwrap_or(format))
+    }
+
+    /// Milliseconds of sound that wait to become a whole message.
+    pub fn waiting_ms(&self) -> u64 {
+        match &self.state {
+            State::Live(live) => (live.framer.waiting() / live.outgoing.octets_per_ms()) as u64,
+            _ => 0,
+        }
     }
 
     /// Milliseconds of the agent's sound that the caller has heard since the stream began, as far as can be said.
@@ -148,7 +169,7 @@ impl MediaStream {
     pub fn room_ms(&self, now: Instant) -> u64 {
         match &self.state {
             State::Live(live) if !live.is_xoff && !live.ledger.is_stalled(now) => {
-                let waiting = live.framer.waiting() / live.start.format.octets_per_ms();
+                let waiting = live.framer.waiting() / live.outgoing.octets_per_ms();
                 let under_way = live.ledger.ahead_ms(now) + waiting as u64;
                 u64::from(self.provider.pacing.send_ahead_ms).saturating_sub(under_way)
             }
@@ -182,7 +203,14 @@ impl MediaStream {
             Err(error) => return self.refuse(error, &mut take),
         };
         match (incoming, &mut self.state) {
-            (Incoming::Connected, _) => take(Event::Connected),
+            (Incoming::Connected, state) => {
+                if let State::Waiting { since, until, .. } = state
+                    && !self.setup.is_retake
+                {
+                    *until = *since + self.provider.start_within;
+                }
+                take(Event::Connected);
+            }
             (Incoming::Start(start), State::Waiting { .. }) => self.begin(start, &mut take),
             (Incoming::Refused(error), State::Waiting { .. }) => {
                 self.stop(StopReason::Format(error), &mut take)
@@ -265,12 +293,12 @@ impl MediaStream {
         }
     }
 
-    /// Says the agent's sound, in the stream's format and however it was cut; appends what has become whole messages, and marks of
+    /// Says the agent's sound, in the [`MediaStream::outgoing`] format and however it was cut; appends what has become whole messages, and marks of
     /// our own among them. False when there is no stream to say it in.
     pub fn audio(&mut self, sound: &[u8], now: Instant, out: &mut Vec<u8>) -> bool {
         let State::Live(live) = &mut self.state else { return false };
-        let Live { start, framer, ledger, has_said, .. } = live;
-        let mut say = Saying { wire: &mut *self.wire, ledger, format: start.format, now, out };
+        let Live { outgoing, framer, ledger, has_said, .. } = live;
+        let mut say = Saying { wire: &mut *self.wire, ledger, format: *outgoing, now, out };
         framer.push(sound, |frame| {
             *has_said = true;
             self.counters.audio_out += 1;
@@ -282,8 +310,8 @@ impl MediaStream {
     /// The utterance is over: appends what waits, padded, and a mark.
     pub fn end_utterance(&mut self, now: Instant, out: &mut Vec<u8>) {
         let State::Live(live) = &mut self.state else { return };
-        let Live { start, framer, ledger, has_said, .. } = live;
-        let mut say = Saying { wire: &mut *self.wire, ledger, format: start.format, now, out };
+        let Live { outgoing, framer, ledger, has_said, .. } = live;
+        let mut say = Saying { wire: &mut *self.wire, ledger, format: *outgoing, now, out };
         framer.flush(|frame| {
             *has_said = true;
             self.counters.audio_out += 1;
@@ -302,9 +330,9 @@ impl MediaStream {
         if name.len() > MARK_NAME_MAX {
             return Err(MarkError::Name(name.len()));
         }
-        let Live { start, framer, ledger, .. } = live;
+        let Live { outgoing, framer, ledger, .. } = live;
         ledger.want(name, framer.waiting())?;
-        Saying { wire: &mut *self.wire, ledger, format: start.format, now, out }.mark(false);
+        Saying { wire: &mut *self.wire, ledger, format: *outgoing, now, out }.mark(false);
         Ok(())
     }
 
@@ -336,8 +364,9 @@ impl MediaStream {
     }
 
     fn begin(&mut self, start: Start, take: &mut impl FnMut(Event<'_>)) {
-        let format = start.format;
+        let format = self.provider.outgoing.unwrap_or(start.format);
         let live = Live {
+            outgoing: format,
             framer: Framer::new(self.wire.frame_rule(format, &self.setup)),
             ledger: Ledger::new(format.octets_per_ms(), self.provider.receipts),
             next_ms: None,

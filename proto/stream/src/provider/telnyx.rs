@@ -1,7 +1,10 @@
 //! Telnyx media streaming, bidirectional in `rtp` mode (without that mode our sound is dropped silently).
 //!
-//! Payloads are RTP's without their header, in the codec that the call control asked for. Their order is not promised, so they are
+//! Payloads are RTP's without their header: the caller's in whatever codec his call has, as the start says, and ours in PCMU, which is
+//! what our call control asks for (`stream_bidirectional_codec`). Their order is not promised, so they are
 //! sorted by chunk. The socket opens before the answer; the start comes with it. From 20 ms to 30 s a message to Telnyx.
+
+use std::time::Duration;
 
 use super::wire::{Envelope, Part, append_text, open};
 use super::{
@@ -16,9 +19,17 @@ pub(super) static TELNYX: Provider = Provider {
     receipts: Receipts::Echoed,
     confirms_clear: false,
     ends_by_closing: false,
+    names_call: true,
+    is_continuous: true,
+    start_within: RINGS_WITHIN,
+    outgoing: Some(MediaFormat::PCMU),
+    leg_may_outlive_stop: |_| true,
     subprotocol: None,
     wire: || Box::new(Telnyx),
 };
+
+/// Its socket opens with the dial, and the start comes with the answer: as long as a phone may ring, and some more.
+const RINGS_WITHIN: Duration = Duration::from_secs(120);
 
 /// Longest client state that is kept as a custom parameter; ours holds a context's id.
 const CLIENT_STATE_OCTETS_MAX: usize = 1_024;

@@ -6,7 +6,7 @@
 use super::wire::{Envelope, Object, Part, append_text, open};
 use super::{
     Encoding, FormatError, Frame, FrameRule, Incoming, Malformed, MediaFormat, PacedBy, Pacing, Provider,
-    Receipts, Setup, Start, Wire,
+    Receipts, START_WITHIN, Setup, Start, Wire,
 };
 use crate::twilio::quoted;
 
@@ -17,6 +17,11 @@ pub(super) static TWILIO: Provider = Provider {
     receipts: Receipts::Echoed,
     confirms_clear: false,
     ends_by_closing: false,
+    names_call: true,
+    is_continuous: true,
+    start_within: START_WITHIN,
+    outgoing: None,
+    leg_may_outlive_stop: |_| false,
     subprotocol: None,
     wire: || Box::<Twilio>::default(),
 };

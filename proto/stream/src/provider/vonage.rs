@@ -6,8 +6,8 @@
 
 use super::wire::{Object, Part, append_binary, append_text, digit};
 use super::{
-    Frame, FrameRule, Incoming, Malformed, MediaFormat, PacedBy, Pacing, Provider, Receipts, Setup, Start,
-    Wire,
+    Frame, FrameRule, Incoming, Malformed, MediaFormat, PacedBy, Pacing, Provider, Receipts, START_WITHIN,
+    Setup, Start, Wire,
 };
 
 /// Vonage. It holds 3072 messages, about 60 s; what is sent a second ahead is enough, and cheap to clear. Whether notifications are
@@ -18,6 +18,11 @@ pub(super) static VONAGE: Provider = Provider {
     receipts: Receipts::Echoed,
     confirms_clear: true,
     ends_by_closing: true,
+    names_call: false,
+    is_continuous: true,
+    start_within: START_WITHIN,
+    outgoing: None,
+    leg_may_outlive_stop: |_| true,
     subprotocol: None,
     wire: || Box::new(Vonage),
 };
