@@ -45,7 +45,7 @@ impl World {
     /// Says something to the echo, and hears it.
     async fn talks(&self, call: &Call) -> anyhow::Result<()> {
         let rate = call.rate_hz();
-        let before = call.heard().len();
+        let before = settled(call).await;
         let said = sound::sweep(rate, SAID_S);
         call.say(&said);
         let heard = call.heard_samples(before + said.len() * 9 / 10, SOON).await?;
@@ -66,6 +66,18 @@ impl World {
         let violations = call.violations();
         anyhow::ensure!(violations.is_empty(), "the provider would not have let pass: {violations:?}");
         Ok(())
+    }
+}
+
+/// What has been heard when nothing more comes.
+async fn settled(call: &Call) -> usize {
+    let mut len = call.heard().len();
+    loop {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        if call.heard().len() == len {
+            return len;
+        }
+        len = call.heard().len();
     }
 }
 

@@ -661,8 +661,8 @@ impl Call {
             SessionEvent::StreamStarted { provider_call_id, codec } => {
                 self.handle_stream_named(&provider_call_id, codec, around);
             }
-            SessionEvent::StreamDropped { is_stop, reason } => {
-                self.handle_stream_dropped(is_stop, &reason, around);
+            SessionEvent::StreamDropped { how, leg_may_live, reason } => {
+                self.handle_stream_dropped(how, leg_may_live, &reason, around);
             }
             SessionEvent::LegLost { reason, detail } => self.handle_guest_lost(reason, &detail, around),
             SessionEvent::Idle { idle_ms } => self.handle_idle(idle_ms, around),

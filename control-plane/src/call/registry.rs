@@ -34,7 +34,7 @@ use super::record::CallRecord;
 use super::state::State;
 use super::strays::Strays;
 use crate::config::Limits;
-use crate::media::{EngineId, Fleet, Listed, News};
+use crate::media::{EngineId, Fleet, News};
 use crate::provider::Credentials;
 use crate::sip::{NotSent, SipEvent, TlsPeer, Token, Verb};
 use crate::store::accounts::Found;
@@ -616,9 +616,10 @@ impl Calls {
                             let is_same = call.session().instance_id() == instance_id;
                             let loss = if is_same { Loss::Unlisted } else { Loss::Restarted };
                             call.handle_engine_lost(loss, around);
-                        } else if let Some(event) = listed.and_then(Listed::to_event) {
+                        } else if let Some(listed) = listed {
                             // It may have been told while we were away.
-                            call.handle_session(event, around);
+                            let events = listed.stream_events().into_iter().chain(listed.to_event());
+                            events.for_each(|event| call.handle_session(event, around));
                         }
                     });
                 }

@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::commands::{COMMAND_TIMEOUT, Commands};
-use super::{Addresses, EngineId, Listed, News, SessionEvent, Upgrade};
+use super::{Addresses, EngineId, Listed, ListedStream, News, SessionEvent, StreamEnd, Upgrade};
 use crate::call::action::{EngineCommand, EngineRefusal, EngineReply, UpgradeAnswer};
 use crate::store::contexts::Claim;
 
@@ -239,7 +239,12 @@ pub fn read(event: engine::Event) -> Option<News> {
             let sessions = snapshot.sessions.into_iter().filter_map(|session| {
                 let engine::SessionSummary { agent_ready, agent_gone, agent_hangup, .. } = session;
                 let port = u16::try_from(session.local_port).unwrap_or_default();
-                let listed = Listed { agent_ready, agent_gone, agent_hangup, port };
+                let stream = (!session.stream.is_empty()).then(|| ListedStream {
+                    is_dropped: session.stream == "dropped",
+                    provider_call_id: session.provider_call_id,
+                    codec: session.stream_codec,
+                });
+                let listed = Listed { agent_ready, agent_gone, agent_hangup, port, stream };
                 Some((session.session_id.parse().ok()?, listed))
             });
             let engine = snapshot.engine.unwrap_or_default();
@@ -292,7 +297,12 @@ pub fn read(event: engine::Event) -> Option<News> {
             SessionEvent::StreamStarted { provider_call_id: started.provider_call_id, codec: started.codec }
         }
         Body::StreamDropped(dropped) => {
-            SessionEvent::StreamDropped { is_stop: dropped.how != "drop", reason: dropped.reason }
+            let how = match dropped.how.as_str() {
+                "drop" => StreamEnd::Drop,
+                "fault" => StreamEnd::Fault,
+                _ => StreamEnd::Stop,
+            };
+            SessionEvent::StreamDropped { how, leg_may_live: dropped.leg_may_live, reason: dropped.reason }
         }
         Body::LegLost(lost) => SessionEvent::LegLost { reason: lost.reason(), detail: lost.detail },
         Body::Idle(idle) => SessionEvent::Idle { idle_ms: idle.idle_ms },

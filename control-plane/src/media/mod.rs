@@ -109,6 +109,17 @@ impl std::fmt::Debug for Upgrade {
     }
 }
 
+/// What a Snapshot says of a provider's connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListedStream {
+    /// It is lost, and none has taken its place.
+    pub is_dropped: bool,
+    /// What its start has named; empty: nothing yet.
+    pub provider_call_id: String,
+    /// The codec of its start; empty: it has not started.
+    pub codec: String,
+}
+
 /// What a Snapshot says of a session: what its events have said, for those who were away.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listed {
@@ -120,9 +131,28 @@ pub struct Listed {
     pub agent_hangup: bool,
     /// Of its RTP leg; 0: it has none.
     pub port: u16,
+    /// Of a provider's connection.
+    pub stream: Option<ListedStream>,
 }
 
 impl Listed {
+    /// What its provider's connection has said while we were away.
+    pub fn stream_events(&self) -> Vec<SessionEvent> {
+        let Some(ListedStream { is_dropped, provider_call_id, codec }) = &self.stream else {
+            return Vec::new();
+        };
+        let mut events = Vec::new();
+        if !codec.is_empty() {
+            let (provider_call_id, codec) = (provider_call_id.clone(), codec.clone());
+            events.push(SessionEvent::StreamStarted { provider_call_id, codec });
+        }
+        if *is_dropped {
+            let reason = "lost while this node did not hear its engine".to_owned();
+            events.push(SessionEvent::StreamDropped { how: StreamEnd::Drop, leg_may_live: true, reason });
+        }
+        events
+    }
+
     /// The event that matters now, if there was one. An agent that hangs up may close its stream after that.
     pub fn to_event(&self) -> Option<SessionEvent> {
         match (&self.agent_gone, self.agent_ready) {
@@ -132,6 +162,17 @@ impl Listed {
             (None, false) => None,
         }
     }
+}
+
+/// How a provider's connection has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// The provider said so.
+    Stop,
+    /// It was lost, and may come back.
+    Drop,
+    /// What came on it cannot be carried: the engine has ended it.
+    Fault,
 }
 
 /// What happened to a session.
@@ -196,8 +237,10 @@ pub enum SessionEvent {
     },
     /// A provider's connection is gone.
     StreamDropped {
-        /// The provider said that the call is over; if not, it may come back.
-        is_stop: bool,
+        /// How.
+        how: StreamEnd,
+        /// The caller may be on the line at the provider still.
+        leg_may_live: bool,
         /// In words.
         reason: String,
     },

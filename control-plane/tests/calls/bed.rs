@@ -283,13 +283,7 @@ impl Bed {
     }
 
     pub(crate) fn engine_lists(&mut self, engine: usize, instance_id: &str, sessions: HashMap<Uuid, Listed>) {
-        let addresses = Addresses {
-            ws: "media.example.com:443".to_owned(),
-            is_ws_secure: true,
-            audiosocket: "media.example.com:9093".to_owned(),
-            rtp_ports: (20_000, 29_999),
-            cores: 1,
-        };
+        let addresses = addresses();
         self.news(engine, News::Up { instance_id: instance_id.to_owned(), sessions, addresses });
     }
 
@@ -624,6 +618,17 @@ impl Bed {
             other => Heard::Other(format!("{other:?}")),
         };
         self.heard.push(heard);
+    }
+}
+
+/// Where the engines are reached.
+pub(crate) fn addresses() -> Addresses {
+    Addresses {
+        ws: "media.example.com:443".to_owned(),
+        is_ws_secure: true,
+        audiosocket: "media.example.com:9093".to_owned(),
+        rtp_ports: (20_000, 29_999),
+        cores: 1,
     }
 }
 

@@ -9,7 +9,7 @@ use control_plane::call::machine::{Asked, RETURN_WAIT, TransferTo};
 use control_plane::call::registry::claiming::{CLAIMS_MAX, Claimed};
 use control_plane::call::registry::joining::Guest;
 use control_plane::config::Limits;
-use control_plane::media::{EngineId, Listed, News, SessionEvent, Upgrade};
+use control_plane::media::{EngineId, Listed, News, SessionEvent, StreamEnd, Upgrade};
 use control_plane::store::contexts::{CallContext, Claim, ProviderSide};
 use tandem_api::engine::v1 as engine;
 use tandem_api::engine::v1::session_ended::Reason;
@@ -81,7 +81,11 @@ fn started(provider_call_id: &str) -> SessionEvent {
 }
 
 fn gone(is_stop: bool) -> SessionEvent {
-    SessionEvent::StreamDropped { is_stop, reason: "so it is".into() }
+    SessionEvent::StreamDropped {
+        how: if is_stop { StreamEnd::Stop } else { StreamEnd::Drop },
+        leg_may_live: !is_stop,
+        reason: "so it is".into(),
+    }
 }
 
 fn ended(reason: Reason) -> SessionEvent {

@@ -6,7 +6,7 @@ use control_plane::call::action::{EngineCommand, EngineReply, UpgradeAnswer};
 use control_plane::call::machine::{Asked, DIAL_TRIES, MEDIA_WITHIN, RETURN_WAIT, TransferTo};
 use control_plane::call::order::Order;
 use control_plane::call::registry::claiming::{Claimed, EXPECTED_WITHIN, check_upgrade};
-use control_plane::media::{News, SessionEvent, Upgrade};
+use control_plane::media::{Listed, ListedStream, News, SessionEvent, StreamEnd, Upgrade};
 use control_plane::provider::client::{Errand, Outcome};
 use control_plane::provider::rest::{FailureClass, Refused};
 use control_plane::provider::status::{AnsweredBy, CallStatus};
@@ -151,7 +151,8 @@ fn call_is_kept_then_dialled_rings_and_talks_when_its_media_come() {
     });
     let named = named.unwrap();
     assert_eq!((named.upgrade_id.as_str(), named.provider_call_id.as_str()), ("u1", "CA1"));
-    let gone = SessionEvent::StreamDropped { is_stop: true, reason: "stop".into() };
+    let gone =
+        SessionEvent::StreamDropped { how: StreamEnd::Stop, leg_may_live: false, reason: "stop".into() };
     bed.session(call_id, gone);
     let call = ended(&bed, call_id);
     let ending = call.ending.unwrap();
@@ -356,6 +357,42 @@ fn what_picked_up_is_in_the_record() {
     assert_eq!(call.provider.unwrap().answered_by, "machine_beep");
 }
 
+#[test]
+fn connection_that_speaks_what_we_cannot_carry_is_not_the_callers_fault() {
+    let (mut bed, _) = signed();
+    let reason_told = "its format is audio/amr";
+    let fault =
+        SessionEvent::StreamDropped { how: StreamEnd::Fault, leg_may_live: true, reason: reason_told.into() };
+    bed.session(inbound().call_id, fault);
+    let ending = ended(&bed, inbound().call_id).ending.unwrap();
+    assert_eq!(ending.reason, "stream_fault");
+    assert!(ending.detail.contains(reason_told), "{ending:?}");
+    assert_eq!(hung_up(&bed), ["CA1"]);
+}
+
+#[test]
+fn stop_after_which_the_leg_may_live_is_followed_by_a_hang_up() {
+    let (mut bed, _) = signed();
+    let stop =
+        SessionEvent::StreamDropped { how: StreamEnd::Stop, leg_may_live: true, reason: "stopped".into() };
+    bed.session(inbound().call_id, stop);
+    assert_eq!(reason(&bed, inbound().call_id), "hangup");
+    assert_eq!(hung_up(&bed), ["CA1"]);
+}
+
+#[test]
+fn what_the_connection_said_while_the_engine_was_not_heard_is_caught_up_with() {
+    let (mut bed, good) = signed();
+    bed.news(0, News::Down);
+    let stream =
+        Some(ListedStream { is_dropped: true, provider_call_id: "CA1".into(), codec: "PCMU".into() });
+    let listed = Listed { agent_ready: true, stream, ..Listed::default() };
+    bed.engine_lists(0, "instance-1", [(inbound().call_id, listed)].into());
+    come(&mut bed, connection(CLAIM, "u2", Some(&good)));
+    let (_, name, answer) = bed.upgrade_answers.last().unwrap();
+    assert_eq!((name.as_str(), answer), ("u2", &UpgradeAnswer::Retake(inbound().call_id)));
+}
+
 // --- handed on ---
 
 fn transfers(bed: &Bed) -> Vec<(&str, &str)> {
@@ -379,7 +416,10 @@ fn provider_puts_the_caller_through_where_the_deployment_lets_it() {
     assert_eq!(bed.calls.transfer("t1", call_id, to("+14155550123"), bed.now), Some(Asked::Done));
     bed.run();
     assert_eq!(transfers(&bed), [("+14155550123", "+14155550100")]);
-    bed.session(call_id, SessionEvent::StreamDropped { is_stop: true, reason: "stop".into() });
+    bed.session(
+        call_id,
+        SessionEvent::StreamDropped { how: StreamEnd::Stop, leg_may_live: false, reason: "stop".into() },
+    );
     assert_eq!(reason(&bed, call_id), "transferred");
     assert!(hung_up(&bed).is_empty(), "the caller talks on");
 }
@@ -469,7 +509,7 @@ fn signed() -> (Bed, String) {
 }
 
 fn dropped() -> SessionEvent {
-    SessionEvent::StreamDropped { is_stop: false, reason: "reset".into() }
+    SessionEvent::StreamDropped { how: StreamEnd::Drop, leg_may_live: true, reason: "reset".into() }
 }
 
 #[test]

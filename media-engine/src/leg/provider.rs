@@ -420,7 +420,9 @@ impl Talk {
                     }
                     Ok(Some(Message::Pong(_))) => {}
                     Ok(Some(Message::Close { code, reason })) => {
-                        let is_orderly = matches!(code, None | Some(close::NORMAL | close::GOING_AWAY));
+                        // Nobody comes back after that: no provider opens a stream again that it has closed.
+                        let is_over = matches!(code, None | Some(close::NORMAL))
+                            || (provider.ends_by_closing && code == Some(close::GOING_AWAY));
                         let said = match code {
                             None => "the provider closed its connection".to_owned(),
                             Some(code) => {
@@ -428,8 +430,10 @@ impl Talk {
                             }
                         };
                         write_close(out, None, code.unwrap_or(close::NORMAL), "");
-                        return Some(match is_orderly && provider.ends_by_closing && *is_live {
-                            true => stopped(said, "", provider),
+                        // Where a stop was to be expected the call may go on without its media.
+                        let leg_may_live = !provider.ends_by_closing;
+                        return Some(match is_over && *is_live {
+                            true => Loss::Stopped { reason: said, leg_may_live },
                             false => Loss::Dropped(said),
                         });
                     }

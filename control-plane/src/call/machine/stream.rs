@@ -25,7 +25,7 @@ use crate::call::invite;
 use crate::call::negotiation::Negotiation;
 use crate::call::session::Session;
 use crate::call::state::Life;
-use crate::media::{EngineId, Upgrade};
+use crate::media::{EngineId, StreamEnd, Upgrade};
 use crate::provider::status::{AnsweredBy, CallStatus};
 use crate::store::contexts::{CallContext, Claim};
 
@@ -362,12 +362,13 @@ impl Call {
     /// Its connection is gone: because the provider said so, or for a while.
     pub(super) fn handle_stream_dropped(
         &mut self,
-        is_stop: bool,
+        how: StreamEnd,
+        leg_may_live: bool,
         reason: &str,
         around: &mut Surroundings<'_>,
     ) {
         let Some(stream) = self.stream.as_mut().filter(|_| !self.life.is_ending()) else { return };
-        if !is_stop {
+        if how == StreamEnd::Drop {
             stream.is_dropped = true;
             around.actions.push_back(Action::Dropped(stream.claim));
             let returning = stream.returning.take();
@@ -377,7 +378,11 @@ impl Call {
             }
             return;
         }
-        stream.is_over_there = true;
+        stream.is_over_there = !leg_may_live;
+        if how == StreamEnd::Fault {
+            self.note_stream("media_connection", "what can be carried", reason, false);
+            return self.end(Ending::with_detail(Cause::StreamFault, admission::shown(reason)), around);
+        }
         if self.is_leaving() {
             self.tell_transfer("done", "");
             return self.end(Ending::new(Cause::Transferred), around);

@@ -211,6 +211,18 @@ fn vonages_orderly_close_ends_the_call_and_a_lost_connection_does_not() {
 }
 
 #[test]
+fn stream_that_its_provider_closes_in_order_is_over_though_the_leg_may_live() {
+    for (code, how) in [(1_000, HowDropped::Stop), (1_001, HowDropped::Lost), (1_011, HowDropped::Lost)] {
+        let mut peer = Peer::echo("twilio", None);
+        peer.text(&twilio_start("CA1"));
+        peer.say(Opcode::Close, &u16::to_be_bytes(code));
+        assert_eq!(peer.dropped(), [how], "{code}");
+        let is_told = |event: &Event| matches!(event, Event::StreamDropped { leg_may_live: true, .. });
+        assert!(peer.events.iter().any(is_told), "it did not say that the call is over");
+    }
+}
+
+#[test]
 fn exotel_gets_messages_of_its_own_length_and_a_padded_tail() {
     let mut peer = Peer::echo("exotel", None);
     peer.text(
