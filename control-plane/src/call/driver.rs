@@ -177,6 +177,10 @@ enum Request {
         event: Box<StatusEvent>,
         answer: oneshot::Sender<bool>,
     },
+    TransferTo {
+        call_id: Uuid,
+        answer: oneshot::Sender<Option<(String, String)>>,
+    },
     StreamNews {
         call_id: Uuid,
         failure: Option<String>,
@@ -278,6 +282,11 @@ impl LiveCalls {
         self.ask(|answer| Request::Status { call_id, event, answer }).await
     }
 
+    /// Whom a call's other side is being put through to, and our number.
+    pub async fn transfer_to(&self, call_id: Uuid) -> Option<(String, String)> {
+        self.ask(|answer| Request::TransferTo { call_id, answer }).await
+    }
+
     /// A provider's callback says something of a call's media connection; if it failed, why.
     pub async fn stream_news(&self, call_id: Uuid, failure: Option<String>) {
         let _ = self.requests.send(Request::StreamNews { call_id, failure }).await;
@@ -331,7 +340,7 @@ async fn taken(store: &impl ContextStore, upgrade: &Upgrade) -> Claimed {
 enum Reply {
     Minted(Uuid, Result<(), String>),
     Errand(Uuid, Arc<ProviderCredential>, Outcome),
-    Missed(Claim, bool),
+    Missed(Claim, Option<bool>),
     Claimed(EngineId, Box<Upgrade>, Claimed),
     Engine(Uuid, EngineReply),
     Stray(EngineId, Uuid, EngineReply),
@@ -407,14 +416,11 @@ impl Driver {
         match news {
             News::Up { instance_id, sessions, addresses } => {
                 let url = self.means.engines.get(engine.0).map(EngineClient::url).unwrap_or_default();
-                let used: Vec<u16> =
-                    sessions.values().map(|listed| listed.port).filter(|port| *port != 0).collect();
-                ports.handle_up(engine, url, instance_id, addresses, &used);
+                ports.handle_up(engine, url, instance_id, addresses, sessions);
             }
-            News::Down => ports.handle_down(engine),
             News::Heartbeat { sessions, draining } => ports.handle_heartbeat(engine, *sessions, *draining),
             News::Session { session_id, event: SessionEvent::Ended { .. } } => ports.release(*session_id),
-            News::Session { .. } | News::Upgrade(_) => {}
+            News::Down | News::Session { .. } | News::Upgrade(_) => {}
         }
     }
 
@@ -480,7 +486,7 @@ impl Driver {
             Reply::Errand(call_id, credential, outcome) => {
                 self.calls.handle_errand(call_id, &credential, outcome, now);
             }
-            Reply::Missed(claim, is_ours) => self.calls.handle_missed(claim, is_ours),
+            Reply::Missed(claim, is_ours) => self.calls.handle_missed(claim, is_ours, now),
             Reply::Claimed(engine, upgrade, claimed) => {
                 self.look_at_store();
                 self.calls.handle_claimed(engine, *upgrade, claimed, now);
@@ -545,6 +551,9 @@ impl Driver {
             Request::Status { call_id, event, answer } => {
                 let _ = answer.send(self.calls.handle_status(call_id, *event, Instant::now()));
             }
+            Request::TransferTo { call_id, answer } => {
+                let _ = answer.send(self.calls.transfer_to(call_id));
+            }
             Request::StreamNews { call_id, failure } => {
                 self.calls.handle_stream_news(call_id, failure.as_deref(), Instant::now());
             }
@@ -598,10 +607,10 @@ impl Driver {
             Action::CloseStray { engine, session_id } => {
                 let Some(client) = self.means.engines.get(engine.0).cloned() else { return };
                 tracing::info!(engine = engine.0, %session_id, "a session that no call needs is closed");
-                let replies = self.replies_in.clone();
+                let (replies, ports) = (self.replies_in.clone(), self.means.ports.clone());
                 tokio::spawn(async move {
                     let command = EngineCommand::Close { reason: STRAY_REASON };
-                    let reply = client.perform(session_id, command).await;
+                    let reply = ports.perform(&client, session_id, command).await;
                     drop(replies.send(Reply::Stray(engine, session_id, reply)).await);
                 });
             }
@@ -636,7 +645,7 @@ impl Driver {
             Action::Missed(claim) => {
                 let (store, replies) = (self.means.contexts.store().clone(), self.replies_in.clone());
                 tokio::spawn(async move {
-                    let is_ours = matches!(store.take(claim).await, Ok(Some(_)));
+                    let is_ours = store.take(claim).await.map(|taken| taken.is_some()).ok();
                     drop(replies.send(Reply::Missed(claim, is_ours)).await);
                 });
             }

@@ -308,7 +308,8 @@ fn read_deployment(
 ) -> Result<Option<Arc<Deployment>>, FieldError> {
     let assistant_id =
         request.assistant.as_ref().map(|assistant| &*assistant.assistant_id).unwrap_or_default();
-    let usable: Vec<&Arc<Deployment>> = credentials.of_assistant(tenant_id, assistant_id).collect();
+    let usable = credentials.of_assistant(tenant_id, assistant_id);
+    let usable: Vec<&Arc<Deployment>> = usable.filter(|deployment| deployment.places_calls()).collect();
     let shows = |deployment: &&&Arc<Deployment>| {
         !request.from_number.is_empty() && deployment.phone == request.from_number
     };
@@ -350,10 +351,13 @@ fn read_deployment(
     }
     let has_trunk =
         trunks.iter().any(|trunk| trunk.tenant_id == *tenant_id && trunk.credential.next_hop().is_some());
-    match usable.as_slice() {
-        [only] if !has_trunk => Ok(Some((*only).clone())),
+    let mut names: Vec<&str> = usable.iter().map(|own| &*own.credential.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    match names.as_slice() {
+        // Of several numbers the first: who wants another says which.
+        [_] if !has_trunk => Ok(usable.first().map(|first| (*first).clone())),
         [_, _, ..] if !has_trunk => {
-            let names: Vec<&str> = usable.iter().map(|own| &*own.credential.name).collect();
             Err(FieldError::new("credential", format!("must be one of {}", names.join(", "))))
         }
         _ => Ok(None),
@@ -657,6 +661,40 @@ mod tests {
         given.headers.insert("Contact".into(), "<sip:me@evil>".into());
         given.headers.insert("X-Bad".into(), "a\r\nVia: evil".into());
         assert_eq!(fields(&given), ["headers.Contact", "headers.X-Bad"]);
+    }
+
+    #[test]
+    fn credential_is_chosen_by_the_number_shown_or_because_it_is_the_only_one() {
+        let text = "[credential.main]\nprovider = 'plivo'\nauth_id = 'MA1'\nauth_token = 'hunter2'\n\
+                    [credential.wa]\nprovider = 'whatsapp'\nphone_number_id = '1'\naccess_token = 'a'\napp_secret = 'b'\n\
+                    verify_token = 'c'\n[[deployment]]\ncredential = 'wa'\n\
+                    [[deployment]]\ncredential = 'main'\nphone = '+4930111'\n\
+                    [[deployment]]\ncredential = 'main'\nphone = '+4930112'\n";
+        let tables: toml::Table = text.parse().unwrap();
+        let source = crate::settings::section::Source::new(std::path::Path::new("t"), &|_| None);
+        let (_, tenants) = crate::store::declared::read(&source, &tables, false);
+        let credentials = crate::provider::file::read(&source, &tables, &tenants);
+        let errors = source.into_errors();
+        assert!(errors.is_empty(), "{errors:?}");
+        let tenant: Arc<str> = "default".into();
+        let desk = Assistant { assistant_id: "desk".into(), agent: Ok(Agent::Echo) };
+        let read = |from: &str, credential: &str| {
+            let given = api::CreatePhoneCallRequest {
+                from_number: from.into(),
+                trunk: String::new(),
+                credential: credential.into(),
+                ..request()
+            };
+            Order::read(&given, &tenant, &Trunks::default(), &credentials, Some(&desk))
+        };
+        let phone =
+            |order: Order| order.provider.map(|deployment| deployment.phone.clone()).unwrap_or_default();
+        assert_eq!(phone(read("", "").unwrap()), "+4930111", "the only one that places calls");
+        assert_eq!(phone(read("+4930112", "").unwrap()), "+4930112");
+        assert_eq!(phone(read("+4930112", "main").unwrap()), "+4930112");
+        assert!(read("", "wa").is_err() && read("", "nobody").is_err());
+        let order = read("", "main").unwrap();
+        assert_eq!((&*order.from, &*order.trunk.name), ("+4930111", "(plivo) main"));
     }
 
     #[test]

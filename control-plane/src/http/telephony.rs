@@ -23,19 +23,20 @@ use uuid::Uuid;
 
 use super::{Peer, Shared};
 use crate::call::ending::{Cause, Ending};
-use crate::provider::client::{Errand, Plan};
-use crate::provider::file::Credential;
+use crate::provider::client::{Errand, Plan, TRANSFER_RING_S};
+use crate::provider::file::{Credential, is_number};
 use crate::provider::webhook::{
     AnswerBy, BODY_MAX, DocumentRequest, Endpoint, InboundCall, StreamEvent, StreamKind, Webhook,
 };
-use crate::provider::{Account, Decline, Deployment, Document, Refusal, WebhookRequest, asterisk};
+use crate::provider::{Account, Decline, Deployment, Document, Refusal, Transfer, WebhookRequest, asterisk};
 use crate::store;
 use crate::store::accounts::KeyHash;
 use crate::store::contexts::{
     ARGUMENTS_MAX, CLAIM_TTL, CallContext, Claim, ContextError, ContextStore, Mint, ProviderSide,
 };
 
-/// Credentials of one provider that may lead to one assistant's name, of all tenants; more are not tried.
+/// Credentials of one provider that may lead to one assistant's name, of all tenants; more are not tried, each being a signature to
+/// compute for a stranger.
 const CANDIDATES_MAX: usize = 32;
 /// Seconds after which a provider may come again that was refused because something is away.
 const RETRY_AFTER_S: u32 = 5;
@@ -107,10 +108,24 @@ fn source_of(peer: IpAddr, headers: &HeaderMap, proxies: &[ipnet::IpNet]) -> IpA
         return peer;
     }
     let values = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok());
-    let mut named: Vec<IpAddr> =
-        values.flat_map(|value| value.split(',')).filter_map(|text| text.trim().parse().ok()).collect();
-    named.reverse();
-    named.iter().find(|address| !is_proxy(address)).or(named.last()).copied().unwrap_or(peer)
+    let mut hops: Vec<&str> = values.flat_map(|value| value.split(',')).collect();
+    hops.reverse();
+    let mut nearest = peer;
+    for hop in hops {
+        // What stands before a hop that nobody can read may be anybody's invention.
+        let Some(address) = read_hop(hop.trim()) else { return nearest };
+        nearest = address;
+        if !is_proxy(&address) {
+            break;
+        }
+    }
+    nearest
+}
+
+/// `198.51.100.7`, `198.51.100.7:4444`, `[2001:db8::1]:4444`.
+fn read_hop(hop: &str) -> Option<IpAddr> {
+    let bare = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']')).unwrap_or(hop);
+    bare.parse().ok().or_else(|| hop.parse::<std::net::SocketAddr>().ok().map(|address| address.ip()))
 }
 
 async fn call(
@@ -123,17 +138,43 @@ async fn call(
     body: Bytes,
 ) -> Response {
     let asked = Asked::new(&shared, peer.ip(), (&method, &uri), &headers, &body);
-    let candidates = shared.credentials.leading_to(&provider, &assistant_id).take(CANDIDATES_MAX);
+    let mut candidates: Vec<&Arc<Deployment>> = Vec::new();
+    for deployment in shared.credentials.leading_to(&provider, &assistant_id) {
+        if !candidates.iter().any(|other| other.credential.name == deployment.credential.name) {
+            candidates.push(deployment);
+        }
+    }
     let mut refusal = Refusal::UnknownAssistant;
-    for deployment in candidates {
+    // One that some proof lets pass, but whose numbers are others: Exotel's addresses are the same for all of its customers.
+    let mut stranger = None;
+    for deployment in candidates.into_iter().take(CANDIDATES_MAX) {
         match asked.read(&deployment.credential, Endpoint::Call).await {
-            Ok(webhook) => return handle_call(&shared, deployment, &assistant_id, webhook).await,
+            Ok(webhook) => match own_number(&shared, deployment, &assistant_id, &webhook) {
+                Some(deployment) => return handle_call(&shared, deployment, &assistant_id, webhook).await,
+                None => stranger = Some((deployment, webhook)),
+            },
             // The first of several says what is wrong.
             Err(error) if refusal == Refusal::UnknownAssistant => refusal = error,
             Err(_) => {}
         }
     }
+    if let Some((deployment, webhook)) = stranger {
+        return handle_call(&shared, deployment, &assistant_id, webhook).await;
+    }
     refused(&shared, &provider, &refusal, &asked)
+}
+
+/// The deployment with the number that was called; the given one where nobody was, or where it has no number of its own.
+fn own_number<'a>(
+    shared: &'a Shared,
+    deployment: &'a Arc<Deployment>,
+    assistant_id: &str,
+    webhook: &Webhook,
+) -> Option<&'a Arc<Deployment>> {
+    let Webhook::Inbound(inbound) = webhook else { return Some(deployment) };
+    let Credential { name, tenant_id, .. } = &*deployment.credential;
+    let found = shared.credentials.deployment_of(name, tenant_id, assistant_id, &inbound.to)?;
+    (found.phone.is_empty() || is_number(&found.phone, &inbound.to)).then_some(found)
 }
 
 pub(super) fn refused(shared: &Shared, provider: &str, refusal: &Refusal, asked: &Asked<'_>) -> Response {
@@ -143,7 +184,6 @@ pub(super) fn refused(shared: &Shared, provider: &str, refusal: &Refusal, asked:
         tracing::warn!(
             provider = known.unwrap_or("unknown"),
             source = %asked.source,
-            path = asked.public_url.rsplit('/').next().unwrap_or_default(),
             status = refusal.status().as_u16(),
             "webhook refused: {refusal}"
         );
@@ -222,7 +262,14 @@ async fn take(
         let name = format!("{provider}:{}:{}", credential.name, inbound.provider_call_id);
         let first = shared.contexts.store().first_word(&name, &fresh.write(), CLAIM_TTL).await;
         let first = first.map_err(|error| store_failed(error.to_string()))?;
-        fresh = Named::read(&first).unwrap_or(fresh);
+        if let Some(earlier) = Named::read(&first).filter(|earlier| earlier.claim != fresh.claim) {
+            // The same call comes twice in its life where a flow leads it back to us: what is over is not taken up again.
+            let kept = shared.contexts.store().get(earlier.call_id).await;
+            let claim = shared.contexts.store().claim_of(earlier.call_id).await;
+            if !matches!((kept, claim), (Ok(Some(_)), Ok(None))) {
+                fresh = earlier;
+            }
+        }
     }
     let context = CallContext {
         call_id: fresh.call_id,
@@ -372,10 +419,10 @@ async fn event(
         shared.metrics.count_webhook("unknown", "unknown_event");
         return StatusCode::NOT_FOUND.into_response();
     };
-    let deployments = shared.credentials.deployments();
-    let Some(deployment) = deployments.iter().find(|own| *own.credential.name == *side.credential) else {
-        return StatusCode::NOT_FOUND.into_response();
-    };
+    let number = if context.direction == "outbound" { &context.from } else { &context.to };
+    let (tenant_id, assistant_id) = (&context.tenant_id, &context.assistant_id);
+    let found = shared.credentials.deployment_of(&side.credential, tenant_id, assistant_id, number);
+    let Some(deployment) = found else { return StatusCode::NOT_FOUND.into_response() };
     match asked.read(&deployment.credential, Endpoint::Event).await {
         Ok(webhook) => {
             shared.metrics.count_webhook(deployment.provider(), "event");
@@ -399,18 +446,37 @@ async fn handle_event(
                 .provider
                 .as_ref()
                 .is_some_and(|side| side.call_id.as_deref().is_none_or(|own| own == status.provider_call_id));
+            let provider_call_id = status.provider_call_id.clone();
             let is_here = shared.live.status(context.call_id, status).await;
             // Nobody will come with its claim any more.
             if is_over && is_own && !is_here {
                 shared.contexts.finish(context.call_id);
             }
+            // A call of ours that is over rings there still: nobody knew its name when it ended.
+            if !is_over && !is_here && context.direction == "outbound" && !provider_call_id.is_empty() {
+                let claim = shared.contexts.store().claim_of(context.call_id).await;
+                if matches!(claim, Ok(None)) {
+                    let (rest, account) = (shared.rest.clone(), deployment.credential.account.clone());
+                    tokio::spawn(async move {
+                        let errand = Errand::HangUp { call: provider_call_id };
+                        let outcome = rest.run(&*account, &errand).await;
+                        tracing::warn!(?outcome, "a call that is over here was hung up at its provider");
+                    });
+                }
+            }
         }
-        Webhook::Document(_) => match shared.contexts.store().claim_of(context.call_id).await {
-            Ok(Some(claim)) => return document_of(shared, deployment, context, claim).await,
-            // It is over here: whoever has picked up is told politely.
-            Ok(None) => return respond(account.decline(Decline::Say(SORRY))),
-            Err(_) => return respond(account.decline(Decline::Unavailable { retry_after_s: RETRY_AFTER_S })),
-        },
+        Webhook::Document(_) => {
+            // The provider fetches what it was told by REST to fetch: whom to put the caller through to.
+            if let Some((to, from)) = shared.live.transfer_to(context.call_id).await {
+                let event_id = context.provider.as_ref().map(|side| side.event_id).unwrap_or_default();
+                let callback = event_url(shared, deployment.provider(), event_id);
+                let (result_url, document_url, ring_s) = (&*callback, &*callback, TRANSFER_RING_S);
+                let transfer = Transfer { to: &to, from: &from, ring_s, result_url, document_url };
+                let document = account.transfer(&transfer);
+                return respond(document.unwrap_or_else(|| account.decline(Decline::Say(SORRY))));
+            }
+            return lead_to_media(shared, deployment, context).await;
+        }
         Webhook::Stream(StreamEvent { kind, detail, .. }) => {
             let failure = (kind == StreamKind::Failed)
                 .then(|| detail.unwrap_or_else(|| "the provider could not open it".to_owned()));
@@ -423,6 +489,17 @@ async fn handle_event(
         | Webhook::Other(_) => {}
     }
     respond(Document::empty())
+}
+
+/// Somebody has picked up a call of ours.
+async fn lead_to_media(shared: &Shared, deployment: &Deployment, context: &CallContext) -> Response {
+    let account = &*deployment.credential.account;
+    match shared.contexts.store().claim_of(context.call_id).await {
+        Ok(Some(claim)) => document_of(shared, deployment, context, claim).await,
+        // It is over here: whoever has picked up is told politely.
+        Ok(None) => respond(account.decline(Decline::Say(SORRY))),
+        Err(_) => respond(account.decline(Decline::Unavailable { retry_after_s: RETRY_AFTER_S })),
+    }
 }
 
 #[cfg(test)]
@@ -439,6 +516,10 @@ mod tests {
         headers.insert("x-forwarded-for", HeaderValue::from_static("203.0.113.9, 198.51.100.7, 10.2.2.2"));
         assert_eq!(at("10.1.1.1", &headers), "198.51.100.7");
         assert_eq!(at("192.0.2.1", &headers), "192.0.2.1", "a stranger names nobody");
+        headers.insert("x-forwarded-for", HeaderValue::from_static("203.0.113.9, 198.51.100.7:4444"));
+        assert_eq!(at("10.1.1.1", &headers), "198.51.100.7", "with its port");
+        headers.insert("x-forwarded-for", HeaderValue::from_static("203.0.113.9, unknown"));
+        assert_eq!(at("10.1.1.1", &headers), "10.1.1.1", "who stands before an unknown hop may be invented");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! one conversation are answered in their order. The webhook is answered before the agent is asked; what cannot be taken now is 503, and
 //! comes again.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,10 +36,12 @@ use crate::provider::{ControlOutcome, Deployment, Refusal};
 use crate::store::contexts::ContextStore;
 use crate::store::{self, conversations};
 
-/// Webhooks whose messages are being answered at once; above that 503, and the provider comes again.
+/// Messages that the voice agent answers at once; more wait for their turn.
 const ANSWERING_MAX: usize = 64;
-/// Locks of conversations, by a hash of their id: two that share one wait for each other, and nothing worse.
-const LOCKS: usize = 256;
+/// Queues of writers, by a hash of who writes: two that share one wait for each other, and nothing worse.
+const QUEUES: usize = 256;
+/// Webhooks that wait in one of these; above that 503, and the provider comes again. One writer fills nobody else's.
+const QUEUE_MAX: usize = 8;
 /// The provider lets a business write freely for so long after the other side has; then a conversation begins anew.
 const CONVERSATION_TTL: Duration = Duration::from_secs(86_400);
 /// A message is known to have come before for so long.
@@ -58,20 +61,34 @@ const ONLY_TEXT: &str = "Sorry, I can only read text.";
 #[derive(Debug, Clone)]
 pub struct Desk {
     answering: Arc<Semaphore>,
-    locks: Arc<[Mutex<()>]>,
+    queues: Arc<[Queue]>,
     /// Where the voice agent is asked.
     chat_url: Arc<str>,
     token: Option<Arc<SecretString>>,
 }
 
+#[derive(Debug)]
+struct Queue {
+    turn: Mutex<()>,
+    places: Arc<Semaphore>,
+}
+
 impl Desk {
+    fn queue_of(&self, writer: &str) -> &Queue {
+        let mut hasher = std::hash::DefaultHasher::new();
+        writer.hash(&mut hasher);
+        &self.queues[hasher.finish() as usize % QUEUES]
+    }
+
     /// With the voice agent that engines reach at `talker_url`.
     pub fn new(talker_url: &str, token: Option<Arc<SecretString>>) -> Self {
         let rest = talker_url.strip_prefix(LINK_SCHEME).or_else(|| talker_url.strip_prefix("ws://"));
         let host = rest.unwrap_or(talker_url).split('/').next().unwrap_or_default();
         Self {
             answering: Arc::new(Semaphore::new(ANSWERING_MAX)),
-            locks: (0..LOCKS).map(|_| Mutex::new(())).collect(),
+            queues: (0..QUEUES)
+                .map(|_| Queue { turn: Mutex::new(()), places: Arc::new(Semaphore::new(QUEUE_MAX)) })
+                .collect(),
             chat_url: format!("http://{host}/v1/chat").into(),
             token,
         }
@@ -95,14 +112,22 @@ async fn receive(
 ) -> Response {
     let asked = Asked::new(&shared, peer.ip(), (&method, &uri), &headers, &body);
     let mut refusal = Refusal::UnknownAssistant;
+    let mut answer = None;
+    // Numbers of one app share its URL and its secret: each of them takes what is its own.
     for deployment in shared.credentials.leading_to("whatsapp", &assistant_id) {
         match asked.read(&deployment.credential, Endpoint::Call).await {
-            Ok(webhook) => return handle(&shared, deployment, &assistant_id, webhook).await,
+            Ok(webhook) => {
+                let own = handle(&shared, deployment, &assistant_id, webhook).await;
+                // What one could not take comes again, for all; who has answered then answers it once.
+                if answer.as_ref().is_none_or(|answer: &Response| answer.status().is_success()) {
+                    answer = Some(own);
+                }
+            }
             Err(error) if refusal == Refusal::UnknownAssistant => refusal = error,
             Err(_) => {}
         }
     }
-    refused(&shared, "whatsapp", &refusal, &asked)
+    answer.unwrap_or_else(|| refused(&shared, "whatsapp", &refusal, &asked))
 }
 
 async fn handle(
@@ -125,7 +150,8 @@ async fn handle(
         Ok(None) => return StatusCode::NOT_FOUND.into_response(),
         Err(_) => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
     };
-    let Ok(place) = shared.desk.answering.clone().try_acquire_owned() else {
+    let writer = messages.first().map(|message| message.from.clone()).unwrap_or_default();
+    let Ok(place) = shared.desk.queue_of(&writer).places.clone().try_acquire_owned() else {
         shared.metrics.count_webhook("whatsapp", "declined");
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
@@ -159,8 +185,9 @@ async fn answer(
     let fresh = Uuid::now_v7();
     let kept = store.first_word(&name, &fresh.to_string(), CONVERSATION_TTL).await.ok();
     let call_id: Uuid = kept.and_then(|id| id.parse().ok()).unwrap_or(fresh);
-    let lock = &shared.desk.locks[usize::from(call_id.as_bytes()[15]) % LOCKS];
-    let _in_order = lock.lock().await;
+    let _in_order = shared.desk.queue_of(&message.from).turn.lock().await;
+    // The semaphore is never closed.
+    let _slot = shared.desk.answering.acquire().await;
 
     let history = conversations::list(&shared.pool, &call_id.to_string()).await.unwrap_or_default();
     let said = message.text.as_deref().unwrap_or_default();

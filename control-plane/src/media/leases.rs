@@ -20,10 +20,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::client::EngineClient;
-use super::{Addresses, EngineId};
+use super::{Addresses, EngineId, Listed};
 use crate::call::action::{EngineCommand, EngineRefusal, EngineReply};
-use crate::store::contexts::Contexts;
 use crate::store::contexts::redis::{Leased, RedisContexts};
+use crate::store::contexts::{ContextError, Contexts};
 
 /// A pool and a registry entry live so long after the engine's last heartbeat.
 pub const PORTS_TTL: Duration = Duration::from_secs(15);
@@ -35,6 +35,8 @@ const RENEW_EVERY: u32 = 60;
 const REST: Duration = Duration::from_secs(2);
 /// A port that the engine could not open is left alone.
 const QUARANTINE: Duration = Duration::from_secs(60);
+/// Beyond this an engine chooses: a set-up must not wait for a Redis that is slow.
+const LEASE_WITHIN: Duration = Duration::from_millis(50);
 /// Ports that one session tries.
 const TRIES_MAX: u32 = 8;
 
@@ -44,6 +46,8 @@ struct Pool {
     instance_id: String,
     /// In the order in which they are given away: by turns of the cores that own them.
     ports: Arc<[u16]>,
+    /// Those in use when its stream came up.
+    used: Arc<[u16]>,
     url: String,
     beats: u32,
     is_offering: bool,
@@ -74,16 +78,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Even ports of a range by turns of the cores that own them, each a contiguous share; without those in use.
-fn in_turns(range: (u16, u16), cores: usize, used: &[u16]) -> Vec<u16> {
+/// Even ports of a range by turns of the cores that own them, each a contiguous share.
+fn in_turns(range: (u16, u16), cores: usize) -> Vec<u16> {
     let first = u32::from(range.0).next_multiple_of(2);
     let pairs = (u32::from(range.1) + 1).saturating_sub(first) as usize / 2;
     let cores = cores.max(1);
     let share = |core: usize| pairs * core / cores..pairs * (core + 1) / cores;
     let longest = (0..cores).map(|core| share(core).len()).max().unwrap_or_default();
     let turns = (0..longest).flat_map(|turn| (0..cores).filter_map(move |core| share(core).nth(turn)));
-    let ports = turns.filter_map(|pair| u16::try_from(first + 2 * pair as u32).ok());
-    ports.filter(|port| !used.contains(port)).collect()
+    turns.filter_map(|pair| u16::try_from(first + 2 * pair as u32).ok()).collect()
 }
 
 impl Leases {
@@ -105,21 +108,34 @@ impl Leases {
     }
 
     /// An engine's stream is up, and these sessions live there.
-    pub fn handle_up(&self, engine: EngineId, url: &str, instance_id: &str, at: &Addresses, used: &[u16]) {
+    pub fn handle_up(
+        &self,
+        engine: EngineId,
+        url: &str,
+        instance_id: &str,
+        at: &Addresses,
+        sessions: &HashMap<Uuid, Listed>,
+    ) {
         let pool = Pool {
             instance_id: instance_id.to_owned(),
-            ports: in_turns(at.rtp_ports, at.cores, used).into(),
+            ports: in_turns(at.rtp_ports, at.cores).into(),
+            used: sessions.values().map(|listed| listed.port).filter(|port| *port != 0).collect(),
             url: url.to_owned(),
             beats: 0,
             is_offering: false,
         };
-        lock(&self.pools).insert(engine, pool);
-        self.handle_heartbeat(engine, u32::try_from(used.len()).unwrap_or(u32::MAX), false);
-    }
-
-    /// An engine's stream is gone: its pool ends by itself.
-    pub fn handle_down(&self, engine: EngineId) {
-        lock(&self.pools).remove(&engine);
+        // Of this engine's sessions those that do not live there any more: nobody has told their end.
+        let before = lock(&self.pools).insert(engine, pool);
+        let instances = [Some(instance_id.to_owned()), before.map(|before| before.instance_id)];
+        let gone: Vec<Uuid> = {
+            let held = lock(&self.held);
+            let of_engine = |instance: &String| instances.iter().flatten().any(|own| own == instance);
+            let own =
+                held.iter().filter(|(id, (instance, _))| of_engine(instance) && !sessions.contains_key(id));
+            own.map(|(id, _)| *id).collect()
+        };
+        gone.into_iter().for_each(|session_id| self.release(session_id));
+        self.handle_heartbeat(engine, u32::try_from(sessions.len()).unwrap_or(u32::MAX), false);
     }
 
     /// An engine is alive.
@@ -148,7 +164,7 @@ impl Leases {
 
     async fn offer(&self, pool: &Pool, sessions: u32, draining: bool) {
         let Some(redis) = self.redis() else { return };
-        let Pool { instance_id, ports, url, beats, .. } = pool;
+        let Pool { instance_id, ports, used, url, beats, .. } = pool;
         let ends = (ports.iter().min(), ports.iter().max());
         let entry = json!({ "url": url, "sessions": sessions, "draining": draining,
                             "portMin": ends.0, "portMax": ends.1 });
@@ -158,9 +174,11 @@ impl Leases {
             let own = held.values().filter(|(instance, _)| instance == instance_id);
             own.flat_map(|(_, ports)| ports.clone()).collect::<Vec<u16>>()
         };
-        // A pool that was made anew knows of no lease.
-        if matches!(offered, Ok(true)) || beats % RENEW_EVERY == 0 {
-            let held = held();
+        // A pool that was made anew knows of no lease, nor of what was in use before.
+        let is_new = matches!(offered, Ok(true));
+        if is_new || beats % RENEW_EVERY == 0 {
+            let mut held = held();
+            held.extend(used.iter().filter(|_| is_new));
             if !held.is_empty() && redis.renew_ports(instance_id, &held, LEASE_TTL).await.is_err() {
                 tracing::debug!(instance_id, "leases of ports are not renewed: Redis does not answer");
             }
@@ -185,7 +203,10 @@ impl Leases {
             return client.perform(call_id, EngineCommand::Open(request)).await;
         }
         for _ in 0..TRIES_MAX {
-            let port = match redis.lease_port(&instance_id, LEASE_TTL).await {
+            // A call does not wait for Redis longer than it would notice.
+            let asked = tokio::time::timeout(LEASE_WITHIN, redis.lease_port(&instance_id, LEASE_TTL)).await;
+            let late = |_| Err(ContextError::Unreachable("no lease in time".to_owned()));
+            let port = match asked.unwrap_or_else(late) {
                 Ok(Leased::Port(port)) => port,
                 Ok(Leased::Dry) => {
                     self.counts.dry.fetch_add(1, Ordering::Relaxed);
@@ -250,9 +271,9 @@ mod tests {
 
     #[test]
     fn ports_come_by_turns_of_the_cores() {
-        assert_eq!(in_turns((20_001, 20_012), 2, &[]), [20_002, 20_006, 20_004, 20_008, 20_010]);
-        assert_eq!(in_turns((20_000, 20_007), 1, &[20_002]), [20_000, 20_004, 20_006]);
-        assert!(in_turns((20_000, 20_000), 1, &[]).is_empty(), "the odd one must be in the range, too");
+        assert_eq!(in_turns((20_001, 20_012), 2), [20_002, 20_006, 20_004, 20_008, 20_010]);
+        assert_eq!(in_turns((20_000, 20_007), 1), [20_000, 20_002, 20_004, 20_006]);
+        assert!(in_turns((20_000, 20_000), 1).is_empty(), "the odd one must be in the range, too");
     }
 
     #[test]

@@ -125,7 +125,7 @@ pub struct DialErrand {
 }
 
 /// How long a transfer may ring.
-const TRANSFER_RING_S: u32 = 60;
+pub const TRANSFER_RING_S: u32 = 60;
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::PROVIDERS;
 use super::file::Credential;
 use super::rest::MachineDetection;
 use crate::settings::section::{Section, Source};
@@ -42,6 +43,11 @@ impl Deployment {
     /// The provider's name, as routes have it.
     pub fn provider(&self) -> &'static str {
         self.credential.provider.form.provider
+    }
+
+    /// Whether calls can be placed by it: messengers only write.
+    pub fn places_calls(&self) -> bool {
+        PROVIDERS.iter().any(|provider| provider.form.provider == self.provider())
     }
 
     /// Whether this assistant may use it.

@@ -71,6 +71,19 @@ impl Credentials {
         })
     }
 
+    /// The deployment of a credential to this assistant; of several the one with this number.
+    pub fn deployment_of(
+        &self,
+        credential: &str,
+        tenant_id: &str,
+        assistant_id: &str,
+        number: &str,
+    ) -> Option<&Arc<Deployment>> {
+        let own = self.of_assistant(tenant_id, assistant_id);
+        let own: Vec<_> = own.filter(|deployment| *deployment.credential.name == *credential).collect();
+        own.iter().find(|deployment| is_number(&deployment.phone, number)).or(own.first()).copied()
+    }
+
     /// With a credential of code's own making, deployed to every assistant of its tenant.
     pub fn deploy(&mut self, credential: Credential, phone: &str) {
         let credential = Arc::new(credential);
@@ -86,6 +99,11 @@ impl Credentials {
             options: Vec::new(),
         }));
     }
+}
+
+/// Whether both are the same number, with or without their `+`.
+pub fn is_number(own: &str, other: &str) -> bool {
+    !own.is_empty() && own.trim_start_matches('+') == other.trim_start_matches('+')
 }
 
 /// Reads the tables; mistakes are left in `source`.

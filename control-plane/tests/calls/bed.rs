@@ -453,8 +453,11 @@ impl Bed {
                 }
             }
             Action::Missed(claim) => {
-                let is_ours = matches!(self.claimed(claim), Claimed::Fresh(_));
-                self.calls.handle_missed(claim, is_ours);
+                let is_ours = match self.claimed(claim) {
+                    Claimed::Unknown(_) => None,
+                    claimed => Some(matches!(claimed, Claimed::Fresh(_))),
+                };
+                self.calls.handle_missed(claim, is_ours, self.now);
             }
             Action::Claim { engine, upgrade, .. } if self.claims_wait => self.asked.push((engine, *upgrade)),
             Action::Claim { engine, upgrade, .. } => {

@@ -416,12 +416,52 @@ fn provider_puts_the_caller_through_where_the_deployment_lets_it() {
     assert_eq!(bed.calls.transfer("t1", call_id, to("+14155550123"), bed.now), Some(Asked::Done));
     bed.run();
     assert_eq!(transfers(&bed), [("+14155550123", "+14155550100")]);
+    let asked = bed.calls.transfer_to(call_id).unwrap();
+    assert_eq!(asked, ("+14155550123".to_owned(), "+14155550100".to_owned()), "for those that fetch it");
     bed.session(
         call_id,
-        SessionEvent::StreamDropped { how: StreamEnd::Stop, leg_may_live: false, reason: "stop".into() },
+        SessionEvent::StreamDropped { how: StreamEnd::Stop, leg_may_live: true, reason: "stop".into() },
     );
     assert_eq!(reason(&bed, call_id), "transferred");
     assert!(hung_up(&bed).is_empty(), "the caller talks on");
+}
+
+#[test]
+fn transfer_whose_stop_overtakes_its_answer_is_one_and_so_is_one_that_leaves_us_the_media() {
+    let to = || TransferTo::Blind("+14155550123".into());
+    let (mut bed, _) = signed();
+    let call_id = inbound().call_id;
+    assert_eq!(bed.calls.transfer("t1", call_id, to(), bed.now), Some(Asked::Done));
+    bed.run();
+    let stop =
+        SessionEvent::StreamDropped { how: StreamEnd::Stop, leg_may_live: true, reason: "stop".into() };
+    bed.session(call_id, stop);
+    assert_eq!(reason(&bed, call_id), "transferred");
+    assert!(hung_up(&bed).is_empty());
+
+    let (mut bed, _) = signed();
+    bed.outcomes.push_back(Outcome::Controlled(ControlOutcome::Done));
+    bed.calls.transfer("t1", call_id, to(), bed.now);
+    bed.run();
+    pass(&mut bed, Duration::from_secs(120));
+    assert_eq!(reason(&bed, call_id), "transferred", "nobody is there any more");
+    assert!(hung_up(&bed).is_empty());
+}
+
+#[test]
+fn call_whose_name_comes_after_its_end_is_hung_up_then() {
+    let mut bed = Bed::new();
+    bed.outcomes.push_back(Outcome::Dialled(DialOutcome::Unknown { detail: "no answer".into() }));
+    bed.opens = crate::bed::Opens::Silent;
+    let call_id = bed.place(provider_order());
+    let upgrade = upgrade_of(&bed, None);
+    come(&mut bed, upgrade);
+    assert!(bed.calls.hang_up("t1", call_id, bed.now));
+    bed.run();
+    assert!(hung_up(&bed).is_empty(), "nobody knows its name");
+    assert_eq!(bed.state(call_id), "ending", "the engine has not said its last word");
+    says(&mut bed, call_id, CallStatus::Ringing);
+    assert_eq!(hung_up(&bed), ["CA1"]);
 }
 
 #[test]
@@ -589,6 +629,19 @@ fn announced_call_that_came_or_that_another_node_has_is_not_missed() {
     come(&mut bed, connection(CLAIM, "u1", None));
     pass(&mut bed, EXPECTED_WITHIN);
     assert_eq!(bed.calls.len(), 1);
+    // A store that is away is asked again.
+    let late = Claim(Uuid::from_u128(5));
+    let kept = bed.claims.take();
+    bed.calls.expect_media(late, CallContext { call_id: Uuid::from_u128(6), ..inbound() }, bed.now);
+    pass(&mut bed, EXPECTED_WITHIN);
+    assert!(bed.refusals.is_empty());
+    bed.claims = kept;
+    let context = CallContext { call_id: Uuid::from_u128(6), ..inbound() };
+    bed.claims.as_mut().unwrap().insert(late, Held::Fresh(Box::new(context)));
+    pass(&mut bed, EXPECTED_WITHIN);
+    assert_eq!(bed.refusals.len(), 1);
+    bed.refusals.clear();
+    bed.errands.clear();
     // Taken elsewhere.
     let other = Claim(Uuid::from_u128(7));
     bed.claims.as_mut().unwrap().insert(other, Held::Taken(Uuid::from_u128(8)));

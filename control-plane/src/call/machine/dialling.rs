@@ -280,8 +280,8 @@ impl Call {
                 self.note_stream("dial", "a call", &why, false);
                 self.end(Ending::with_detail(Cause::ProviderRefused, why), around);
             }
-            // An Asterisk without ARI is hung up by its connection's end.
-            Outcome::Unsupported(_) => {}
+            // An Asterisk without ARI, or Exotel, is hung up by its connection's end; one that only rings is not.
+            Outcome::Unsupported(why) => self.note_stream("hang_up", "done", &why, false),
         }
     }
 
@@ -376,6 +376,10 @@ impl Call {
             stream.answered_by = Some(answered_by);
             let is_person = matches!(answered_by, AnsweredBy::Human | AnsweredBy::Unknown);
             self.note_stream("answered_by", "a person", answered_by_word(answered_by), is_person);
+        }
+        if self.life.is_ending() && !event.status.is_some_and(CallStatus::is_terminal) {
+            // Its name was not known when it ended here.
+            self.hang_up_there(around);
         }
         let Some(stream) = self.stream.as_mut() else { return };
         let Some(status) = event.status.and_then(|status| advance(stream.status, status)) else { return };
@@ -495,8 +499,11 @@ impl Call {
         }
         let side = stream.context.provider.as_ref()?;
         let credentials = &around.settings.credentials;
-        let mut own = credentials.of_assistant(&stream.context.tenant_id, &self.assistant_id);
-        own.find(|deployment| *deployment.credential.name == *side.credential).map(|found| &**found)
+        let number = if stream.context.direction == "outbound" { &self.from } else { &self.to };
+        let tenant_id = &stream.context.tenant_id;
+        credentials
+            .deployment_of(&side.credential, tenant_id, &self.assistant_id, number)
+            .map(|found| &**found)
     }
 
     /// Asks the provider to put the other side through.
@@ -512,6 +519,9 @@ impl Call {
             _ => self.to.clone(),
         };
         let callback_url = around.settings.event_url(&side.name, side.event_id);
+        if let Some(stream) = self.stream.as_mut() {
+            stream.transfer_to = Some((to.clone(), from.clone()));
+        }
         let errand = Errand::Transfer { call, to, from, callback_url };
         around.actions.push_back(Action::Errand { call_id: self.id, credential, errand });
         Ok(())

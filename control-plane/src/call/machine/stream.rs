@@ -56,6 +56,8 @@ pub(super) struct StreamSide {
     returning: Option<Returning>,
     /// The codec that the provider has named.
     codec: String,
+    /// Whom the provider was asked to put the other side through to, and our number: for those that fetch it.
+    pub(super) transfer_to: Option<(String, String)>,
     /// What the provider's callbacks say of the call.
     pub(super) status: CallStatus,
     /// What picked up, as the provider says.
@@ -113,6 +115,7 @@ impl StreamSide {
             is_dropped: false,
             returning: None,
             codec: String::new(),
+            transfer_to: None,
             status: CallStatus::Queued,
             answered_by: None,
             is_over_there: false,
@@ -206,6 +209,11 @@ impl Call {
     /// The context that a provider's call was made from.
     pub fn stream_context(&self) -> Option<&CallContext> {
         self.stream.as_ref().map(|stream| &stream.context)
+    }
+
+    /// Whom the other side is to be put through to, and our number, while that is under way.
+    pub fn transfer_to(&self) -> Option<(String, String)> {
+        self.stream.as_ref().filter(|_| self.is_transferring())?.transfer_to.clone()
     }
 
     /// `None`: not a provider's; empty until it has said so.
@@ -383,7 +391,11 @@ impl Call {
             self.note_stream("media_connection", "what can be carried", reason, false);
             return self.end(Ending::with_detail(Cause::StreamFault, admission::shown(reason)), around);
         }
-        if self.is_leaving() {
+        // A stop may overtake the provider's answer to the request. The caller is with somebody else now.
+        if self.is_transferring() {
+            if let Some(stream) = self.stream.as_mut() {
+                stream.is_over_there = true;
+            }
             self.tell_transfer("done", "");
             return self.end(Ending::new(Cause::Transferred), around);
         }

@@ -151,6 +151,11 @@ impl Call {
         Asked::Done
     }
 
+    /// The other side is being handed on, by the provider or by REFER, or that has been asked for.
+    pub(super) fn is_transferring(&self) -> bool {
+        self.transfer.is_some()
+    }
+
     /// What came of it. `false`: none was asked for.
     pub(super) fn handle_transfer_asked(&mut self, refused: Option<&str>) -> bool {
         let Some(transfer) = self.transfer.as_mut().filter(|transfer| !transfer.is_accepted) else {
@@ -159,6 +164,7 @@ impl Call {
         match refused {
             None => {
                 transfer.is_accepted = true;
+                self.transfer_is_theirs();
                 self.tell_transfer("trying", "");
             }
             Some(why) => {
@@ -167,6 +173,13 @@ impl Call {
             }
         }
         true
+    }
+
+    /// From here on a hang-up of ours would cut the other side off from whom it was put through to.
+    fn transfer_is_theirs(&mut self) {
+        if let Some(stream) = self.stream.as_mut() {
+            stream.is_over_there = true;
+        }
     }
 
     /// The agent wants it; it is told why when it may not.
@@ -285,6 +298,12 @@ impl Call {
     }
 
     pub(super) fn handle_transfer_timeout(&mut self, around: &mut Surroundings<'_>) {
+        let is_due = self.transfer.as_ref().is_some_and(|transfer| transfer.give_up <= around.now);
+        if is_due && self.stream.is_some() && self.is_leaving() {
+            // The provider has put them through, and left the media with us: nobody is there any more.
+            self.tell_transfer("done", "");
+            return self.end(Ending::new(Cause::Transferred), around);
+        }
         if self.transfer.take_if(|transfer| transfer.give_up <= around.now).is_some() {
             // A late word must not be taken for that of the next transfer.
             self.ask_sip(around, Verb::ForgetRefer);

@@ -155,8 +155,13 @@ impl Calls {
         }
     }
 
-    /// The store has answered a [`Action::Missed`]. `true`: nobody had come with it, and now nobody can.
-    pub fn handle_missed(&mut self, claim: Claim, is_ours: bool) {
+    /// The store has answered a [`Action::Missed`]. `true`: nobody had come with it, and now nobody can. `None`: it did not answer,
+    /// and is asked again, as often as it takes: what is known by then is that the claim has ended.
+    pub fn handle_missed(&mut self, claim: Claim, is_ours: Option<bool>, now: Instant) {
+        if is_ours.is_none() && self.expected.waiting.contains_key(&claim) {
+            return self.expected.order.push_back((now + EXPECTED_WITHIN, claim));
+        }
+        let is_ours = is_ours.unwrap_or_default();
         let Some(context) = self.expected.waiting.remove(&claim).filter(|_| is_ours) else { return };
         let got = "none: can the provider reach the engine's address?";
         let name = context.provider.as_ref().map(|provider| provider.name.clone()).unwrap_or_default();
@@ -196,6 +201,11 @@ impl Calls {
         let is_here = self.calls.contains_key(&call_id);
         self.on_call(call_id, now, |call, _, around| call.handle_status(event, around));
         is_here
+    }
+
+    /// Whom a call's other side is being put through to, and our number.
+    pub fn transfer_to(&self, call_id: Uuid) -> Option<(String, String)> {
+        self.calls.get(&call_id)?.transfer_to()
     }
 
     /// A provider's callback says something of a call's media connection.

@@ -137,9 +137,14 @@ impl<S: ContextStore + 'static> Spool<S> {
     /// It is not: the call must be refused. What the store may have of it is taken back; likewise if nobody waits any more.
     pub async fn mint(&self, context: CallContext, mint: Mint) -> Result<(), ContextError> {
         let live = Live { context: Arc::new(context.clone()), until: Some(Instant::now() + mint.ttl) };
-        let attempt = Attempt { shared: &*self.shared, call_id: context.call_id, is_kept: false };
-        // One that was announced twice may be a call by now, and stays one.
-        self.shared.lock().live.entry(context.call_id).or_insert(live);
+        // One that was announced twice may be a call by now: it stays one, and what fails now is not its end.
+        let is_known = {
+            let mut words = self.shared.lock();
+            let is_known = words.live.contains_key(&context.call_id);
+            words.live.entry(context.call_id).or_insert(live);
+            is_known
+        };
+        let attempt = Attempt { shared: &*self.shared, call_id: context.call_id, is_kept: is_known };
         self.shared.store.put(context, Some(mint)).await?;
         attempt.keep();
         Ok(())
