@@ -88,6 +88,33 @@ fn tables(config: &Config) -> Vec<String> {
         let whom = deployment.assistant_id.as_deref().unwrap_or("every assistant");
         let phone = if deployment.phone.is_empty() { "no number of its own" } else { &deployment.phone };
         lines.push(format!("deploy.  {name} ({provider}) to {whom}: {phone}"));
+        let base = config.public_url.clone().unwrap_or_else(|| format!("http://{}", config.http_listen));
+        let assistant = deployment.assistant_id.as_deref().unwrap_or("ASSISTANT");
+        let path = if deployment.places_calls() { format!("{provider}/call") } else { provider.to_owned() };
+        lines.push(format!("           webhook                 {base}/v1/telephony/{path}/{assistant}"));
+        let tenant_id = &deployment.credential.tenant_id;
+        if let Some(id) = &deployment.assistant_id
+            && !config.declared.has_assistant(tenant_id, id)
+            && !config.demo
+        {
+            lines.push(format!(
+                "note     deployment of {name}: assistant {id} of {tenant_id} is not in this file; the database must have it"
+            ));
+        }
+    }
+    if !config.credentials.deployments().is_empty() && !config.demo {
+        match config.public_url.as_deref() {
+            None => lines.push(
+                "note     no public_url: providers must reach http_listen at its own address".to_owned(),
+            ),
+            Some(url) if url.starts_with("http://") => {
+                lines.push(
+                    "note     public_url is not https: providers send webhooks in the clear, if at all"
+                        .to_owned(),
+                );
+            }
+            Some(_) => {}
+        }
     }
     for (owner, tenant, assistant) in config.trunks.assistants() {
         if !config.declared.has_assistant(&tenant, &assistant) && !config.demo {
@@ -172,7 +199,8 @@ mod tests {
                     [[trunk]]\nname = 'carrier'\nsip_uri = 'sip:42@carrier.example'\nsip_password = 'hunter2'\n\
                     [trunk.inbound]\nallow = ['192.0.2.0/28']\n[[trunk.inbound.route]]\ndid = '+4930*'\n\
                     assistant = 'nobody'\n\
-                    [credential.main]\nprovider = 'plivo'\nauth_id = 'MA1'\nauth_token = 'hunter2'\n";
+                    [credential.main]\nprovider = 'plivo'\nauth_id = 'MA1'\nauth_token = 'hunter2'\n\
+                    [[deployment]]\ncredential = 'main'\nassistant = 'dsk'\n";
         let layers = Layers::default().with_file(Path::new("tandem.toml"), text).unwrap();
         let config = Config::from_layers(&layers).unwrap();
         let lines = tables(&config).join("\n");
@@ -185,6 +213,9 @@ mod tests {
             "4930* -> nobody",
             "phone    200 of acme: reaches desk, 4 contacts",
             "assistant nobody of acme is not in this file",
+            "webhook                 http://127.0.0.1:8080/v1/telephony/plivo/call/dsk",
+            "assistant dsk of acme is not in this file",
+            "no public_url",
             "credent. main of acme: Plivo",
             "auth_id                 MA1",
             "auth_token              (set)",

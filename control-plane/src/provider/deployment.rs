@@ -63,10 +63,19 @@ pub(super) fn read(
     credentials: &[Arc<Credential>],
 ) -> Vec<Arc<Deployment>> {
     let sections = Section::all(source, "deployment", "credential", tables.get("deployment").cloned());
-    sections.into_iter().filter_map(|mut section| read_one(&mut section, credentials).map(Arc::new)).collect()
+    // Of a credential that is there and wrong enough has been said.
+    let is_there = |name: &str| {
+        tables.get("credential").and_then(toml::Value::as_table).is_some_and(|table| table.contains_key(name))
+    };
+    let read = |mut section| read_one(&mut section, credentials, &is_there).map(Arc::new);
+    sections.into_iter().filter_map(read).collect()
 }
 
-fn read_one(section: &mut Section<'_>, credentials: &[Arc<Credential>]) -> Option<Deployment> {
+fn read_one(
+    section: &mut Section<'_>,
+    credentials: &[Arc<Credential>],
+    is_there: &dyn Fn(&str) -> bool,
+) -> Option<Deployment> {
     let names: Vec<&str> = credentials.iter().map(|credential| &*credential.name).collect();
     let expected = match names.as_slice() {
         [] => "a [credential.NAME] of this file; there is none".to_owned(),
@@ -98,7 +107,9 @@ fn read_one(section: &mut Section<'_>, credentials: &[Arc<Credential>]) -> Optio
     }
     let name = name?;
     let Some(credential) = credentials.iter().find(|credential| *credential.name == *name) else {
-        section.wrong(format!("\"credential\" = \"{name}\" is not {expected}"));
+        if !is_there(&name) {
+            section.wrong(format!("\"credential\" = \"{name}\" is not {expected}"));
+        }
         return None;
     };
     let is_wide = credential.provider.form.provider == "vonage";

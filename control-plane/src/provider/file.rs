@@ -225,6 +225,9 @@ mod tests {
         let said = errors.join("\n");
         assert!(said.contains("\"credential\" = \"mian\" is not a credential of this file: main"), "{said}");
         assert!(said.contains("unknown key \"app_ids\"; did you mean \"app_id\"?"), "{said}");
+        let (_, errors) =
+            read_file("[credential.main]\nprovider = 'twilio'\n[[deployment]]\ncredential = 'main'\n");
+        assert!(!errors.is_empty() && !errors.join(" ").contains("[[deployment]]"), "{errors:?}");
     }
 
     #[test]
