@@ -53,13 +53,15 @@ struct Pool {
     is_offering: bool,
 }
 
+/// By session: on which instance, and which ports.
+type Held = HashMap<Uuid, (String, Vec<u16>)>;
+
 /// See the module. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Leases {
     contexts: Arc<Contexts>,
     pools: Arc<Mutex<HashMap<EngineId, Pool>>>,
-    /// By session: on which instance, and which ports.
-    held: Arc<Mutex<HashMap<Uuid, (String, Vec<u16>)>>>,
+    held: Arc<Mutex<Held>>,
     counts: Arc<Counts>,
 }
 

@@ -476,7 +476,8 @@ async fn dropped_socket_ends_a_call_that_has_nothing_else_to_do() {
 #[tokio::test]
 async fn transfers_and_keys_reach_the_call() {
     for provider in Provider::ALL {
-        if provider == Provider::Exotel {
+        // Exotel has none; a channel of Asterisk's that is in the dialplan is not ARI's to command, which our adapter knows.
+        if matches!(provider, Provider::Exotel | Provider::Asterisk) {
             continue;
         }
         let world = World::start(provider).await;
