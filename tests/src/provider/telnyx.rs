@@ -102,7 +102,10 @@ fn act(call: &Call, action: &str, body: &Json) -> Answer {
         "streaming_start" => (&["stream_url"], STREAM),
         "hangup" | "streaming_stop" => (&[], &["command_id", "client_state"]),
         "reject" => (&["cause"], &["command_id", "client_state"]),
-        "transfer" => (&["to"], &["from", "timeout_secs", "webhook_url", "command_id", "client_state"]),
+        "transfer" => (
+            &["to"],
+            &["from", "timeout_secs", "webhook_url", "command_id", "client_state", "target_leg_client_state"],
+        ),
         "send_dtmf" => (&["digits"], &["duration_millis", "command_id", "client_state"]),
         _ => return refused(404, "10005", "Resource not found", "no such action"),
     };

@@ -357,7 +357,9 @@ async fn our_calls_are_taken_and_their_callbacks_are_genuine() {
         let outcome = world.dial("+14155550100").await;
         let DialOutcome::Accepted { provider_call_id } = outcome else { panic!("{name}: {outcome:?}") };
         let call = world.fake.placed(1, SOON).await.unwrap();
-        assert_eq!(call.id(), provider_call_id);
+        // What Plivo's answer names is the request; the call has the same id at the fake.
+        assert_eq!(call.id(), provider_call_id.trim_start_matches("request:"), "{name}");
+        assert_eq!(provider_call_id.starts_with("request:"), provider == Provider::Plivo);
         talk(&world, &call).await;
         let lookup = ask(&world.account.lookup(call.id(), Stamp::now()).unwrap()).await;
         assert!(
