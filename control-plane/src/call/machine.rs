@@ -29,6 +29,7 @@ use super::admission::{self, Credential, Trace, cut_off_by, refused_by};
 use super::agent::Agent;
 use super::ending::{Cause, Ending};
 use super::headers;
+use super::invite;
 use super::negotiation::{Negotiation, NegotiationError, codec_name};
 use super::order::Order;
 use super::outcome::CarrierWord;
@@ -201,8 +202,31 @@ impl Call {
             None => Some(Err(NegotiationError::Missing)),
         };
         Self {
-            id,
             sip: Some(sip),
+            trunk: credential.trunk().cloned(),
+            peer_host: request.head.from().uri.host().to_owned(),
+            contact: request.head.contact().map(|contact| contact.uri),
+            flow,
+            from: request.head.from().uri.redacted().to_string(),
+            to: request.uri.without_password().as_str().to_owned(),
+            assistant_id: credential.assistant_id.clone(),
+            custom: credential
+                .trunk()
+                .map(|trunk| headers::shown(request, &trunk.headers))
+                .unwrap_or_default(),
+            may_ring: offer.is_some() || !request.head.lists(HeaderName::Require, "100rel"),
+            offer,
+            trace,
+            negotiation: Negotiation::new(credential.trunk().map(AsRef::as_ref)),
+            ..Self::blank(id, Life::new(&around.settings.limits, around.now), around)
+        }
+    }
+
+    /// What every call is before anything is known of it.
+    fn blank(id: Uuid, life: Life, around: &Surroundings<'_>) -> Self {
+        Self {
+            id,
+            sip: None,
             outbound: None,
             stream: None,
             sip_is_over: false,
@@ -220,25 +244,22 @@ impl Call {
             departed: None,
             legs_not_removed: 0,
             agent_left: false,
-            trunk: credential.trunk().cloned(),
-            peer_host: request.head.from().uri.host().to_owned(),
-            contact: request.head.contact().map(|contact| contact.uri),
+            trunk: None,
+            peer_host: String::new(),
+            contact: None,
             dialog: None,
-            flow,
-            from: request.head.from().uri.redacted().to_string(),
-            to: request.uri.without_password().as_str().to_owned(),
-            assistant_id: credential.assistant_id.clone(),
+            flow: Flow::udp(invite::ANYWHERE, invite::ANYWHERE),
+            from: String::new(),
+            to: String::new(),
+            assistant_id: "".into(),
             tenant_id: None,
             agent: None,
-            custom: credential
-                .trunk()
-                .map(|trunk| headers::shown(request, &trunk.headers))
-                .unwrap_or_default(),
-            may_ring: offer.is_some() || !request.head.lists(HeaderName::Require, "100rel"),
-            offer,
-            trace,
-            life: Life::new(&around.settings.limits, around.now),
-            negotiation: Negotiation::new(credential.trunk().map(AsRef::as_ref)),
+            custom: BTreeMap::new(),
+            may_ring: false,
+            offer: None,
+            trace: Trace::new(),
+            life,
+            negotiation: Negotiation::new(None),
             session: Session::default(),
             agent_ready: false,
             answer: None,

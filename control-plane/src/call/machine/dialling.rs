@@ -13,19 +13,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tandem_sip::{Flow, Headers};
 use uuid::Uuid;
 
 use super::stream::StreamSide;
-use super::{Call, Keys, Surroundings};
+use super::{Call, Surroundings};
 use crate::call::action::Action;
 use crate::call::admission::{self, refused_by};
 use crate::call::ending::{Cause, Ending};
-use crate::call::invite;
-use crate::call::negotiation::Negotiation;
 use crate::call::order::Order;
 use crate::call::outcome::CarrierWord;
-use crate::call::session::Session;
 use crate::call::state::{Life, State};
 use crate::media::Fleet;
 use crate::provider::client::{DialErrand, Errand, Outcome, Plan};
@@ -124,53 +120,15 @@ impl Call {
         let mut stream = StreamSide::new(context, mint.claim);
         let life = Life::queued(&around.settings.limits, order.duration_max, around.now);
         let call = Self {
-            id,
-            sip: None,
-            outbound: None,
             sip_is_over: true,
-            change: None,
-            own_change: None,
-            is_holding: false,
-            transfer: None,
-            keys: Keys::default(),
-            agent_headers: Headers::new(),
-            replaces: None,
-            successor: None,
-            former: None,
-            joining: None,
-            guest: None,
-            departed: None,
-            legs_not_removed: 0,
-            agent_left: false,
-            trunk: None,
-            peer_host: String::new(),
-            contact: None,
-            dialog: None,
-            flow: Flow::udp(invite::ANYWHERE, invite::ANYWHERE),
             from: order.from.to_string(),
             to: order.to.shown().to_owned(),
             assistant_id: order.assistant_id.clone(),
             tenant_id: Some(order.tenant_id.clone()),
             agent: Some(order.agent.clone()),
             custom: order.args.clone(),
-            may_ring: false,
-            offer: None,
             trace,
-            life,
-            negotiation: Negotiation::new(None),
-            session: Session::default(),
-            agent_ready: false,
-            answer: None,
-            early_until: None,
-            engine_refusal: None,
-            ending: None,
-            stats: None,
-            born: around.now,
-            created_ms: around.epoch_ms(),
-            answered_ms: 0,
-            ended_ms: 0,
-            reported: None,
-            stream: None,
+            ..Self::blank(id, life, around)
         };
         stream.dialling = Some(Box::new(Dialling {
             order,

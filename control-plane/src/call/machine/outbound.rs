@@ -16,11 +16,11 @@ use std::sync::Arc;
 use tandem_api::v1::DecisionStep;
 use tandem_sip::header::contact::Contact;
 use tandem_sip::message::{Body, Response};
-use tandem_sip::{CallHandle, EndReason, Flow, HeaderName, Headers, Uri};
+use tandem_sip::{CallHandle, EndReason, HeaderName, Headers, Uri};
 use uuid::Uuid;
 
 use super::fork::{self, Fork};
-use super::{Call, Negotiation, Session};
+use super::{Call, Negotiation};
 use crate::call::action::Action;
 use crate::call::admission::refused_by;
 use crate::call::ending::{Cause, Ending};
@@ -117,29 +117,10 @@ impl Call {
             got: trunk.name.to_string(),
             passed: true,
         };
+        let life = Life::queued(&around.settings.limits, order.duration_max, around.now);
+        let blank = Self::blank(id, life, around);
         Self {
-            id,
-            sip: None,
-            sip_is_over: false,
-            change: None,
-            own_change: None,
-            is_holding: false,
-            transfer: None,
-            keys: super::Keys::default(),
-            agent_headers: Headers::new(),
-            replaces: None,
-            successor: None,
-            former: None,
-            joining: None,
-            guest: None,
-            departed: None,
-            legs_not_removed: 0,
-            agent_left: false,
             trunk: Some(trunk.clone()),
-            peer_host: String::new(),
-            contact: None,
-            dialog: None,
-            flow: Flow::udp(invite::ANYWHERE, invite::ANYWHERE),
             from: order.from.to_string(),
             to: order.to.shown().to_owned(),
             assistant_id: order.assistant_id.clone(),
@@ -147,23 +128,8 @@ impl Call {
             agent: Some(order.agent.clone()),
             custom: order.args.clone(),
             may_ring: true,
-            offer: None,
             trace: vec![step],
-            life: Life::queued(&around.settings.limits, order.duration_max, around.now),
             negotiation: Negotiation::new(Some(&*order.trunk)),
-            session: Session::default(),
-            agent_ready: false,
-            answer: None,
-            early_until: None,
-            engine_refusal: None,
-            ending: None,
-            stats: None,
-            born: around.now,
-            created_ms: around.epoch_ms(),
-            answered_ms: 0,
-            ended_ms: 0,
-            reported: None,
-            stream: None,
             outbound: Some(Box::new(Outbound {
                 failover: order.failover.iter().cloned().collect(),
                 order,
@@ -178,6 +144,7 @@ impl Call {
                 is_forked: false,
                 refusal: None,
             })),
+            ..blank
         }
     }
 

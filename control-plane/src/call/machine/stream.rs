@@ -14,16 +14,14 @@ use std::time::{Duration, Instant};
 
 use tandem_api::engine::v1 as engine;
 use tandem_api::v1 as api;
-use tandem_sip::{Flow, Headers};
+use tandem_sip::Flow;
 
 use super::dialling::{Dialling, answered_by_word};
-use super::{Asked, Call, Keys, Surroundings};
+use super::{Asked, Call, Surroundings};
 use crate::call::action::{Action, EngineRefusal, UpgradeAnswer};
 use crate::call::admission::{self, Trace, refused_by};
 use crate::call::ending::{Cause, Ending};
 use crate::call::invite;
-use crate::call::negotiation::Negotiation;
-use crate::call::session::Session;
 use crate::call::state::Life;
 use crate::media::{EngineId, StreamEnd, Upgrade};
 use crate::provider::status::{AnsweredBy, CallStatus};
@@ -152,57 +150,21 @@ impl Call {
             &provider,
             true,
         )];
+        let life = Life::new(&around.settings.limits, around.now);
+        let blank = Self::blank(context.call_id, life, around);
         Self {
-            id: context.call_id,
-            sip: None,
-            outbound: None,
             sip_is_over: true,
-            change: None,
-            own_change: None,
-            is_holding: false,
-            transfer: None,
-            keys: Keys::default(),
-            agent_headers: Headers::new(),
-            replaces: None,
-            successor: None,
-            former: None,
-            joining: None,
-            guest: None,
-            departed: None,
-            legs_not_removed: 0,
-            agent_left: false,
-            trunk: None,
-            peer_host: String::new(),
-            contact: None,
-            dialog: None,
             flow: Flow::udp(invite::ANYWHERE, upgrade.source),
             from: context.from.clone(),
             to: context.to.clone(),
             assistant_id: context.assistant_id.clone(),
-            tenant_id: None,
-            agent: None,
             custom: context.arguments.clone(),
-            may_ring: false,
-            offer: None,
             trace,
-            life: Life::new(&around.settings.limits, around.now),
-            negotiation: Negotiation::new(None),
-            session: Session::default(),
-            agent_ready: false,
-            answer: None,
-            early_until: None,
-            engine_refusal: None,
-            ending: None,
-            stats: None,
-            born: around.now,
-            created_ms: around.epoch_ms(),
-            answered_ms: 0,
-            ended_ms: 0,
-            reported: None,
             stream: Some(Box::new(StreamSide {
                 line: Some(Line::of(engine, &upgrade, around.now)),
                 ..StreamSide::new(context, upgrade.claim)
             })),
+            ..blank
         }
     }
 
